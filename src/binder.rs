@@ -1,0 +1,188 @@
+//! The index of bindings: which connections a user has bound to which event. It knows nothing of sockets.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use slab::Slab;
+use smallvec::SmallVec;
+
+use crate::message::{ConnectionId, Event, UserId};
+use crate::outbox::Outbox;
+
+/// The outboxes that one push goes to. Inline for the usual handful, so that a push allocates nothing for them.
+pub(crate) type Receivers = SmallVec<[Arc<Outbox>; 8]>;
+
+/// All bindings of this process.
+#[derive(Debug, Default)]
+pub(crate) struct Binder {
+    /// One std mutex: every operation is a few map steps, and none is held over an await.
+    index: Mutex<Index>,
+}
+
+#[derive(Debug, Default)]
+struct Index {
+    users: HashMap<UserId, User>,
+    bindings: usize,
+}
+
+#[derive(Debug, Default)]
+struct User {
+    connections: usize,
+    /// The slab gives each binding a place of its own, so that unbinding one of many does not search.
+    events: HashMap<Event, Slab<Arc<Outbox>>>,
+}
+
+/// What a connection may bind.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BindLimits {
+    /// Connections of one user; 0 for no limit.
+    pub(crate) connections_per_user_max: usize,
+    /// Events of one connection.
+    pub(crate) events_per_connection_max: usize,
+}
+
+/// Why a binding was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BindError {
+    #[error("too many connections for this user, the limit is {limit}")]
+    TooManyConnections { limit: usize },
+    #[error("too many events on this connection, the limit is {limit}")]
+    TooManyEvents { limit: usize },
+}
+
+impl Binder {
+    /// Binds a connection to its user and a first event.
+    ///
+    /// # Errors
+    /// Refuses a connection over the user's limit.
+    pub(crate) fn bind(
+        self: &Arc<Self>,
+        outbox: &Arc<Outbox>,
+        user_id: UserId,
+        event: Event,
+        limits: BindLimits,
+    ) -> Result<Bindings, BindError> {
+        let limit = limits.connections_per_user_max;
+        let mut index = self.index();
+        let user = index.users.entry(user_id.clone()).or_default();
+        if limit != 0 && user.connections >= limit {
+            return Err(BindError::TooManyConnections { limit });
+        }
+        user.connections += 1;
+        let place = user.events.entry(event.clone()).or_default().insert(outbox.clone());
+        index.bindings += 1;
+        drop(index);
+        Ok(Bindings {
+            binder: self.clone(),
+            outbox: outbox.clone(),
+            user_id,
+            events: SmallVec::from_buf([(event, place)]),
+            limits,
+        })
+    }
+
+    /// The connections bound to a user's event.
+    pub(crate) fn receivers(&self, user_id: &UserId, event: &Event) -> Receivers {
+        let index = self.index();
+        let bound = index.users.get(user_id).and_then(|user| user.events.get(event));
+        bound.into_iter().flatten().map(|(_, outbox)| outbox.clone()).collect()
+    }
+
+    /// Unbinds a user's connections that are bound to the event, or all of them, from everything, and returns each
+    /// once. From here on no push matches them, though their tasks may still be writing what was accepted before.
+    pub(crate) fn evict(&self, user_id: &UserId, event: Option<&Event>) -> Vec<Arc<Outbox>> {
+        let mut index = self.index();
+        let Some(user) = index.users.get_mut(user_id) else { return Vec::new() };
+        let mut evicted: HashMap<ConnectionId, Arc<Outbox>> = HashMap::new();
+        for (bound_event, outboxes) in &user.events {
+            if event.is_none_or(|event| event == bound_event) {
+                evicted.extend(outboxes.iter().map(|(_, outbox)| (outbox.id(), outbox.clone())));
+            }
+        }
+        let mut unbound = 0;
+        user.events.retain(|_, outboxes| {
+            let before = outboxes.len();
+            outboxes.retain(|_, outbox| !evicted.contains_key(&outbox.id()));
+            unbound += before - outboxes.len();
+            !outboxes.is_empty()
+        });
+        index.bindings -= unbound;
+        evicted.into_values().collect()
+    }
+
+    /// How many bindings there are.
+    pub(crate) fn len(&self) -> usize {
+        self.index().bindings
+    }
+
+    /// How many users have at least one binding.
+    pub(crate) fn users(&self) -> usize {
+        self.index().users.len()
+    }
+
+    fn index(&self) -> MutexGuard<'_, Index> {
+        // A panic in a few map steps can only be running out of memory; the other connections are still good.
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One connection's bindings. Dropping it unbinds them all, on every path that a connection can end by.
+#[derive(Debug)]
+pub(crate) struct Bindings {
+    binder: Arc<Binder>,
+    outbox: Arc<Outbox>,
+    user_id: UserId,
+    /// Each event with its place in the event's slab.
+    events: SmallVec<[(Event, usize); 1]>,
+    limits: BindLimits,
+}
+
+impl Bindings {
+    pub(crate) fn user_id(&self) -> &UserId {
+        &self.user_id
+    }
+
+    /// Binds one more event. An event that is already bound stays bound, once.
+    ///
+    /// # Errors
+    /// Refuses an event over the connection's limit.
+    pub(crate) fn add(&mut self, event: Event) -> Result<(), BindError> {
+        let limit = self.limits.events_per_connection_max;
+        if self.events.iter().any(|(bound, _)| *bound == event) {
+            return Ok(());
+        }
+        if self.events.len() >= limit {
+            return Err(BindError::TooManyEvents { limit });
+        }
+        let mut index = self.binder.index();
+        let user = index.users.entry(self.user_id.clone()).or_default();
+        let place = user.events.entry(event.clone()).or_default().insert(self.outbox.clone());
+        index.bindings += 1;
+        self.events.push((event, place));
+        Ok(())
+    }
+}
+
+impl Drop for Bindings {
+    fn drop(&mut self) {
+        let mut index = self.binder.index();
+        let Some(user) = index.users.get_mut(&self.user_id) else { return };
+        let mut unbound = 0;
+        for (event, place) in &self.events {
+            let Some(outboxes) = user.events.get_mut(event) else { continue };
+            // After an eviction the place is free, or another connection's.
+            if outboxes.get(*place).is_some_and(|outbox| outbox.id() == self.outbox.id()) {
+                outboxes.remove(*place);
+                unbound += 1;
+                if outboxes.is_empty() {
+                    user.events.remove(event);
+                }
+            }
+        }
+        user.connections -= 1;
+        if user.connections == 0 {
+            index.users.remove(&self.user_id);
+        }
+        index.bindings -= unbound;
+    }
+}

@@ -1,0 +1,166 @@
+//! The command line: what there is to say, and one file for each thing to do.
+
+mod drop;
+mod listen;
+mod push;
+mod remote;
+mod serve;
+
+use std::error::Error;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use pushgate::{Invalid, Loaded, PushKeys, TokenFile};
+
+/// `EX_USAGE` of sysexits.h: the configuration is wrong, and starting again will not help.
+const EXIT_CONFIG: u8 = 64;
+
+/// A push gateway: clients hold a WebSocket open, services push to them by gRPC or JSON, and learn what became of every
+/// message.
+#[derive(Parser)]
+#[command(name = "pushgate", version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the gateway (the default)
+    Serve(Settings),
+    /// Push a message to a user's event
+    Push(push::Push),
+    /// Close a user's connections
+    Drop(drop::Drop),
+    /// Bind as a client and print what arrives
+    Listen(listen::Listen),
+    /// Say what is wrong with the configuration, and nothing else
+    CheckConfig(Settings),
+    /// Print the settings in force, with what each is for and where it came from
+    PrintConfig(Settings),
+    /// Print a completion script for a shell
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Print the manual page
+    Man,
+}
+
+/// Where the settings come from. Flags override `PUSHGATE_...` environment variables, which override the file.
+#[derive(Args, Default)]
+struct Settings {
+    /// A TOML file of settings; `pushgate print-config` prints one
+    #[arg(long, value_name = "FILE", env = "PUSHGATE_CONFIG")]
+    config: Option<PathBuf>,
+    /// The address that clients connect to [default: 127.0.0.1:12345]
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
+    /// A second, private address for everything but clients
+    #[arg(long, value_name = "ADDRESS")]
+    control_listen: Option<String>,
+    /// The path of the WebSocket door [default: /ws]
+    #[arg(long, value_name = "PATH")]
+    ws_path: Option<String>,
+    /// The path of the JSON push door [default: /push]
+    #[arg(long, value_name = "PATH")]
+    push_path: Option<String>,
+    /// A TOML file of token = "user" lines
+    #[arg(long, value_name = "FILE")]
+    tokens_file: Option<String>,
+    /// A TOML file of push API keys
+    #[arg(long, value_name = "FILE")]
+    push_keys_file: Option<String>,
+}
+
+impl Settings {
+    fn load(self) -> Result<Loaded, Invalid> {
+        let flags = [
+            ("listen", self.listen),
+            ("control_listen", self.control_listen),
+            ("ws_path", self.ws_path),
+            ("push_path", self.push_path),
+            ("tokens_file", self.tokens_file),
+            ("push_keys_file", self.push_keys_file),
+        ];
+        let given = flags.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        // A variable that is not UTF-8 is no setting of ours.
+        let environment =
+            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        Loaded::new(self.config.as_deref(), environment, given)
+    }
+}
+
+/// Runs the command that the arguments name.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command.unwrap_or(Command::Serve(cli.settings)) {
+        Command::Serve(settings) => serve::run(settings),
+        Command::Push(push) => push.run(),
+        Command::Drop(drop) => drop.run(),
+        Command::Listen(listen) => listen.run(),
+        Command::CheckConfig(settings) => check_config(settings),
+        Command::PrintConfig(settings) => print_config(settings),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "pushgate", &mut io::stdout());
+            Ok(())
+        }
+        Command::Man => man(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pushgate: {}", chain(&*error));
+            if error.is::<Invalid>() { ExitCode::from(EXIT_CONFIG) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+/// What a command ends with. Boxed: here an error is only ever printed.
+type Outcome = Result<(), Box<dyn Error>>;
+
+/// An error and all that caused it, on one line each.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let further = error.to_string();
+        // tonic and others repeat their cause in their own text.
+        if !text.ends_with(&further) {
+            text.push_str("\n  because: ");
+            text.push_str(&further);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+fn check_config(settings: Settings) -> Outcome {
+    let loaded = settings.load()?;
+    for name in &loaded.unknown_environment {
+        eprintln!("note: the environment variable {name} is no setting and is ignored");
+    }
+    if let Some(path) = &loaded.config.tokens_file {
+        TokenFile::open(path)?;
+    }
+    if let Some(path) = &loaded.config.push_keys_file {
+        PushKeys::open(path)?;
+    }
+    println!("the configuration is good");
+    Ok(())
+}
+
+fn print_config(settings: Settings) -> Outcome {
+    io::stdout().write_all(settings.load()?.print().as_bytes())?;
+    Ok(())
+}
+
+fn man() -> Outcome {
+    clap_mangen::Man::new(Cli::command()).render(&mut io::stdout())?;
+    Ok(())
+}

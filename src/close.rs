@@ -1,0 +1,103 @@
+//! Why a connection ended: its close code, its text, its metric label and its log level, chosen in this one place.
+
+use tracing::Level;
+
+/// Why a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum CloseReason {
+    /// The client sent a close frame.
+    ClientClosed,
+    /// The connection was reset, or ended without a close frame.
+    Reset,
+    /// The client broke the WebSocket protocol.
+    ProtocolError,
+    /// A text frame was not UTF-8.
+    NotUtf8,
+    /// A frame or message was over its limit.
+    TooBig,
+    /// A data frame was not a bind request.
+    NotUnderstood,
+    /// A bind request named no token, no event, or one over its limit.
+    Incomplete,
+    /// The token check refused the token.
+    TokenRefused,
+    /// The token check could not be made.
+    CheckUnavailable,
+    /// The token is good, but not for this event.
+    NotAllowed,
+    /// A second bind named another user.
+    OtherUser,
+    /// The client did not bind in time, or the token check took too long.
+    BindTimeout,
+    /// The user has too many connections.
+    TooManyConnections,
+    /// The connection has too many events.
+    TooManyEvents,
+    /// A ping was not answered in time.
+    PongTimeout,
+    /// The client took no byte in time.
+    WriteTimeout,
+    /// The outbox was full.
+    QueueFull,
+    /// An operator or service dropped it.
+    Dropped,
+    /// The gateway shuts down.
+    GoingAway,
+    /// The shutdown grace was over.
+    Cut,
+    /// A panic, most likely in an embedder's token check.
+    Panicked,
+}
+
+impl CloseReason {
+    /// The close code and text that the client is sent; `None` where there is no one to send it to.
+    pub(crate) fn frame(self) -> Option<(u16, &'static str)> {
+        Some(match self {
+            Self::ClientClosed | Self::Reset | Self::Cut | Self::Panicked => return None,
+            Self::GoingAway => (1001, "going away"),
+            Self::ProtocolError => (1002, "protocol error"),
+            Self::NotUtf8 => (1007, "text is not UTF-8"),
+            Self::TooBig => (1009, "message too big"),
+            Self::CheckUnavailable => (1013, "token check unavailable, try again later"),
+            Self::NotUnderstood => (4400, "not a JSON object with a token and an event, both strings"),
+            Self::Incomplete => (4400, "token or event is empty or too long"),
+            Self::TokenRefused => (4401, "token refused"),
+            Self::NotAllowed => (4403, "not allowed to bind this event"),
+            Self::OtherUser => (4403, "bound to another user"),
+            Self::BindTimeout => (4408, "did not bind in time"),
+            Self::Dropped => (4409, "dropped"),
+            Self::TooManyConnections => (4429, "too many connections for this user"),
+            Self::TooManyEvents => (4429, "too many events on this connection"),
+            Self::PongTimeout => (4429, "too slow: ping not answered in time"),
+            Self::WriteTimeout => (4429, "too slow: nothing read in time"),
+            Self::QueueFull => (4429, "too slow: too many messages queued"),
+        })
+    }
+
+    /// Whether what is queued is written before the close frame.
+    pub(crate) fn flushes(self) -> bool {
+        matches!(self, Self::Dropped | Self::GoingAway)
+    }
+
+    /// What a client does is no more than `debug`, or clients could flood the log.
+    pub(crate) fn level(self) -> Level {
+        match self {
+            Self::Panicked => Level::ERROR,
+            Self::CheckUnavailable => Level::WARN,
+            _ => Level::DEBUG,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_text_fits_in_a_control_frame() {
+        for reason in [CloseReason::NotUnderstood, CloseReason::CheckUnavailable, CloseReason::PongTimeout] {
+            let (_, text) = reason.frame().expect("sent");
+            assert!(text.len() <= 123, "RFC 6455 section 5.5: 125 bytes less the code");
+        }
+    }
+}

@@ -1,0 +1,352 @@
+//! Every setting and limit, as documented plain data: one table gives the fields, the file keys, the environment
+//! variables and the printed reference.
+
+mod source;
+mod value;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use source::{Invalid, Loaded, Mistake, Source};
+pub use value::{LogFormat, Page};
+
+use value::Value;
+
+/// One row of the table of settings.
+pub(crate) struct Setting {
+    pub(crate) name: &'static str,
+    pub(crate) doc: &'static str,
+}
+
+macro_rules! settings {
+    ($( $(#[doc = $doc:literal])+ $name:ident: $type:ty = $default:expr; )+) => {
+        /// Every setting of a gateway. `Config::default()` is a gateway for this machine only, with limits that suit a
+        /// server of a few cores.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct Config {
+            $( $(#[doc = $doc])+ pub $name: $type, )+
+        }
+
+        impl Default for Config {
+            fn default() -> Self {
+                Self { $( $name: $default, )+ }
+            }
+        }
+
+        /// All settings, in the order in which they are explained.
+        pub(crate) const SETTINGS: &[Setting] = &[
+            $( Setting { name: stringify!($name), doc: concat!($($doc, "\n"),+) }, )+
+        ];
+
+        impl Config {
+            /// Sets one setting from what a source says. `None` when there is no such setting; an error says what the
+            /// value must be.
+            fn set(&mut self, name: &str, raw: &toml::Value) -> Option<Result<(), String>> {
+                match name {
+                    $( stringify!($name) => Some(<$type>::from_toml(raw).map(|value| self.$name = value)), )+
+                    _ => None,
+                }
+            }
+
+            /// One setting as TOML; `None` when it is not set, or there is no such setting.
+            pub(crate) fn show(&self, name: &str) -> Option<String> {
+                match name {
+                    $( stringify!($name) => self.$name.to_toml(), )+
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+settings! {
+    /// The address that clients connect to. It serves everything unless `control_listen` is set.
+    listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 12345));
+    /// A second, private address. When it is set, `push_path`, gRPC, `/metrics`, `/healthz`, `/readyz` and the page
+    /// move there, and `listen` serves `ws_path` alone.
+    control_listen: Option<SocketAddr> = None;
+    /// The path of the WebSocket door.
+    ws_path: String = "/ws".to_owned();
+    /// The path of the JSON push door.
+    push_path: String = "/push".to_owned();
+    /// The page to try the gateway from, at `/`: "on", "off", or "auto" for on while the address that serves it is a
+    /// loopback address.
+    page: Page = Page::Auto;
+
+    /// A TOML file of `token = "user"` lines. Without it, the token is the user. SIGHUP reads it again.
+    tokens_file: Option<PathBuf> = None;
+    /// A TOML file of push API keys. Without it, everyone who reaches the push doors may push. SIGHUP reads it again.
+    push_keys_file: Option<PathBuf> = None;
+    /// Allows `listen` to be other than a loopback address without `tokens_file`, so that any client may be any user.
+    insecure_token_is_user: bool = false;
+    /// Allows the push doors to be on other than a loopback address without `push_keys_file`, so that anyone may push.
+    insecure_open_push: bool = false;
+
+    /// What to log: error, warn, info, debug, trace, or directives such as "info,pushgate::connection=debug".
+    log: String = "info".to_owned();
+    /// How to log: "text" for people, "json" for machines, one object a line.
+    log_format: LogFormat = LogFormat::Text;
+
+    /// WebSocket connections in all; over it, an upgrade is answered 503. One costs a file and a few KiB, so this is
+    /// what bounds memory. Lowered at start to what the open-file limit allows. At most 16777216.
+    connections_max: usize = 100_000;
+    /// Connections of one user, 0 for no limit; over it, a bind is closed with 4429. Far above any person's devices, low
+    /// enough that one stolen token cannot use up `connections_max`.
+    connections_per_user_max: usize = 10_000;
+    /// Connections from one address, 0 for no limit; over it, an upgrade is answered 429. Off by default because behind
+    /// a proxy all clients share its address.
+    connections_per_address_max: usize = 0;
+    /// Events that one connection binds; over it, a bind is closed with 4429.
+    events_per_connection_max: usize = 128;
+    /// TCP connections that speak HTTP: callers, scrapers, and clients that have not upgraded yet. Over it, a new one is
+    /// closed at once, so that idle callers cannot use up the files that clients need.
+    http_connections_max: usize = 4096;
+
+    /// Bytes of one message from a client; over it, the connection is closed with 1009. Clients only send small JSON.
+    client_message_bytes_max: usize = 64 * 1024;
+    /// Bytes of one frame from a client. The frame's header claims its length before any byte of it came, so this also
+    /// bounds what a claim can reserve.
+    client_frame_bytes_max: usize = 64 * 1024;
+    /// Bytes of one pushed message; over it, a push is answered 413 or INVALID_ARGUMENT.
+    message_bytes_max: usize = 256 * 1024;
+    /// Bytes of one request at a push door; over it, the answer is 413 or RESOURCE_EXHAUSTED.
+    request_bytes_max: usize = 4 * 1024 * 1024;
+    /// Pushes in one PushBatch.
+    batch_pushes_max: usize = 1000;
+    /// Requests at the push doors at one time; over it, the answer is 503 or RESOURCE_EXHAUSTED at once.
+    push_concurrency_max: usize = 1024;
+    /// Messages queued for one connection; over it, the connection is closed with 4429.
+    outbox_messages_max: usize = 4096;
+    /// Bytes queued for one connection; over it, the connection is closed with 4429. A reader this far behind is not
+    /// reading. Must hold at least one message of `message_bytes_max`.
+    outbox_bytes_max: usize = 1024 * 1024;
+
+    /// How long a client may take to bind after the upgrade, token check included; over it, it is closed with 4408.
+    bind_timeout: Duration = Duration::from_secs(10);
+    /// A quiet connection is pinged after this long. Below the idle timeouts of common proxies (60 s and up), and often
+    /// enough to keep phones' network address translation open.
+    ping_interval: Duration = Duration::from_secs(25);
+    /// How long the answer to a ping, or any other sign of life, may take; over it, the connection is closed.
+    pong_timeout: Duration = Duration::from_secs(10);
+    /// How long a client may take no byte while something waits to be written; over it, the connection is closed.
+    write_timeout: Duration = Duration::from_secs(10);
+    /// How long the gateway waits for a client to take the close frame and go.
+    close_timeout: Duration = Duration::from_secs(5);
+    /// How long the head of an HTTP request may take, which also bounds how long an idle HTTP/1 connection is kept.
+    http_header_timeout: Duration = Duration::from_secs(10);
+    /// How long a request at a push door may take, body included; a gRPC deadline that is shorter holds instead.
+    request_timeout: Duration = Duration::from_secs(10);
+    /// How long a shutdown waits for requests to finish and clients to take what is queued, before it cuts them.
+    shutdown_grace: Duration = Duration::from_secs(10);
+}
+
+/// Bytes of an HTTP request's head. hyper's own limit (408 KiB) is what every socket could hold before it has shown
+/// a token.
+pub(crate) const HTTP_HEAD_BYTES_MAX: usize = 16 * 1024;
+
+/// Headers of an HTTP request; a browser sends about twenty.
+pub(crate) const HTTP_HEADERS_MAX: usize = 64;
+
+/// Calls open at one time on one HTTP/2 connection, so that one caller cannot hold unbounded state.
+pub(crate) const HTTP2_STREAMS_MAX: u32 = 256;
+
+/// What a caller that was sent away is told to wait.
+pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// Whether a check is the stock one, made from the config, or an embedder's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Check {
+    Stock,
+    Own,
+}
+
+impl Config {
+    /// How finely connections keep their deadlines: a tenth of the shortest, between 10 ms and 1 s.
+    pub(crate) fn tick(&self) -> Duration {
+        [self.bind_timeout, self.ping_interval, self.pong_timeout, self.write_timeout, self.close_timeout]
+            .into_iter()
+            .min()
+            .map_or(Duration::from_secs(1), |shortest| shortest / 10)
+            .clamp(Duration::from_millis(10), Duration::from_secs(1))
+    }
+
+    /// Says everything that is wrong with the settings, and nothing when all is well.
+    ///
+    /// # Errors
+    /// All mistakes at once.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        self.validate_with(Check::Stock, Check::Stock)
+    }
+
+    pub(crate) fn validate_with(&self, token_check: Check, push_check: Check) -> Result<(), Invalid> {
+        let mut mistakes = self.mistakes();
+        mistakes.extend(self.trust_mistakes(token_check, push_check));
+        Invalid::unless_empty(mistakes)
+    }
+
+    /// The address of the push doors.
+    pub(crate) fn control_address(&self) -> SocketAddr {
+        self.control_listen.unwrap_or(self.listen)
+    }
+
+    fn mistakes(&self) -> Vec<Mistake> {
+        let mut mistakes = Vec::new();
+        let mut require = |holds: bool, name: &'static str, expected: &str| {
+            if !holds {
+                mistakes.push(Mistake::new(name, self.show(name).unwrap_or_default(), expected));
+            }
+        };
+        for (name, path) in [("ws_path", &self.ws_path), ("push_path", &self.push_path)] {
+            let plain = path.starts_with('/') && path.bytes().all(|b| b.is_ascii_graphic() && !b"?#%".contains(&b));
+            require(plain, name, "must be a path that starts with / and holds no space, ?, # or %");
+            let taken = ["/", "/metrics", "/healthz", "/readyz"].contains(&path.as_str());
+            require(!taken, name, "must not be /, /metrics, /healthz or /readyz, which serve something else");
+        }
+        require(self.ws_path != self.push_path, "push_path", "must differ from ws_path");
+        require(
+            self.control_listen.is_none_or(|control| control != self.listen || control.port() == 0),
+            "control_listen",
+            "must differ from listen; leave it out to serve everything on one address",
+        );
+        for (name, duration) in [
+            ("bind_timeout", self.bind_timeout),
+            ("ping_interval", self.ping_interval),
+            ("pong_timeout", self.pong_timeout),
+            ("write_timeout", self.write_timeout),
+            ("close_timeout", self.close_timeout),
+            ("http_header_timeout", self.http_header_timeout),
+            ("request_timeout", self.request_timeout),
+        ] {
+            let in_range = duration >= Duration::from_millis(1) && duration <= Duration::from_secs(86_400);
+            require(in_range, name, "must be between 1ms and 24h");
+        }
+        require(self.shutdown_grace <= Duration::from_secs(86_400), "shutdown_grace", "must be at most 24h");
+        for (name, limit) in [
+            ("events_per_connection_max", self.events_per_connection_max),
+            ("http_connections_max", self.http_connections_max),
+            ("batch_pushes_max", self.batch_pushes_max),
+            ("push_concurrency_max", self.push_concurrency_max),
+            ("outbox_messages_max", self.outbox_messages_max),
+            ("message_bytes_max", self.message_bytes_max),
+        ] {
+            require(limit >= 1, name, "must be at least 1");
+        }
+        require((1..=1 << 24).contains(&self.connections_max), "connections_max", "must be between 1 and 16777216");
+        for (name, limit) in [
+            ("client_message_bytes_max", self.client_message_bytes_max),
+            ("client_frame_bytes_max", self.client_frame_bytes_max),
+        ] {
+            require(limit >= 1024, name, "must be at least 1024, to hold a token and an event");
+        }
+        require(
+            self.outbox_bytes_max >= self.message_bytes_max.saturating_add(10),
+            "outbox_bytes_max",
+            "must be at least message_bytes_max + 10, to hold one message and its frame header",
+        );
+        require(
+            self.request_bytes_max >= self.message_bytes_max && self.request_bytes_max <= u32::MAX as usize,
+            "request_bytes_max",
+            "must be at least message_bytes_max and at most 4294967295",
+        );
+        let filter = tracing_subscriber::EnvFilter::builder().parse(&self.log);
+        require(filter.is_ok(), "log", "must be error, warn, info, debug, trace, or target=level directives");
+        mistakes
+    }
+
+    /// Safe by default: what is reachable from other machines must be guarded, or be declared open.
+    fn trust_mistakes(&self, token_check: Check, push_check: Check) -> Vec<Mistake> {
+        let mut mistakes = Vec::new();
+        let is_open = |address: SocketAddr| !address.ip().is_loopback();
+        if token_check == Check::Stock
+            && is_open(self.listen)
+            && self.tokens_file.is_none()
+            && !self.insecure_token_is_user
+        {
+            mistakes.push(Mistake::new(
+                "listen",
+                self.listen.to_string(),
+                "is not a loopback address, and without a token check any client could be any user; set tokens_file, or \
+                 set insecure_token_is_user = true if that is meant",
+            ));
+        }
+        let control = self.control_address();
+        if push_check == Check::Stock && is_open(control) && self.push_keys_file.is_none() && !self.insecure_open_push {
+            mistakes.push(Mistake::new(
+                if self.control_listen.is_some() { "control_listen" } else { "listen" },
+                control.to_string(),
+                "is not a loopback address, and without push authorization anyone could push; set push_keys_file, or set \
+                 insecure_open_push = true if that is meant",
+            ));
+        }
+        mistakes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mistaken(change: impl FnOnce(&mut Config)) -> Vec<String> {
+        let mut config = Config::default();
+        change(&mut config);
+        match config.validate() {
+            Ok(()) => Vec::new(),
+            Err(invalid) => invalid.mistakes().iter().map(|mistake| mistake.name().to_owned()).collect(),
+        }
+    }
+
+    #[test]
+    fn the_defaults_are_valid() {
+        assert!(mistaken(|_| ()).is_empty());
+    }
+
+    #[test]
+    fn every_mistake_is_named_at_once() {
+        let names = mistaken(|config| {
+            config.ws_path = "ws".to_owned();
+            config.push_path = "/metrics".to_owned();
+            config.bind_timeout = Duration::ZERO;
+            config.outbox_bytes_max = config.message_bytes_max;
+            config.log = "loud=very".to_owned();
+        });
+        assert_eq!(names, ["ws_path", "push_path", "bind_timeout", "outbox_bytes_max", "log"]);
+    }
+
+    #[test]
+    fn an_open_address_must_be_guarded_or_declared_open() {
+        let open = SocketAddr::from(([0, 0, 0, 0], 12345));
+        let named = "tokens_file";
+        assert_eq!(mistaken(|config| config.listen = open), ["listen", "listen"]);
+        assert_eq!(mistaken(|config| (config.listen, config.tokens_file) = (open, Some(named.into()))), ["listen"]);
+        assert_eq!(mistaken(|config| (config.listen, config.push_keys_file) = (open, Some(named.into()))), ["listen"]);
+        assert_eq!(mistaken(|config| config.control_listen = Some(open)), ["control_listen"]);
+        assert!(
+            mistaken(|config| {
+                config.listen = open;
+                config.insecure_open_push = true;
+                config.insecure_token_is_user = true;
+            })
+            .is_empty()
+        );
+        let private = SocketAddr::from(([127, 0, 0, 1], 12346));
+        assert!(
+            mistaken(|config| {
+                config.listen = open;
+                config.control_listen = Some(private);
+                config.tokens_file = Some(named.into());
+            })
+            .is_empty(),
+            "push doors that only this machine reaches need no keys"
+        );
+    }
+
+    #[test]
+    fn the_refusal_names_both_settings_that_would_change_it() {
+        let config = Config { listen: SocketAddr::from(([0, 0, 0, 0], 1)), ..Config::default() };
+        let text = config.validate().expect_err("open").to_string();
+        for setting in ["tokens_file", "insecure_token_is_user", "push_keys_file", "insecure_open_push"] {
+            assert!(text.contains(setting), "{text}");
+        }
+    }
+}

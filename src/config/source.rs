@@ -1,0 +1,332 @@
+//! Where settings come from: flags over environment over file over defaults, and every mistake told at once.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use super::{Config, SETTINGS};
+
+/// Where a setting's value came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Nobody set it.
+    Default,
+    /// The config file.
+    File(PathBuf),
+    /// An environment variable, by name.
+    Environment(String),
+    /// A flag, by name.
+    Flag(String),
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Environment(name) => write!(f, "environment variable {name}"),
+            Self::Flag(name) => write!(f, "flag {name}"),
+        }
+    }
+}
+
+/// One thing wrong with the settings: the key, the value, and what would be right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    name: String,
+    value: String,
+    expected: String,
+    source: Source,
+}
+
+impl Mistake {
+    pub(super) fn new(name: &str, value: String, expected: &str) -> Self {
+        Self { name: name.to_owned(), value, expected: expected.to_owned(), source: Source::Default }
+    }
+
+    /// The setting.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)?;
+        if !self.value.is_empty() {
+            write!(f, " = {}", self.value)?;
+        }
+        if self.source != Source::Default {
+            write!(f, " ({})", self.source)?;
+        }
+        write!(f, ": {}", self.expected)
+    }
+}
+
+/// Everything that is wrong with the settings, a line each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Invalid(Vec<Mistake>);
+
+impl Invalid {
+    pub(super) fn unless_empty(mistakes: Vec<Mistake>) -> Result<(), Self> {
+        if mistakes.is_empty() { Ok(()) } else { Err(Self(mistakes)) }
+    }
+
+    /// The mistakes, one for each setting or unknown key that is wrong.
+    #[must_use]
+    pub fn mistakes(&self) -> &[Mistake] {
+        &self.0
+    }
+}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the configuration is wrong")?;
+        self.0.iter().try_for_each(|mistake| write!(f, "\n  {mistake}"))
+    }
+}
+
+impl std::error::Error for Invalid {}
+
+/// A valid configuration, and where each of its values came from.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The settings.
+    pub config: Config,
+    sources: HashMap<&'static str, Source>,
+    /// Environment variables that start with `PUSHGATE_` and are no setting. Not a mistake: Kubernetes sets such
+    /// variables for a service that is named pushgate.
+    pub unknown_environment: Vec<String>,
+}
+
+/// Variables that the command reads besides the settings.
+const OTHER_VARIABLES: [&str; 4] = ["PUSHGATE_CONFIG", "PUSHGATE_ADDRESS", "PUSHGATE_KEY", "PUSHGATE_TOKEN"];
+
+impl Loaded {
+    /// Reads the file, then the environment, then the flags; each overrides the one before.
+    ///
+    /// # Errors
+    /// Every mistake of every source at once, with the key, the value and what would be right.
+    pub fn new(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+        flags: impl IntoIterator<Item = (&'static str, String)>,
+    ) -> Result<Self, Invalid> {
+        let mut layers = Layers {
+            loaded: Self { config: Config::default(), sources: HashMap::new(), unknown_environment: Vec::new() },
+            mistakes: Vec::new(),
+        };
+        if let Some(path) = file {
+            layers.file(path);
+        }
+        let mut environment: Vec<_> =
+            environment.into_iter().filter(|(name, _)| name.starts_with("PUSHGATE_")).collect();
+        environment.sort();
+        for (name, value) in environment {
+            let setting = name["PUSHGATE_".len()..].to_lowercase();
+            let known = SETTINGS.iter().any(|known| known.name == setting);
+            if known {
+                layers.set(&setting, &toml::Value::String(value), Source::Environment(name));
+            } else if !OTHER_VARIABLES.contains(&name.as_str()) {
+                layers.loaded.unknown_environment.push(name);
+            }
+        }
+        for (name, value) in flags {
+            let flag = format!("--{}", name.replace('_', "-"));
+            layers.set(name, &toml::Value::String(value), Source::Flag(flag));
+        }
+        layers.finish()
+    }
+
+    /// Where the setting's value came from.
+    #[must_use]
+    pub fn source(&self, name: &str) -> &Source {
+        self.sources.get(name).unwrap_or(&Source::Default)
+    }
+
+    /// The settings as a TOML file that says what each is for and where its value came from.
+    #[must_use]
+    pub fn print(&self) -> String {
+        let mut text = String::new();
+        for setting in SETTINGS {
+            for line in setting.doc.lines() {
+                text.push_str(&format!("#{line}\n"));
+            }
+            let source = self.source(setting.name);
+            match self.config.show(setting.name) {
+                Some(value) => text.push_str(&format!("{} = {value} # {source}\n\n", setting.name)),
+                None => text.push_str(&format!("# {} is not set\n\n", setting.name)),
+            }
+        }
+        text.truncate(text.trim_end().len() + 1);
+        text
+    }
+}
+
+struct Layers {
+    loaded: Loaded,
+    mistakes: Vec<Mistake>,
+}
+
+impl Layers {
+    fn file(&mut self, path: &Path) {
+        let source = Source::File(path.to_owned());
+        let mut whole = |problem: String| {
+            let mistake = Mistake::new("config", path.display().to_string(), &problem);
+            self.mistakes.push(mistake);
+        };
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) => return whole(format!("cannot be read: {error}")),
+        };
+        let table: toml::Table = match toml::from_str(&text) {
+            Ok(table) => table,
+            Err(error) => return whole(format!("is not TOML: {}", error.to_string().trim_end())),
+        };
+        for (name, value) in table {
+            self.set(&name, &value, source.clone());
+        }
+    }
+
+    fn set(&mut self, name: &str, raw: &toml::Value, source: Source) {
+        let problem = match self.loaded.config.set(name, raw) {
+            Some(Ok(())) => {
+                let known = SETTINGS.iter().find(|setting| setting.name == name);
+                self.loaded.sources.extend(known.map(|setting| (setting.name, source)));
+                return;
+            }
+            Some(Err(expected)) => expected,
+            None => match nearest(name) {
+                Some(near) => format!("is not a setting; is {near} meant?"),
+                None => "is not a setting; `pushgate print-config` lists them all".to_owned(),
+            },
+        };
+        // One mistake for each setting: a later source that overrides the value would not make the earlier one right.
+        self.mistakes.push(Mistake {
+            name: name.to_owned(),
+            value: super::value::show(raw),
+            expected: problem,
+            source,
+        });
+    }
+
+    fn finish(mut self) -> Result<Loaded, Invalid> {
+        if let Err(Invalid(found)) = self.loaded.config.validate() {
+            for mut mistake in found {
+                // A setting that could not be read has its default, about which there is nothing more to say.
+                if self.mistakes.iter().any(|earlier| earlier.name == mistake.name) {
+                    continue;
+                }
+                mistake.source = self.loaded.source(&mistake.name).clone();
+                self.mistakes.push(mistake);
+            }
+        }
+        Invalid::unless_empty(self.mistakes)?;
+        Ok(self.loaded)
+    }
+}
+
+/// The setting whose name is at most two edits away.
+fn nearest(name: &str) -> Option<&'static str> {
+    let name = name.to_lowercase().replace('-', "_");
+    SETTINGS
+        .iter()
+        .map(|setting| (strsim::levenshtein(&name, setting.name), setting.name))
+        .filter(|(distance, _)| *distance <= 2)
+        .min()
+        .map(|(_, near)| near)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn environment(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn file(text: &str) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), text).expect("written");
+        file
+    }
+
+    #[test]
+    fn flags_override_environment_overrides_file() {
+        let file = file("ws_path = \"/file\"\npush_path = \"/file-push\"\nping_interval = \"5s\"\n");
+        let variables = environment(&[("PUSHGATE_WS_PATH", "/env"), ("PUSHGATE_PUSH_PATH", "/env-push")]);
+        let loaded = Loaded::new(Some(file.path()), variables, [("ws_path", "/flag".to_owned())]).expect("valid");
+        assert_eq!(loaded.config.ws_path, "/flag");
+        assert_eq!(loaded.config.push_path, "/env-push");
+        assert_eq!(loaded.config.ping_interval, Duration::from_secs(5));
+        assert_eq!(loaded.source("ws_path").to_string(), "flag --ws-path");
+        assert_eq!(loaded.source("push_path").to_string(), "environment variable PUSHGATE_PUSH_PATH");
+        assert_eq!(*loaded.source("listen"), Source::Default);
+    }
+
+    #[test]
+    fn every_setting_can_be_set_from_the_environment() {
+        for setting in SETTINGS {
+            let value = match setting.name {
+                "listen" | "control_listen" => "127.0.0.1:4000",
+                "ws_path" | "push_path" => "/somewhere",
+                "page" => "on",
+                "log" => "debug",
+                "log_format" => "json",
+                "tokens_file" | "push_keys_file" => "/some/file",
+                name if name.starts_with("insecure_") => "true",
+                name if name.ends_with("_max") => "300000",
+                _ => "7s",
+            };
+            let loaded =
+                Loaded::new(None, [(format!("PUSHGATE_{}", setting.name.to_uppercase()), value.to_owned())], [])
+                    .expect(setting.name);
+            let shown = loaded.config.show(setting.name).expect("set");
+            assert_eq!(shown.trim_matches('"'), value, "{}", setting.name);
+        }
+    }
+
+    #[test]
+    fn what_is_printed_reads_back_the_same() {
+        let variables = environment(&[("PUSHGATE_TOKENS_FILE", "/a \"b\\c\""), ("PUSHGATE_BIND_TIMEOUT", "90s")]);
+        let loaded = Loaded::new(None, variables, []).expect("valid");
+        let printed = file(&loaded.print());
+        let again = Loaded::new(Some(printed.path()), [], []).expect("valid");
+        assert_eq!(again.config, loaded.config);
+    }
+
+    #[test]
+    fn all_mistakes_come_at_once_with_key_value_source_and_remedy() {
+        let file = file("ping_intervall = \"5s\"\nconnections_max = -1\nping_interval = 5\n");
+        let variables = environment(&[("PUSHGATE_LISTEN", "here"), ("PUSHGATE_SERVICE_HOST", "10.0.0.1")]);
+        let text = Loaded::new(Some(file.path()), variables, []).expect_err("wrong").to_string();
+        let path = file.path().display();
+        assert!(text.contains(&format!("connections_max = -1 ({path}): must be a whole number, 0 or more")), "{text}");
+        assert!(text.contains("is not a setting; is ping_interval meant?"), "{text}");
+        assert!(text.contains("must be a duration with its unit"), "{text}");
+        assert!(
+            text.contains("listen = \"here\" (environment variable PUSHGATE_LISTEN): must be an address"),
+            "{text}"
+        );
+        assert_eq!(text.lines().count(), 5, "{text}");
+    }
+
+    #[test]
+    fn a_strange_variable_is_told_and_is_no_mistake() {
+        let variables = environment(&[("PUSHGATE_PORT", "tcp://10.0.0.1:80"), ("PUSHGATE_KEY", "x")]);
+        let loaded = Loaded::new(None, variables, []).expect("valid");
+        assert_eq!(loaded.unknown_environment, ["PUSHGATE_PORT"]);
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_or_not_toml_is_a_mistake() {
+        let text = Loaded::new(Some(Path::new("/no/such/file")), [], []).expect_err("none").to_string();
+        assert!(text.contains("cannot be read"), "{text}");
+        let broken = file("listen = ");
+        let text = Loaded::new(Some(broken.path()), [], []).expect_err("broken").to_string();
+        assert!(text.contains("is not TOML"), "{text}");
+    }
+}

@@ -1,0 +1,177 @@
+//! How each kind of setting is written in a file, an environment variable or a flag.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// When the page to try the gateway from is served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Page {
+    /// While the address that serves it is a loopback address.
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For machines: one JSON object a line.
+    Json,
+}
+
+/// A kind of setting. An error says what the value must be.
+pub(super) trait Value: Sized {
+    fn from_toml(raw: &toml::Value) -> Result<Self, String>;
+    fn to_toml(&self) -> Option<String>;
+}
+
+impl Value for SocketAddr {
+    fn from_toml(raw: &toml::Value) -> Result<Self, String> {
+        raw.as_str()
+            .and_then(|text| text.parse().ok())
+            .ok_or_else(|| "must be an address and a port, such as 127.0.0.1:12345 or [::]:12345".to_owned())
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        Some(quoted(&self.to_string()))
+    }
+}
+
+/// The empty text stands for "not set", so that an environment variable can undo what a file says.
+impl<V: Value> Value for Option<V> {
+    fn from_toml(raw: &toml::Value) -> Result<Self, String> {
+        if raw.as_str() == Some("") { Ok(None) } else { V::from_toml(raw).map(Some) }
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        self.as_ref().and_then(Value::to_toml)
+    }
+}
+
+impl Value for PathBuf {
+    fn from_toml(raw: &toml::Value) -> Result<Self, String> {
+        raw.as_str().map(Self::from).ok_or_else(|| "must be the path of a file".to_owned())
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        Some(quoted(&self.to_string_lossy()))
+    }
+}
+
+impl Value for String {
+    fn from_toml(raw: &toml::Value) -> Result<Self, String> {
+        raw.as_str().map(ToOwned::to_owned).ok_or_else(|| "must be a text".to_owned())
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        Some(quoted(self))
+    }
+}
+
+impl Value for bool {
+    fn from_toml(raw: &toml::Value) -> Result<Self, String> {
+        raw.as_bool()
+            .or_else(|| raw.as_str().and_then(|text| text.parse().ok()))
+            .ok_or_else(|| "must be true or false".to_owned())
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        Some(self.to_string())
+    }
+}
+
+impl Value for usize {
+    fn from_toml(raw: &toml::Value) -> Result<Self, String> {
+        raw.as_integer()
+            .and_then(|number| Self::try_from(number).ok())
+            .or_else(|| raw.as_str().and_then(|text| text.parse().ok()))
+            .ok_or_else(|| "must be a whole number, 0 or more".to_owned())
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        Some(self.to_string())
+    }
+}
+
+impl Value for Duration {
+    fn from_toml(raw: &toml::Value) -> Result<Self, String> {
+        raw.as_str()
+            .and_then(|text| humantime::parse_duration(text).ok())
+            .ok_or_else(|| "must be a duration with its unit, such as \"10s\" or \"500ms\"".to_owned())
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        Some(quoted(&humantime::format_duration(*self).to_string()))
+    }
+}
+
+impl Value for Page {
+    fn from_toml(raw: &toml::Value) -> Result<Self, String> {
+        match raw.as_str() {
+            Some("auto") => Ok(Self::Auto),
+            Some("on") => Ok(Self::On),
+            Some("off") => Ok(Self::Off),
+            _ => Err("must be \"auto\", \"on\" or \"off\"".to_owned()),
+        }
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        Some(quoted(match self {
+            Self::Auto => "auto",
+            Self::On => "on",
+            Self::Off => "off",
+        }))
+    }
+}
+
+impl Value for LogFormat {
+    fn from_toml(raw: &toml::Value) -> Result<Self, String> {
+        match raw.as_str() {
+            Some("text") => Ok(Self::Text),
+            Some("json") => Ok(Self::Json),
+            _ => Err("must be \"text\" or \"json\"".to_owned()),
+        }
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        Some(quoted(match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        }))
+    }
+}
+
+/// A TOML basic string.
+fn quoted(text: &str) -> String {
+    let mut quoted = String::with_capacity(text.len() + 2);
+    quoted.push('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => quoted.extend(['\\', c]),
+            c if c.is_control() => quoted.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+/// A value as the person who wrote it would know it.
+pub(super) fn show(raw: &toml::Value) -> String {
+    match raw {
+        toml::Value::String(text) => quoted(text),
+        toml::Value::Integer(number) => number.to_string(),
+        toml::Value::Float(number) => number.to_string(),
+        toml::Value::Boolean(truth) => truth.to_string(),
+        toml::Value::Datetime(time) => time.to_string(),
+        toml::Value::Array(_) => "[..]".to_owned(),
+        toml::Value::Table(_) => "{..}".to_owned(),
+    }
+}

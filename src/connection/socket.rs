@@ -1,0 +1,264 @@
+//! One WebSocket as the connection's task sees it: tungstenite reads, and outbox frames are written as they are.
+//!
+//! Frames come from the outbox already encoded and shared between connections. Sent through tungstenite, each would be
+//! copied into a buffer of this connection's own; so they are written past it, many in one call, and tungstenite's
+//! own output (its answers to pings and close frames) is slipped in between two of them.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::Stream;
+use smallvec::SmallVec;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::error::{CapacityError, Error, ProtocolError};
+use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
+
+use crate::close::CloseReason;
+use crate::outbox::{Depth, Frame};
+
+/// Frames written with one system call. Linux takes at most 1024 (`IOV_MAX`); past a few dozen the call's own cost no
+/// longer shows.
+pub(super) const BATCH_MAX: usize = 64;
+
+/// Held per connection from its first read on. Clients send little: a token once, then pongs.
+const READ_BUFFER_BYTES: usize = 1024;
+
+/// Control frames that wait for a client that does not read. A pong is at most 127 bytes, and a newer one replaces the
+/// one that waits inside tungstenite, so more than a few never queue.
+const CONTROL_BYTES_MAX: usize = 512;
+
+pub(super) struct Socket<S> {
+    websocket: WebSocketStream<Wire<S>>,
+    batch: VecDeque<Frame>,
+    /// Bytes of the batch's first frame that are already written.
+    offset: usize,
+    /// What was written since the outbox was last told.
+    written: Depth,
+    /// Whether bytes were written that the stream may still hold back.
+    unflushed: bool,
+    /// Whether tungstenite has given up on what comes from the client.
+    unreadable: bool,
+}
+
+/// What came from the client.
+#[derive(Debug)]
+pub(super) enum Received {
+    /// A text or binary message.
+    Data(Bytes),
+    /// A ping or pong: a sign of life.
+    Life,
+    /// Nothing more will come.
+    End(CloseReason),
+}
+
+impl<S> Socket<S> {
+    /// The frames in hand, for the outbox to add to, and how many more may be added.
+    pub(super) fn batch(&mut self) -> (&mut VecDeque<Frame>, usize) {
+        let room = BATCH_MAX.saturating_sub(self.batch.len());
+        (&mut self.batch, room)
+    }
+
+    /// What was written since the last call, for the outbox's books.
+    pub(super) fn take_written(&mut self) -> Depth {
+        std::mem::take(&mut self.written)
+    }
+
+    /// Gives up the frames in hand, except one that is partly written: without its rest the stream would be garbage.
+    pub(super) fn give_up(&mut self) {
+        self.batch.truncate(usize::from(self.offset > 0));
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
+    /// `already_read` is what the HTTP side read past the upgrade request.
+    pub(super) async fn new(stream: S, already_read: Bytes, message_bytes_max: usize, frame_bytes_max: usize) -> Self {
+        let config = WebSocketConfig::default()
+            .read_buffer_size(READ_BUFFER_BYTES)
+            .write_buffer_size(0)
+            .max_write_buffer_size(CONTROL_BYTES_MAX)
+            .max_message_size(Some(message_bytes_max))
+            .max_frame_size(Some(frame_bytes_max));
+        let wire = Wire { stream, control: Vec::new(), control_offset: 0 };
+        let websocket =
+            WebSocketStream::from_partially_read(wire, already_read.to_vec(), Role::Server, Some(config)).await;
+        Self {
+            websocket,
+            batch: VecDeque::new(),
+            offset: 0,
+            written: Depth::default(),
+            unflushed: false,
+            unreadable: false,
+        }
+    }
+
+    /// Whether everything in hand is written.
+    pub(super) fn is_idle(&self) -> bool {
+        self.batch.is_empty() && !self.unflushed && self.websocket.get_ref().control.is_empty()
+    }
+
+    /// Queues a control frame of the gateway's own, behind the frame that is being written.
+    pub(super) fn queue_control(&mut self, opcode: u8, body: &[u8]) {
+        debug_assert!(body.len() <= 125, "RFC 6455 section 5.5");
+        let control = &mut self.websocket.get_mut().control;
+        control.extend([0x80 | opcode, body.len() as u8]);
+        control.extend_from_slice(body);
+    }
+
+    /// Writes what is in hand. Ready when all of it is with the kernel; `progress` tells whether any byte went.
+    /// `delivered` is called with the time each message took.
+    pub(super) fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        progress: &mut bool,
+        mut delivered: impl FnMut(Duration),
+    ) -> Poll<io::Result<()>> {
+        loop {
+            let wire = self.websocket.get_mut();
+            let at_boundary = self.offset == 0;
+            let count = if at_boundary && !wire.control.is_empty() {
+                let count = ready!(Pin::new(&mut wire.stream).poll_write(cx, &wire.control[wire.control_offset..]))?;
+                wire.control_offset += count;
+                if wire.control_offset == wire.control.len() {
+                    // Freed, not cleared: most connections answer a ping now and then and are idle otherwise.
+                    wire.control = Vec::new();
+                    wire.control_offset = 0;
+                }
+                count
+            } else if !self.batch.is_empty() {
+                // With a control frame waiting, only the frame that is partly written goes before it.
+                let frames_max = if wire.control.is_empty() { BATCH_MAX } else { 1 };
+                let mut slices: SmallVec<[IoSlice<'_>; BATCH_MAX]> =
+                    self.batch.iter().take(frames_max).map(|frame| IoSlice::new(frame.bytes())).collect();
+                slices[0].advance(self.offset);
+                let count = ready!(Pin::new(&mut wire.stream).poll_write_vectored(cx, &slices))?;
+                drop(slices);
+                self.wrote(count, &mut delivered);
+                count
+            } else if self.unflushed {
+                ready!(Pin::new(&mut wire.stream).poll_flush(cx))?;
+                self.unflushed = false;
+                return Poll::Ready(Ok(()));
+            } else {
+                return Poll::Ready(Ok(()));
+            };
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            *progress = true;
+            self.unflushed = true;
+        }
+    }
+
+    fn wrote(&mut self, count: usize, delivered: &mut impl FnMut(Duration)) {
+        let mut written = self.offset + count;
+        let now = Instant::now();
+        while let Some(frame) = self.batch.front() {
+            let length = frame.bytes().len();
+            if written < length {
+                break;
+            }
+            written -= length;
+            self.written.messages += 1;
+            self.written.bytes += length;
+            delivered(now.saturating_duration_since(frame.accepted_at()));
+            self.batch.pop_front();
+        }
+        self.offset = written;
+        if self.batch.is_empty() {
+            self.batch = VecDeque::new();
+        }
+    }
+
+    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Received> {
+        let received = match ready!(Pin::new(&mut self.websocket).poll_next(cx)) {
+            Some(Ok(Message::Text(text))) => Received::Data(text.into()),
+            Some(Ok(Message::Binary(bytes))) => Received::Data(bytes),
+            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Received::Life,
+            Some(Ok(Message::Close(_))) => {
+                // The next read does not read: it hands over the answer to the close frame.
+                let _answered = Pin::new(&mut self.websocket).poll_next(cx);
+                Received::End(CloseReason::ClientClosed)
+            }
+            Some(Err(error)) => {
+                self.unreadable = true;
+                Received::End(reason(&error))
+            }
+            None => {
+                self.unreadable = true;
+                Received::End(CloseReason::Reset)
+            }
+        };
+        Poll::Ready(received)
+    }
+
+    /// Ends the sending direction, so that the client sees the end of the stream behind the close frame.
+    pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.websocket.get_mut().stream).poll_shutdown(cx)
+    }
+
+    /// Reads and throws away what still comes; ready when the client has answered the close frame or is gone. Closing
+    /// with unread bytes would reset the connection, and the close frame might be lost on its way.
+    pub(super) fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while !self.unreadable {
+            if let Received::End(CloseReason::ClientClosed) = ready!(self.poll_read(cx)) {
+                return Poll::Ready(());
+            }
+        }
+        let mut scratch = [0; 512];
+        loop {
+            let mut buffer = ReadBuf::new(&mut scratch);
+            match ready!(Pin::new(&mut self.websocket.get_mut().stream).poll_read(cx, &mut buffer)) {
+                Ok(()) if !buffer.filled().is_empty() => {}
+                _ => return Poll::Ready(()),
+            }
+        }
+    }
+}
+
+fn reason(error: &Error) -> CloseReason {
+    match error {
+        Error::Capacity(CapacityError::MessageTooLong { .. }) => CloseReason::TooBig,
+        Error::Utf8(_) => CloseReason::NotUtf8,
+        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => CloseReason::Reset,
+        Error::Protocol(_) | Error::Capacity(_) => CloseReason::ProtocolError,
+        _ => CloseReason::Reset,
+    }
+}
+
+/// The stream under tungstenite: reads come from the client, writes are set aside in `control` for
+/// [`Socket::poll_write`] to place between two frames.
+struct Wire<S> {
+    stream: S,
+    control: Vec<u8>,
+    control_offset: usize,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl<S: Unpin> AsyncWrite for Wire<S> {
+    fn poll_write(mut self: Pin<&mut Self>, _cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if !self.control.is_empty() && self.control.len() + bytes.len() > CONTROL_BYTES_MAX {
+            // No waker: the task polls the reader again whenever the writer has moved.
+            return Poll::Pending;
+        }
+        self.control.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}

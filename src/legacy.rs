@@ -1,0 +1,215 @@
+//! Reads JSON the way the replaced service did, so that its clients and callers need not change.
+//!
+//! That service used Go's `encoding/json`: keys match in any letter case, unknown keys are skipped, the last of a
+//! repeated key holds, `null` leaves a field empty, bytes that are not UTF-8 and lone surrogates become U+FFFD, and
+//! what follows the first value is not looked at.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+
+/// Why a JSON text was not understood. Holds no part of the text: it may be a token or a message.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not understood at line {line} column {column}")]
+pub(crate) struct NotUnderstood {
+    line: usize,
+    column: usize,
+}
+
+/// The values of the named fields, in the order of the names; empty where there is none.
+pub(crate) fn fields<const N: usize>(json: &[u8], names: [&str; N]) -> Result<[String; N], NotUnderstood> {
+    let text = replace_lone_surrogates(replace_invalid(json));
+    let mut deserializer = serde_json::Deserializer::from_str(&text);
+    // The end is not asked for: what follows the first value is not looked at.
+    Object { names }
+        .deserialize(&mut deserializer)
+        .map_err(|error| NotUnderstood { line: error.line(), column: error.column() })
+}
+
+/// Each byte that belongs to no UTF-8 sequence becomes one U+FFFD, as Go has it; Rust's own lossy conversion would
+/// make one of several.
+fn replace_invalid(json: &[u8]) -> Cow<'_, str> {
+    match std::str::from_utf8(json) {
+        Ok(text) => text.into(),
+        Err(_) => {
+            let mut text = String::with_capacity(json.len() + 16);
+            for chunk in json.utf8_chunks() {
+                text.push_str(chunk.valid());
+                text.extend(chunk.invalid().iter().map(|_| char::REPLACEMENT_CHARACTER));
+            }
+            text.into()
+        }
+    }
+}
+
+/// An escaped surrogate without its other half becomes an escaped U+FFFD, as Go has it; serde_json would refuse it.
+fn replace_lone_surrogates(text: Cow<'_, str>) -> Cow<'_, str> {
+    let mut lone = Vec::new();
+    let mut at = 0;
+    // Outside of strings a backslash is no JSON, so what is done to it there does not matter.
+    while let Some(found) = text[at..].find('\\') {
+        at += found;
+        match (surrogate(&text, at), surrogate(&text, at + 6)) {
+            (Some(Half::Leading), Some(Half::Trailing)) => at += 12,
+            (Some(_), _) => {
+                lone.push(at);
+                at += 6;
+            }
+            // The backslash, and the character that it escapes.
+            (None, _) => at += 1 + text[at + 1..].chars().next().map_or(0, char::len_utf8),
+        }
+    }
+    if lone.is_empty() {
+        return text;
+    }
+    let mut text = text.into_owned();
+    lone.into_iter().for_each(|at| text.replace_range(at..at + 6, "\\ufffd"));
+    text.into()
+}
+
+enum Half {
+    Leading,
+    Trailing,
+}
+
+/// Which half of a surrogate pair is escaped at this place, if one is.
+fn surrogate(text: &str, at: usize) -> Option<Half> {
+    let digits = text.get(at..at + 6)?.strip_prefix("\\u")?;
+    match u16::from_str_radix(digits, 16).ok()? {
+        0xd800..=0xdbff => Some(Half::Leading),
+        0xdc00..=0xdfff => Some(Half::Trailing),
+        _ => None,
+    }
+}
+
+struct Object<'a, const N: usize> {
+    names: [&'a str; N],
+}
+
+impl<'de, const N: usize> DeserializeSeed<'de> for Object<'_, N> {
+    type Value = [String; N];
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de, const N: usize> Visitor<'de> for Object<'_, N> {
+    type Value = [String; N];
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(std::array::from_fn(|_| String::new()))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Self::Value, A::Error> {
+        let mut values = std::array::from_fn(|_| String::new());
+        while let Some(key) = object.next_key::<String>()? {
+            match self.names.iter().position(|name| same_letters(&key, name)) {
+                Some(field) => {
+                    if let Some(value) = object.next_value()? {
+                        values[field] = value;
+                    }
+                }
+                None => {
+                    object.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(values)
+    }
+}
+
+/// Equal under Unicode simple case folding, for a name of ASCII letters: besides the other case, only the long s and
+/// the Kelvin sign fold to one.
+fn same_letters(key: &str, name: &str) -> bool {
+    key.chars().map(fold).eq(name.chars().map(fold))
+}
+
+fn fold(c: char) -> char {
+    match c {
+        '\u{17f}' => 's',
+        '\u{212a}' => 'k',
+        c => c.to_ascii_lowercase(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(json: impl AsRef<[u8]>) -> Option<[String; 2]> {
+        fields(json.as_ref(), ["token", "userId"]).ok()
+    }
+
+    #[test]
+    fn reads_what_go_reads() {
+        let cases: [(&[u8], [&str; 2]); 20] = [
+            (br#"{"token":"t","userId":"u"}"#, ["t", "u"]),
+            (br#"{"TOKEN":"t","USERID":"u"}"#, ["t", "u"]),
+            ("{\"to\u{212a}en\":\"t\",\"u\u{17f}erid\":\"u\"}".as_bytes(), ["t", "u"]),
+            (br#"{"\u0074oken":"t"}"#, ["t", ""]),
+            (br#"{"other":[{"a":1e999}],"token":"t"}"#, ["t", ""]),
+            (br#"{"token":"a","Token":"b"}"#, ["b", ""]),
+            (br#"{"token":"a","token":null}"#, ["a", ""]),
+            (br#"{"token":null}"#, ["", ""]),
+            (br#"{"token":"t"} and what follows"#, ["t", ""]),
+            (br#"{"token":"t"}{"token":"u"}"#, ["t", ""]),
+            (b" \n\t{\"token\":\"t\"}", ["t", ""]),
+            (b"null", ["", ""]),
+            (b"{}", ["", ""]),
+            (br#"{"token":"\ud83d\ude00"}"#, ["\u{1f600}", ""]),
+            (br#"{"token":"a\ud800b"}"#, ["a\u{fffd}b", ""]),
+            (br#"{"token":"\ud83d\u0041\udc00"}"#, ["\u{fffd}A\u{fffd}", ""]),
+            (br#"{"token":"\ud83d\ud83d\ude00"}"#, ["\u{fffd}\u{1f600}", ""]),
+            (br#"{"token":"\\ud83d\\"}"#, ["\\ud83d\\", ""]),
+            (b"{\"token\":\"a\xffb\"}", ["a\u{fffd}b", ""]),
+            (b"{\"token\":\"\xe2\x82\",\"userId\":\"\xed\xa0\x80\"}", ["\u{fffd}\u{fffd}", "\u{fffd}\u{fffd}\u{fffd}"]),
+        ];
+        for (json, expected) in cases {
+            assert_eq!(read(json), Some(expected.map(str::to_owned)), "{}", String::from_utf8_lossy(json));
+        }
+    }
+
+    #[test]
+    fn unknown_values_nest_as_deep_as_they_like() {
+        let deep = format!("{{\"x\":{}1{},\"token\":\"t\"}}", "[".repeat(5000), "]".repeat(5000));
+        assert_eq!(read(deep), Some(["t".to_owned(), String::new()]));
+    }
+
+    #[test]
+    fn refuses_what_go_refuses() {
+        for json in [
+            "",
+            " ",
+            "hello",
+            "[]",
+            "7",
+            "\"text\"",
+            "true",
+            "{\"token\":7}",
+            "{\"token\":{}}",
+            "{\"token\":[\"t\"]}",
+            "{\"token\":true}",
+            "{\"token\":\"t\"",
+            "{\"token\":\"t\",}",
+            "{token:\"t\"}",
+            "{'token':'t'}",
+            "{\"token\":\"a\nb\"}",
+            "{\"token\":\"\\x\"}",
+            "{\"other\":01,\"token\":\"t\"}",
+        ] {
+            assert_eq!(read(json), None, "{json}");
+        }
+    }
+
+    #[test]
+    fn an_error_says_where_and_holds_no_secret() {
+        let error = fields(b"{\"token\": s3cret}", ["token"]).expect_err("not JSON");
+        assert_eq!(error.to_string(), "not understood at line 1 column 11");
+    }
+}

@@ -1,0 +1,101 @@
+//! A push gateway: clients hold a WebSocket open and bind it to a user with a token, services push to that user by gRPC
+//! or JSON, and learn what became of the message.
+//!
+//! The `pushgate` command is this library with a command line around it. A tokio program embeds the same gateway:
+//!
+//! ```
+//! use pushgate::{BindAttempt, Config, Identity, Push, Server, TokenAuthenticator, TokenError, UserId};
+//!
+//! struct Sessions;
+//!
+//! #[async_trait::async_trait]
+//! impl TokenAuthenticator for Sessions {
+//!     async fn authenticate(&self, attempt: &BindAttempt<'_>) -> Result<Identity, TokenError> {
+//!         match attempt.token.expose() {
+//!             "a session of ann's" => Ok(Identity::new(UserId::new("ann").expect("not empty"))),
+//!             _ => Err(TokenError::Refused),
+//!         }
+//!     }
+//! }
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+//! let server = Server::builder(Config::default()).listener(listener).token_authenticator(Sessions).bind().await?;
+//! let gateway = server.gateway();
+//! let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+//! let running = tokio::spawn(server.run(async { stopped.await.unwrap_or_default() }));
+//!
+//! let outcome = gateway.push(&Push::new("ann", "mail", "you have mail")?)?;
+//! assert_eq!(outcome.matched, 0, "ann has not connected yet");
+//!
+//! drop(stop);
+//! running.await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! An own push check is plugged in beside the token check, with [`ServerBuilder::push_authorizer`]:
+//!
+//! ```
+//! use pushgate::{PushAuthorizer, PushCredentials, PushRefused, PushScope};
+//!
+//! struct Internal;
+//!
+//! #[async_trait::async_trait]
+//! impl PushAuthorizer for Internal {
+//!     async fn authorize(&self, credentials: &PushCredentials) -> Result<PushScope, PushRefused> {
+//!         match credentials.api_key.as_ref().map(|key| key.expose()) {
+//!             Some("the billing service's secret") => Ok(PushScope::patterns("billing", &["*"], &["invoice.*"])),
+//!             _ => Err(PushRefused::Unauthenticated),
+//!         }
+//!     }
+//! }
+//! ```
+//!
+//! # The rooms
+//!
+//! A push comes in by a door (`doors/json`, `doors/grpc`) behind one tower stack (`server/stack`). The door decodes it
+//! into the nouns of `message` and calls `gateway`, which asks the `binder` who is bound and offers the message to each
+//! one's `outbox`. The door encodes what became of it. Later, in the task of each `connection`, the outbox is emptied
+//! into the socket.
+//!
+//! A client comes in by `doors/websocket`, which has the `registry` admit it and hands the socket to a `connection`:
+//! bind in time, then read, write, ping, stop. Whatever ends it, dropping its guards unbinds it.
+//!
+//! `config` holds every setting and limit, `auth` the two checks, `metrics` what is counted, `close` why connections
+//! end, `legacy` the JSON of the service that pushgate replaces. `server` binds, routes and stops; it alone knows every
+//! room. Imports point down that list only.
+
+mod auth;
+mod binder;
+mod close;
+mod config;
+mod connection;
+mod doors;
+mod gateway;
+mod legacy;
+mod message;
+mod metrics;
+mod outbox;
+mod registry;
+mod server;
+
+pub use auth::{
+    BindAttempt, Identity, OpenPush, PushAuthorizer, PushCredentials, PushKeys, PushRefused, PushScope, ReloadError,
+    Token, TokenAuthenticator, TokenError, TokenFile, TokenIsUser,
+};
+pub use config::{Config, Invalid, Loaded, LogFormat, Mistake, Page, Source};
+pub use gateway::{Gateway, PushError};
+pub use message::{ConnectionId, Drops, Event, Field, InvalidPush, MessageId, Outcome, Payload, Push, UserId};
+pub use server::{Report, Server, ServerBuilder, ServerError};
+
+/// The gRPC API, generated from `proto/pushgate/v1`: messages, client and server.
+pub mod proto {
+    #![allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
+
+    tonic::include_proto!("pushgate.v1");
+
+    /// The encoded descriptors of the API, for reflection.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+}

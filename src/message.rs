@@ -1,0 +1,349 @@
+//! The nouns of the gateway, valid by construction: who a push is for, what it carries, what became of it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+
+/// A user, as the token check named it: an opaque string of 1 to [`UserId::BYTES_MAX`] bytes.
+///
+/// Cloning is a reference count.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct UserId(Arc<str>);
+
+/// What kind of message a client wants; a topic. An opaque string of 1 to [`Event::BYTES_MAX`] bytes.
+///
+/// Cloning is a reference count.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Event(Arc<str>);
+
+impl UserId {
+    /// The longest user id, in bytes. Wide enough for a token that *is* the user, as legacy deployments have it.
+    pub const BYTES_MAX: usize = 4096;
+
+    /// # Errors
+    /// Refuses an empty user id and one over [`UserId::BYTES_MAX`].
+    pub fn new(user_id: impl Into<Arc<str>>) -> Result<Self, InvalidPush> {
+        bounded(user_id.into(), Field::UserId, Self::BYTES_MAX).map(Self)
+    }
+
+    /// The user id as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Event {
+    /// The longest event, in bytes.
+    pub const BYTES_MAX: usize = 1024;
+
+    /// # Errors
+    /// Refuses an empty event and one over [`Event::BYTES_MAX`].
+    pub fn new(event: impl Into<Arc<str>>) -> Result<Self, InvalidPush> {
+        bounded(event.into(), Field::Event, Self::BYTES_MAX).map(Self)
+    }
+
+    /// The event as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+fn bounded(text: Arc<str>, field: Field, limit_bytes: usize) -> Result<Arc<str>, InvalidPush> {
+    if text.is_empty() {
+        Err(InvalidPush::Empty { field })
+    } else if text.len() > limit_bytes {
+        Err(InvalidPush::TooLong { field, limit_bytes })
+    } else {
+        Ok(text)
+    }
+}
+
+/// Prints the length only: where the token is the user, the user id is a secret.
+impl fmt::Debug for UserId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "UserId({} bytes)", self.0.len())
+    }
+}
+
+impl fmt::Debug for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Event({:?})", &*self.0)
+    }
+}
+
+impl std::borrow::Borrow<str> for UserId {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::borrow::Borrow<str> for Event {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What a client receives: one WebSocket frame holding exactly this.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Payload {
+    /// Delivered as a text frame.
+    Text(String),
+    /// Delivered as a binary frame.
+    Binary(Bytes),
+}
+
+impl Payload {
+    /// The bytes the client will see.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Text(text) => text.as_bytes(),
+            Self::Binary(bytes) => bytes,
+        }
+    }
+}
+
+/// Prints the length only: message bodies never reach a log.
+impl fmt::Debug for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self {
+            Self::Text(_) => "Text",
+            Self::Binary(_) => "Binary",
+        };
+        write!(f, "{kind}({} bytes)", self.as_bytes().len())
+    }
+}
+
+impl From<String> for Payload {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl From<&str> for Payload {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+impl From<Bytes> for Payload {
+    fn from(bytes: Bytes) -> Self {
+        Self::Binary(bytes)
+    }
+}
+
+/// One message to a user's event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Push {
+    user_id: UserId,
+    event: Event,
+    payload: Payload,
+}
+
+impl Push {
+    /// # Errors
+    /// Refuses an empty user id, event or payload, and a user id or event over its limit. The gateway's own
+    /// `message_bytes_max` is checked when the message is pushed.
+    pub fn new(
+        user_id: impl Into<Arc<str>>,
+        event: impl Into<Arc<str>>,
+        payload: impl Into<Payload>,
+    ) -> Result<Self, InvalidPush> {
+        let user_id = UserId::new(user_id)?;
+        let event = Event::new(event)?;
+        let payload = payload.into();
+        if payload.as_bytes().is_empty() {
+            return Err(InvalidPush::Empty { field: Field::Message });
+        }
+        Ok(Self { user_id, event, payload })
+    }
+
+    /// The user it is for.
+    #[must_use]
+    pub fn user_id(&self) -> &UserId {
+        &self.user_id
+    }
+
+    /// The event it belongs to.
+    #[must_use]
+    pub fn event(&self) -> &Event {
+        &self.event
+    }
+
+    /// What the client will see.
+    #[must_use]
+    pub fn payload(&self) -> &Payload {
+        &self.payload
+    }
+}
+
+/// The part of a push that was wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field {
+    /// The user id.
+    UserId,
+    /// The event.
+    Event,
+    /// The message.
+    Message,
+}
+
+impl fmt::Display for Field {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::UserId => "user id",
+            Self::Event => "event",
+            Self::Message => "message",
+        })
+    }
+}
+
+/// Why a user id, an event or a push was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidPush {
+    /// A field that must hold something is empty.
+    #[error("the {field} is empty")]
+    Empty {
+        /// Which one.
+        field: Field,
+    },
+    /// A field is over its limit.
+    #[error("the {field} is over the limit of {limit_bytes} bytes")]
+    TooLong {
+        /// Which one.
+        field: Field,
+        /// The limit, in bytes.
+        limit_bytes: usize,
+    },
+}
+
+/// What became of one push. `matched` is always `accepted` plus `dropped`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The gateway's name for the message.
+    pub message_id: MessageId,
+    /// Connections that were bound to the user and event.
+    pub matched: u64,
+    /// Connections whose outbox took the message.
+    pub accepted: u64,
+    /// Connections that matched but did not take it, by reason.
+    pub drops: Drops,
+}
+
+impl Outcome {
+    /// Connections that matched but did not take the message.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.drops.queue_full + self.drops.closed
+    }
+}
+
+/// How many connections did not take a message, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drops {
+    /// The outbox was full; that connection is closed with 4429.
+    pub queue_full: u64,
+    /// The connection was already closing.
+    pub closed: u64,
+}
+
+/// A connection's name, unique over all gateways and restarts: a random number drawn when the process started, and a
+/// number that this process gives once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConnectionId(Id);
+
+/// A message's name, unique over all gateways and restarts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct MessageId(Id);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Id {
+    process: u64,
+    number: u64,
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}-{:x}", self.process, self.number)
+    }
+}
+
+impl fmt::Display for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Gives each connection and message a name that no other has.
+#[derive(Debug)]
+pub(crate) struct Names {
+    process: u64,
+    next: AtomicU64,
+}
+
+impl Names {
+    /// Draws the process's random number.
+    pub(crate) fn new() -> Self {
+        // The standard library's hasher keys are drawn from the system's randomness: enough to tell processes apart,
+        // and ids are not secrets, so no random number crate is needed.
+        let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id());
+        Self { process: random, next: AtomicU64::new(1) }
+    }
+
+    pub(crate) fn connection_id(&self) -> ConnectionId {
+        ConnectionId(self.id())
+    }
+
+    pub(crate) fn message_id(&self) -> MessageId {
+        MessageId(self.id())
+    }
+
+    /// For a request whose caller gave it no id.
+    pub(crate) fn request_id(&self) -> impl fmt::Display + use<> {
+        self.id()
+    }
+
+    fn id(&self) -> Id {
+        Id { process: self.process, number: self.next.fetch_add(1, Ordering::Relaxed) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_limit_holds_on_both_sides() {
+        assert!(UserId::new("u".repeat(UserId::BYTES_MAX)).is_ok());
+        let refused = UserId::new("u".repeat(UserId::BYTES_MAX + 1));
+        assert_eq!(refused, Err(InvalidPush::TooLong { field: Field::UserId, limit_bytes: UserId::BYTES_MAX }));
+        assert!(Event::new("e".repeat(Event::BYTES_MAX)).is_ok());
+        assert!(Event::new("e".repeat(Event::BYTES_MAX + 1)).is_err());
+        assert_eq!(UserId::new(""), Err(InvalidPush::Empty { field: Field::UserId }));
+        assert_eq!(Event::new(""), Err(InvalidPush::Empty { field: Field::Event }));
+        assert_eq!(Push::new("ann", "mail", ""), Err(InvalidPush::Empty { field: Field::Message }));
+    }
+
+    #[test]
+    fn debug_output_holds_neither_user_nor_body() {
+        let push = Push::new("s3cret-token", "mail", "s3cret-body").expect("valid");
+        assert!(!format!("{push:?}").contains("s3cret"));
+    }
+
+    #[test]
+    fn names_differ_between_and_within_processes() {
+        let (one, other) = (Names::new(), Names::new());
+        assert_ne!(one.connection_id(), one.connection_id());
+        assert_ne!(one.message_id().to_string(), other.message_id().to_string());
+    }
+}

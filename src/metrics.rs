@@ -1,0 +1,235 @@
+//! Every metric as a field, every label an enum. No label ever holds a user, an event or a token.
+
+use std::fmt::{self, Debug, Write};
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::close::CloseReason;
+
+/// Everything that is counted in one gateway. Not global, so that two gateways in one process do not mix.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    pub(crate) connections: Gauge,
+    pub(crate) bindings: Gauge,
+    pub(crate) users: Gauge,
+    pub(crate) outbox_messages: Gauge,
+    pub(crate) outbox_bytes: Gauge,
+    pub(crate) outbox_messages_fullest: Gauge,
+    pub(crate) upgrades: Family<UpgradeLabels, Counter>,
+    pub(crate) binds: Counter,
+    pub(crate) closes: Family<CloseLabels, Counter>,
+    pub(crate) pushes: Family<PushLabels, Counter>,
+    pub(crate) matched: Counter,
+    pub(crate) accepted: Counter,
+    pub(crate) drops: Family<DropLabels, Counter>,
+    pub(crate) written: Counter,
+    pub(crate) undelivered: Family<CloseLabels, Counter>,
+    pub(crate) http_refused: Counter,
+    pub(crate) accept_errors: Counter,
+    pub(crate) push_seconds: Histogram,
+    pub(crate) delivery_seconds: Histogram,
+}
+
+/// The door a push came by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Door {
+    Json,
+    Grpc,
+    /// The embedding program.
+    Library,
+}
+
+/// What a door answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum PushResult {
+    /// At least one connection took it.
+    Accepted,
+    /// Nobody was bound.
+    Unmatched,
+    /// Every connection that matched dropped it.
+    Dropped,
+    Invalid,
+    Unauthenticated,
+    PermissionDenied,
+    TooLarge,
+    Overloaded,
+    TimedOut,
+    Draining,
+    CheckUnavailable,
+}
+
+/// Why a connection that matched did not take a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum DropReason {
+    QueueFull,
+    Closed,
+}
+
+/// What became of a request to upgrade.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum UpgradeResult {
+    Accepted,
+    Malformed,
+    TooMany,
+    TooManyFromAddress,
+    Draining,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct CloseLabels {
+    pub(crate) reason: CloseReason,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct PushLabels {
+    pub(crate) door: Door,
+    pub(crate) result: PushResult,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct DropLabels {
+    pub(crate) reason: DropReason,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct UpgradeLabels {
+    pub(crate) result: UpgradeResult,
+}
+
+/// A label's value is the variant's name in snake case, as Prometheus users write theirs.
+macro_rules! labelled {
+    ($($label:ty),+) => {
+        $(impl EncodeLabelValue for $label {
+            fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+                snake_case(self, encoder)
+            }
+        })+
+    };
+}
+
+labelled!(Door, PushResult, DropReason, UpgradeResult, CloseReason);
+
+fn snake_case(variant: &impl Debug, encoder: &mut impl Write) -> fmt::Result {
+    for (at, letter) in format!("{variant:?}").char_indices() {
+        if at > 0 && letter.is_ascii_uppercase() {
+            encoder.write_char('_')?;
+        }
+        encoder.write_char(letter.to_ascii_lowercase())?;
+    }
+    Ok(())
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let mut metrics = Self {
+            registry: Registry::with_prefix("pushgate"),
+            connections: Gauge::default(),
+            bindings: Gauge::default(),
+            users: Gauge::default(),
+            outbox_messages: Gauge::default(),
+            outbox_bytes: Gauge::default(),
+            outbox_messages_fullest: Gauge::default(),
+            upgrades: Family::default(),
+            binds: Counter::default(),
+            closes: Family::default(),
+            pushes: Family::default(),
+            matched: Counter::default(),
+            accepted: Counter::default(),
+            drops: Family::default(),
+            written: Counter::default(),
+            undelivered: Family::default(),
+            http_refused: Counter::default(),
+            accept_errors: Counter::default(),
+            push_seconds: Histogram::new(LATENCY_BUCKETS),
+            delivery_seconds: Histogram::new(LATENCY_BUCKETS),
+        };
+        metrics.register();
+        metrics
+    }
+
+    fn register(&mut self) {
+        let registry = &mut self.registry;
+        registry.register("connections", "Open WebSocket connections", self.connections.clone());
+        registry.register("bindings", "Bindings of connections to a user's event", self.bindings.clone());
+        registry.register("users", "Users with at least one connection", self.users.clone());
+        registry.register("outbox_messages", "Messages accepted and not yet written", self.outbox_messages.clone());
+        registry.register("outbox_bytes", "Bytes accepted and not yet written", self.outbox_bytes.clone());
+        registry.register(
+            "outbox_messages_fullest",
+            "Messages in the outbox that holds the most",
+            self.outbox_messages_fullest.clone(),
+        );
+        registry.register("upgrades", "Requests to upgrade to WebSocket, by result", self.upgrades.clone());
+        registry.register("binds", "Binds that were granted", self.binds.clone());
+        registry.register("closes", "Connections that ended, by reason", self.closes.clone());
+        registry.register("pushes", "Pushes, by door and result", self.pushes.clone());
+        registry.register("push_matched", "Connections that pushes matched", self.matched.clone());
+        registry.register("push_accepted", "Connections whose outbox took a push", self.accepted.clone());
+        registry.register("push_dropped", "Connections that matched and did not take a push", self.drops.clone());
+        registry.register("messages_written", "Messages handed to the kernel", self.written.clone());
+        registry.register(
+            "messages_undelivered",
+            "Messages accepted and never written, by why the connection ended",
+            self.undelivered.clone(),
+        );
+        registry.register("http_refused", "TCP connections over http_connections_max", self.http_refused.clone());
+        registry.register("accept_errors", "Failures to accept a TCP connection", self.accept_errors.clone());
+        registry.register_with_unit(
+            "push",
+            "From the push's arrival in the gateway to its outcome",
+            Unit::Seconds,
+            self.push_seconds.clone(),
+        );
+        registry.register_with_unit(
+            "delivery",
+            "From a message's acceptance to its last byte in the kernel",
+            Unit::Seconds,
+            self.delivery_seconds.clone(),
+        );
+    }
+
+    pub(crate) fn pushed(&self, door: Door, result: PushResult) {
+        self.pushes.get_or_create(&PushLabels { door, result }).inc();
+    }
+
+    pub(crate) fn dropped(&self, reason: DropReason, count: u64) {
+        if count > 0 {
+            self.drops.get_or_create(&DropLabels { reason }).inc_by(count);
+        }
+    }
+
+    pub(crate) fn delivered(&self, after: Duration) {
+        self.written.inc();
+        self.delivery_seconds.observe(after.as_secs_f64());
+    }
+
+    pub(crate) fn upgrade(&self, result: UpgradeResult) {
+        self.upgrades.get_or_create(&UpgradeLabels { result }).inc();
+    }
+
+    pub(crate) fn closed(&self, reason: CloseReason, undelivered: usize) {
+        self.closes.get_or_create(&CloseLabels { reason }).inc();
+        if undelivered > 0 {
+            self.undelivered.get_or_create(&CloseLabels { reason }).inc_by(undelivered as u64);
+        }
+    }
+
+    /// The OpenMetrics text.
+    pub(crate) fn encode(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String fails only if a metric's own encoding does, which would be a bug of the library's.
+        text::encode(&mut text, &self.registry).expect("a metric that cannot be encoded was registered");
+        text
+    }
+}
+
+/// From 50 µs, where a push on one machine starts, to 10 s, where the timeouts are.
+const LATENCY_BUCKETS: [f64; 16] =
+    [0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];

@@ -1,0 +1,344 @@
+//! One connection's bounded queue of encoded frames: a push offers and never waits, the connection's task takes.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Waker};
+use std::time::Instant;
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::message::{ConnectionId, Payload};
+
+/// The WebSocket bytes of one message, encoded once and shared by every connection that receives it.
+#[derive(Clone, Debug)]
+pub(crate) struct Frame {
+    bytes: Bytes,
+    /// When the message was accepted, so that the writer can tell how long it took.
+    accepted_at: Instant,
+}
+
+impl Frame {
+    /// The one allocation of a push, whatever the number of receivers.
+    pub(crate) fn new(payload: &Payload, accepted_at: Instant) -> Self {
+        // RFC 6455 section 5.2: FIN and opcode, then the length in 7, 16 or 64 bits; a server does not mask.
+        let opcode = match payload {
+            Payload::Text(_) => 0x1,
+            Payload::Binary(_) => 0x2,
+        };
+        let body = payload.as_bytes();
+        let mut bytes = BytesMut::with_capacity(10 + body.len());
+        bytes.put_u8(0x80 | opcode);
+        match body.len() {
+            length @ ..126 => bytes.put_u8(length as u8),
+            length @ 126..=0xffff => {
+                bytes.put_u8(126);
+                bytes.put_u16(length as u16);
+            }
+            length => {
+                bytes.put_u8(127);
+                bytes.put_u64(length as u64);
+            }
+        }
+        bytes.put_slice(body);
+        Self { bytes: bytes.freeze(), accepted_at }
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    pub(crate) fn accepted_at(&self) -> Instant {
+        self.accepted_at
+    }
+}
+
+/// How much one outbox holds, counting what the writer has taken but not yet written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Capacity {
+    pub(crate) messages_max: usize,
+    pub(crate) bytes_max: usize,
+}
+
+/// What became of an offer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Offered {
+    /// The outbox took the frame.
+    Accepted,
+    /// The outbox was full. It is closed by this: a client can notice a close and come back, but a legacy client
+    /// cannot notice a gap.
+    Full,
+    /// The connection was already closing.
+    Closed,
+}
+
+/// Why the gateway, not the peer, ends a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// The outbox was full; what is queued is given up.
+    QueueFull,
+    /// An operator or service dropped it; what is queued is written first.
+    Dropped,
+    /// The gateway shuts down; what is queued is written first.
+    GoingAway,
+    /// The shutdown grace is over; everything is given up at once.
+    Cut,
+    /// The connection's own task has ended it.
+    Ended,
+}
+
+/// How full an outbox is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Depth {
+    pub(crate) messages: usize,
+    pub(crate) bytes: usize,
+}
+
+/// One connection's queue. Empty, it holds no heap memory.
+#[derive(Debug)]
+pub(crate) struct Outbox {
+    id: ConnectionId,
+    capacity: Capacity,
+    /// The tick at which the task wants to be woken; `u64::MAX` for never. See [`Outbox::wake_if_due`].
+    alarm: AtomicU64,
+    /// A std mutex: held for a few instructions, never over an await.
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    queue: VecDeque<Frame>,
+    depth: Depth,
+    stop: Option<Stop>,
+    /// Present while the task sleeps; taken by whoever wakes it, so that a busy task is not woken again.
+    waker: Option<Waker>,
+    /// Whether a frame is reason enough to wake the task. It is not while the socket takes no more.
+    wants_frames: bool,
+}
+
+impl Outbox {
+    pub(crate) fn new(id: ConnectionId, capacity: Capacity) -> Self {
+        Self { id, capacity, alarm: AtomicU64::new(u64::MAX), state: Mutex::default() }
+    }
+
+    pub(crate) fn id(&self) -> ConnectionId {
+        self.id
+    }
+
+    /// Queues a frame, or says why not. Never waits.
+    pub(crate) fn offer(&self, frame: &Frame) -> Offered {
+        let mut state = self.state();
+        if state.stop.is_some() {
+            return Offered::Closed;
+        }
+        let after = Depth { messages: state.depth.messages + 1, bytes: state.depth.bytes + frame.bytes.len() };
+        if after.messages > self.capacity.messages_max || after.bytes > self.capacity.bytes_max {
+            state.stop = Some(Stop::QueueFull);
+            wake(state);
+            return Offered::Full;
+        }
+        state.depth = after;
+        state.queue.push_back(frame.clone());
+        if state.wants_frames {
+            wake(state);
+        }
+        Offered::Accepted
+    }
+
+    /// Tells the connection to end. Says whether this call was the one that did; `Cut` overrides an earlier reason.
+    pub(crate) fn stop(&self, stop: Stop) -> bool {
+        let mut state = self.state();
+        let first = state.stop.is_none();
+        if first || stop == Stop::Cut {
+            state.stop = Some(stop);
+            wake(state);
+        }
+        first
+    }
+
+    /// The task's one visit: takes `written` off the books, moves at most `room` frames into `batch` in order, tells
+    /// whether the connection must stop, and arranges to be woken when any of that changes.
+    pub(crate) fn visit(
+        &self,
+        cx: &Context<'_>,
+        written: Depth,
+        batch: &mut VecDeque<Frame>,
+        room: usize,
+    ) -> Option<Stop> {
+        let mut state = self.state();
+        state.depth.messages -= written.messages;
+        state.depth.bytes -= written.bytes;
+        if batch.is_empty() && state.queue.len() <= room {
+            std::mem::swap(batch, &mut state.queue);
+        } else {
+            let count = state.queue.len().min(room);
+            batch.extend(state.queue.drain(..count));
+        }
+        if state.queue.is_empty() {
+            // Keeps an idle connection from holding the memory of its busiest moment.
+            state.queue = VecDeque::new();
+        }
+        state.wants_frames = room > 0;
+        if state.waker.is_none() {
+            // A connection keeps to one task, so a waker that is still here is the right one.
+            state.waker = Some(cx.waker().clone());
+        }
+        state.stop
+    }
+
+    /// Gives up what is queued and refuses what comes, for a connection that has ended. Says how many messages were
+    /// accepted and never written; `written` is what the last visit did not yet report.
+    pub(crate) fn close(&self, written: Depth) -> usize {
+        let mut state = self.state();
+        state.stop.get_or_insert(Stop::Ended);
+        state.waker = None;
+        state.queue = VecDeque::new();
+        std::mem::take(&mut state.depth).messages - written.messages
+    }
+
+    /// Sets the tick at which the task wants to be woken.
+    pub(crate) fn set_alarm(&self, tick: u64) {
+        self.alarm.store(tick, Ordering::Relaxed);
+    }
+
+    /// Wakes the task if its alarm is due. A sweep over all connections stands in for a timer in each.
+    pub(crate) fn wake_if_due(&self, now_tick: u64) {
+        let alarm = self.alarm.load(Ordering::Relaxed);
+        // Exchanged, not stored: the task may be setting the next alarm at this moment, and that one must stand.
+        let ours = || self.alarm.compare_exchange(alarm, u64::MAX, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        if alarm <= now_tick && ours() {
+            wake(self.state());
+        }
+    }
+
+    pub(crate) fn depth(&self) -> Depth {
+        self.state().depth
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic under this lock leaves counters at worst one frame off, and one connection is no reason to stop
+        // serving the rest.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Wakes outside the lock, so that the task does not run into it.
+fn wake(mut state: MutexGuard<'_, State>) {
+    let waker = state.waker.take();
+    drop(state);
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+    use std::task::Wake;
+
+    use super::*;
+    use crate::message::Names;
+
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn outbox(messages_max: usize, bytes_max: usize) -> Outbox {
+        Outbox::new(Names::new().connection_id(), Capacity { messages_max, bytes_max })
+    }
+
+    fn frame(text: &str) -> Frame {
+        Frame::new(&Payload::from(text), Instant::now())
+    }
+
+    #[test]
+    fn a_frame_is_the_payload_behind_the_shortest_header() {
+        for (length, header) in [
+            (1, vec![0x81, 1]),
+            (125, vec![0x81, 125]),
+            (126, vec![0x81, 126, 0, 126]),
+            (65_535, vec![0x81, 126, 0xff, 0xff]),
+            (65_536, vec![0x81, 127, 0, 0, 0, 0, 0, 1, 0, 0]),
+        ] {
+            let text = "x".repeat(length);
+            assert_eq!(frame(&text).bytes(), [header, text.into_bytes()].concat());
+        }
+        let binary = Frame::new(&Payload::from(Bytes::from_static(&[7])), Instant::now());
+        assert_eq!(binary.bytes(), [0x82, 1, 7]);
+    }
+
+    #[test]
+    fn the_message_limit_holds_on_both_sides() {
+        let outbox = outbox(2, 1_000);
+        assert_eq!(outbox.offer(&frame("one")), Offered::Accepted);
+        assert_eq!(outbox.offer(&frame("two")), Offered::Accepted);
+        assert_eq!(outbox.offer(&frame("three")), Offered::Full);
+        assert_eq!(outbox.offer(&frame("four")), Offered::Closed);
+    }
+
+    #[test]
+    fn the_byte_limit_holds_on_both_sides() {
+        let outbox = outbox(10, 10);
+        assert_eq!(outbox.offer(&frame("12345678")), Offered::Accepted, "8 bytes and a header of 2 fit in 10");
+        assert_eq!(outbox.offer(&frame("1")), Offered::Full);
+    }
+
+    #[test]
+    fn what_the_writer_holds_still_counts_until_it_is_written() {
+        let outbox = outbox(2, 1_000);
+        let mut batch = VecDeque::new();
+        let waker = Waker::noop();
+        let cx = Context::from_waker(waker);
+        outbox.offer(&frame("one"));
+        outbox.offer(&frame("two"));
+        assert_eq!(outbox.visit(&cx, Depth::default(), &mut batch, 8), None);
+        assert_eq!(batch.len(), 2);
+        assert_eq!(outbox.depth().messages, 2);
+        let written = Depth { messages: 1, bytes: batch[0].bytes().len() };
+        batch.pop_front();
+        outbox.visit(&cx, written, &mut batch, 8);
+        assert_eq!(outbox.offer(&frame("three")), Offered::Accepted);
+        assert_eq!(outbox.offer(&frame("four")), Offered::Full);
+        assert_eq!(outbox.close(Depth::default()), 2, "two and three were accepted and never written");
+    }
+
+    #[test]
+    fn a_sleeping_task_is_woken_once_and_a_blocked_one_not_for_frames() {
+        let outbox = outbox(10, 1_000);
+        let wakes = Arc::new(Wakes::default());
+        let waker = Waker::from(wakes.clone());
+        let cx = Context::from_waker(&waker);
+        let mut batch = VecDeque::new();
+        outbox.visit(&cx, Depth::default(), &mut batch, 8);
+        outbox.offer(&frame("one"));
+        outbox.offer(&frame("two"));
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+        outbox.visit(&cx, Depth::default(), &mut batch, 0);
+        outbox.offer(&frame("three"));
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+        assert!(outbox.stop(Stop::Dropped));
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 2);
+        assert!(!outbox.stop(Stop::GoingAway), "it was already told to end");
+        assert_eq!(outbox.visit(&cx, Depth::default(), &mut batch, 8), Some(Stop::Dropped));
+    }
+
+    #[test]
+    fn an_alarm_wakes_when_due_and_not_before() {
+        let outbox = outbox(10, 1_000);
+        let wakes = Arc::new(Wakes::default());
+        let waker = Waker::from(wakes.clone());
+        outbox.visit(&Context::from_waker(&waker), Depth::default(), &mut VecDeque::new(), 8);
+        outbox.set_alarm(5);
+        outbox.wake_if_due(4);
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 0);
+        outbox.wake_if_due(5);
+        outbox.wake_if_due(6);
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+    }
+}

@@ -1,0 +1,388 @@
+//! Listeners, and the life of a server: bind, run, and stop in order.
+
+mod accept;
+mod page;
+mod route;
+mod stack;
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::HealthServer;
+use tonic_health::server::{HealthReporter, HealthService};
+use tonic_reflection::server::Builder as ReflectionBuilder;
+use tower::util::BoxCloneSyncService;
+use tracing::{debug, info, warn};
+
+use crate::auth::{OpenPush, PushAuthorizer, PushKeys, ReloadError, TokenAuthenticator, TokenFile, TokenIsUser};
+use crate::binder::Binder;
+use crate::config::{Check, Config, Invalid, Page};
+use crate::connection::Shared;
+use crate::doors::websocket::WebSocketDoor;
+use crate::gateway::{Gateway, Rooms};
+use crate::message::Names;
+use crate::metrics::Metrics;
+use crate::outbox::{Capacity, Stop};
+use crate::proto;
+use crate::registry::{Limits, Registry};
+
+use accept::Http;
+use route::{Reflection, Router, Serves};
+
+/// Connections the kernel holds for us while we are busy: a wave of clients that come back at once fits in.
+const LISTEN_BACKLOG: u32 = 4096;
+
+/// The health service's name for the gateway as a whole.
+const OVERALL: &str = "";
+
+/// What a server is made from.
+pub struct ServerBuilder {
+    config: Config,
+    listener: Option<TcpListener>,
+    control_listener: Option<TcpListener>,
+    token_authenticator: Option<Arc<dyn TokenAuthenticator>>,
+    push_authorizer: Option<Arc<dyn PushAuthorizer>>,
+}
+
+/// A gateway with its addresses bound and nothing served yet.
+pub struct Server {
+    gateway: Gateway,
+    http: Arc<Http>,
+    listeners: Vec<(TcpListener, Serves)>,
+    local_addr: SocketAddr,
+    control_addr: SocketAddr,
+    page: bool,
+    health: HealthReporter,
+    push_permits: Arc<Semaphore>,
+    sockets: TaskTracker,
+}
+
+impl fmt::Debug for ServerBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerBuilder").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let addresses = (&self.local_addr, &self.control_addr);
+        f.debug_struct("Server").field("addresses", &addresses).finish_non_exhaustive()
+    }
+}
+
+/// Why a server could not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// `tokens_file` or `push_keys_file` cannot be used.
+    #[error("cannot set up authorization")]
+    Auth(#[from] ReloadError),
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// Which address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// How a server's run ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Report {
+    /// WebSocket connections that were still open when the grace was over.
+    pub connections_cut: usize,
+    /// HTTP connections that were still open when the grace was over.
+    pub http_connections_cut: usize,
+}
+
+impl ServerBuilder {
+    /// Serves clients, and everything else without a control listener, on this listener instead of `listen`.
+    #[must_use]
+    pub fn listener(mut self, listener: TcpListener) -> Self {
+        self.listener = Some(listener);
+        self
+    }
+
+    /// Serves everything but clients on this listener instead of `control_listen`.
+    #[must_use]
+    pub fn control_listener(mut self, listener: TcpListener) -> Self {
+        self.control_listener = Some(listener);
+        self
+    }
+
+    /// Checks tokens with this instead of `tokens_file`.
+    #[must_use]
+    pub fn token_authenticator(mut self, authenticator: impl TokenAuthenticator) -> Self {
+        self.token_authenticator = Some(Arc::new(authenticator));
+        self
+    }
+
+    /// Checks pushes with this instead of `push_keys_file`.
+    #[must_use]
+    pub fn push_authorizer(mut self, authorizer: impl PushAuthorizer) -> Self {
+        self.push_authorizer = Some(Arc::new(authorizer));
+        self
+    }
+
+    /// Checks the configuration, reads the files it names, and binds its addresses.
+    ///
+    /// # Errors
+    /// When any of the three fails.
+    pub async fn bind(mut self) -> Result<Server, ServerError> {
+        if let Some(listener) = &self.listener {
+            self.config.listen = address_of(listener, self.config.listen)?;
+        }
+        if let Some(listener) = &self.control_listener {
+            self.config.control_listen = Some(address_of(listener, self.config.control_address())?);
+        }
+        let check = |is_own| if is_own { Check::Own } else { Check::Stock };
+        self.config.validate_with(check(self.token_authenticator.is_some()), check(self.push_authorizer.is_some()))?;
+        let token_authenticator = match (self.token_authenticator, &self.config.tokens_file) {
+            (Some(own), _) => own,
+            (None, Some(path)) => Arc::new(TokenFile::open(path)?),
+            (None, None) => Arc::new(TokenIsUser),
+        };
+        let push_authorizer = match (self.push_authorizer, &self.config.push_keys_file) {
+            (Some(own), _) => own,
+            (None, Some(path)) => Arc::new(PushKeys::open(path)?),
+            (None, None) => Arc::new(OpenPush),
+        };
+        let listener = match self.listener {
+            Some(listener) => listener,
+            None => listen(self.config.listen)?,
+        };
+        let control_listener = match (self.control_listener, self.config.control_listen) {
+            (Some(listener), _) => Some(listener),
+            (None, Some(address)) => Some(listen(address)?),
+            (None, None) => None,
+        };
+        let local_addr = address_of(&listener, self.config.listen)?;
+        let control_addr = match &control_listener {
+            Some(control) => address_of(control, self.config.control_address())?,
+            None => local_addr,
+        };
+        let listeners = match control_listener {
+            Some(control) => vec![(listener, Serves::Clients), (control, Serves::Control)],
+            None => vec![(listener, Serves::All)],
+        };
+        let gateway = gateway(self.config, token_authenticator, push_authorizer);
+        Ok(Server::new(gateway, listeners, local_addr, control_addr).await)
+    }
+}
+
+/// The address a listener really has, port 0 resolved.
+fn address_of(listener: &TcpListener, asked_for: SocketAddr) -> Result<SocketAddr, ServerError> {
+    listener.local_addr().map_err(|source| ServerError::Listen { address: asked_for, source })
+}
+
+fn listen(address: SocketAddr) -> Result<TcpListener, ServerError> {
+    let open = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // A restarted gateway must not wait for the old one's sockets to time out.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(LISTEN_BACKLOG)
+    };
+    open().map_err(|source| ServerError::Listen { address, source })
+}
+
+fn gateway(
+    config: Config,
+    token_authenticator: Arc<dyn TokenAuthenticator>,
+    push_authorizer: Arc<dyn PushAuthorizer>,
+) -> Gateway {
+    let names = Arc::new(Names::new());
+    let limits = Limits {
+        connections_max: config.connections_max,
+        connections_per_address_max: config.connections_per_address_max,
+        outbox: Capacity { messages_max: config.outbox_messages_max, bytes_max: config.outbox_bytes_max },
+    };
+    Gateway::new(Rooms {
+        binder: Arc::new(Binder::default()),
+        registry: Arc::new(Registry::new(limits, names.clone(), config.tick())),
+        metrics: Arc::new(Metrics::new()),
+        config: Arc::new(config),
+        names,
+        token_authenticator,
+        push_authorizer,
+    })
+}
+
+impl Server {
+    /// Starts from a config; more can be plugged in before [`ServerBuilder::bind`].
+    #[must_use]
+    pub fn builder(config: Config) -> ServerBuilder {
+        ServerBuilder {
+            config,
+            listener: None,
+            control_listener: None,
+            token_authenticator: None,
+            push_authorizer: None,
+        }
+    }
+
+    /// Binds a server made from the config alone.
+    ///
+    /// # Errors
+    /// See [`ServerBuilder::bind`].
+    pub async fn bind(config: Config) -> Result<Self, ServerError> {
+        Self::builder(config).bind().await
+    }
+
+    async fn new(
+        gateway: Gateway,
+        listeners: Vec<(TcpListener, Serves)>,
+        local_addr: SocketAddr,
+        control_addr: SocketAddr,
+    ) -> Self {
+        let rooms = gateway.rooms();
+        let page = match rooms.config.page {
+            Page::On => true,
+            Page::Off => false,
+            Page::Auto => control_addr.ip().is_loopback(),
+        };
+        let health = HealthReporter::new();
+        health.set_service_status(proto::push_service_server::SERVICE_NAME, ServingStatus::Serving).await;
+        let push_permits = Arc::new(Semaphore::new(rooms.config.push_concurrency_max));
+        let sockets = TaskTracker::new();
+        let router = Router {
+            websocket: WebSocketDoor {
+                registry: rooms.registry.clone(),
+                shared: Arc::new(Shared {
+                    binder: rooms.binder.clone(),
+                    metrics: rooms.metrics.clone(),
+                    config: rooms.config.clone(),
+                    token_authenticator: rooms.token_authenticator.clone(),
+                }),
+                tasks: sockets.clone(),
+            },
+            push: stack::push_stack(&gateway, push_permits.clone()),
+            health: HealthServer::new(HealthService::from_health_reporter(health.clone())),
+            reflection: reflection(),
+            page: page.then(|| page::page(&rooms.config, local_addr.port())),
+            gateway: gateway.clone(),
+        };
+        let http = Arc::new(Http::new(Arc::new(router), &rooms.config));
+        Self { gateway, http, listeners, local_addr, control_addr, page, health, push_permits, sockets }
+    }
+
+    /// The address that clients connect to.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// The address of the push doors; the same as [`Server::local_addr`] unless they have one of their own.
+    #[must_use]
+    pub fn control_addr(&self) -> SocketAddr {
+        self.control_addr
+    }
+
+    /// Whether the page to try the gateway from is served.
+    #[must_use]
+    pub fn has_page(&self) -> bool {
+        self.page
+    }
+
+    /// The gateway, to push, drop and reload without a door.
+    #[must_use]
+    pub fn gateway(&self) -> Gateway {
+        self.gateway.clone()
+    }
+
+    /// Serves until `stop` is ready, then stops in order: not ready any more; accept nobody; finish the pushes in hand;
+    /// write what is queued and close every client with 1001; after `shutdown_grace`, cut what is left.
+    pub async fn run(mut self, stop: impl Future<Output = ()>) -> Report {
+        let registry = self.gateway.rooms().registry.clone();
+        let time = AbortOnDropHandle::new(tokio::spawn({
+            let registry = registry.clone();
+            async move { registry.keep_time().await }
+        }));
+        let accepting = TaskTracker::new();
+        for (listener, serves) in std::mem::take(&mut self.listeners) {
+            accepting.spawn(self.http.clone().accept(listener, serves));
+        }
+        stop.await;
+        let report = self.stop(&accepting).await;
+        drop(time);
+        report
+    }
+
+    async fn stop(self, accepting: &TaskTracker) -> Report {
+        let rooms = self.gateway.rooms();
+        let grace = rooms.config.shutdown_grace;
+        let deadline = Instant::now() + grace;
+        info!(connections = rooms.registry.len(), ?grace, "shutting down");
+        for service in [OVERALL, proto::push_service_server::SERVICE_NAME] {
+            self.health.set_service_status(service, ServingStatus::NotServing).await;
+        }
+        rooms.registry.drain();
+        self.http.stop.cancel();
+        finish(accepting, deadline).await;
+        self.finish_pushes(grace / 2).await;
+        // Ends the streams of whoever watches the health, who has been told by now.
+        for service in [OVERALL, proto::push_service_server::SERVICE_NAME] {
+            self.health.clone().clear_service_status(service).await;
+        }
+        let told = rooms.registry.stop_all(Stop::GoingAway);
+        debug!(told, "clients told to go");
+        finish(&self.sockets, deadline).await;
+        finish(&self.http.tasks, deadline).await;
+        let report = Report { connections_cut: self.sockets.len(), http_connections_cut: self.http.tasks.len() };
+        self.http.cut.cancel();
+        rooms.registry.stop_all(Stop::Cut);
+        // A task that is cut ends at its next poll. One that does not is in an embedder's check that blocks.
+        let moment = Instant::now() + Duration::from_secs(1);
+        finish(&self.sockets, moment).await;
+        finish(&self.http.tasks, moment).await;
+        if report == Report::default() {
+            info!("stopped, nothing was cut");
+        } else {
+            let Report { connections_cut, http_connections_cut } = report;
+            warn!(connections_cut, http_connections_cut, "stopped after the grace");
+        }
+        report
+    }
+
+    /// Waits until no push is in hand. Half of the grace, so that a caller that sends its body slowly leaves the other
+    /// half to the clients.
+    async fn finish_pushes(&self, patience: Duration) {
+        let all = u32::try_from(self.gateway.rooms().config.push_concurrency_max).unwrap_or(u32::MAX);
+        match tokio::time::timeout(patience, self.push_permits.acquire_many(all)).await {
+            Ok(_) => debug!("pushes finished"),
+            Err(_) => warn!("pushes are still in hand"),
+        }
+    }
+}
+
+async fn finish(tasks: &TaskTracker, deadline: Instant) {
+    tasks.close();
+    let _in_time = tokio::time::timeout_at(deadline, tasks.wait()).await;
+}
+
+fn reflection() -> Reflection {
+    let builder = || {
+        ReflectionBuilder::configure()
+            .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    const SOUND: &str = "the descriptors were encoded by this build";
+    Reflection {
+        v1: BoxCloneSyncService::new(builder().build_v1().expect(SOUND)),
+        v1alpha: BoxCloneSyncService::new(builder().build_v1alpha().expect(SOUND)),
+    }
+}

@@ -1,0 +1,151 @@
+//! Which path leads where, on each of the two addresses.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tonic_health::pb::health_server::HealthServer;
+use tonic_health::server::HealthService;
+use tower::util::BoxCloneSyncService;
+use tower::{Service, ServiceExt};
+
+use crate::doors::websocket::WebSocketDoor;
+use crate::doors::{Body, empty, json, text, try_later};
+use crate::gateway::Gateway;
+
+use super::accept::Counted;
+use super::page::PAGE_POLICY;
+use super::stack::{Peer, PushStack, is_grpc_push};
+
+/// What an address serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Serves {
+    /// Everything.
+    All,
+    /// The WebSocket door alone.
+    Clients,
+    /// Everything but the WebSocket door.
+    Control,
+}
+
+/// All that requests can reach.
+pub(super) struct Router {
+    pub(super) gateway: Gateway,
+    pub(super) websocket: WebSocketDoor,
+    pub(super) push: PushStack,
+    pub(super) health: HealthServer<HealthService>,
+    pub(super) reflection: Reflection,
+    /// The page to try the gateway from, where it is on.
+    pub(super) page: Option<Bytes>,
+}
+
+/// Server reflection in both versions: grpcurl asks for v1 first, older tools know only v1alpha.
+pub(super) struct Reflection {
+    pub(super) v1: GrpcService,
+    pub(super) v1alpha: GrpcService,
+}
+
+/// A gRPC service whose type tonic does not name.
+pub(super) type GrpcService = BoxCloneSyncService<Request<Incoming>, Response<Body>, Infallible>;
+
+impl Router {
+    /// Answers one request. `S` is the stream under the one it came on, which an upgrade takes over.
+    pub(super) async fn route<S>(
+        self: Arc<Self>,
+        serves: Serves,
+        mut request: Request<Incoming>,
+        peer: SocketAddr,
+    ) -> Response<Body>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let config = &self.gateway.rooms().config;
+        let path = request.uri().path();
+        if serves != Serves::Control && path == config.ws_path {
+            return self.websocket.upgrade(request, peer, Counted::<S>::into_stream);
+        }
+        if serves == Serves::Clients {
+            return not_found(&request);
+        }
+        let is_json_push = path == config.push_path;
+        if is_json_push && request.method() != Method::POST {
+            // Before authorization, as the replaced service had it.
+            return json::method_not_allowed();
+        }
+        if is_json_push || is_grpc_push(path) {
+            request.extensions_mut().insert(Peer(peer));
+            return self.push.clone().oneshot(request).await.unwrap_or_else(|never| match never {});
+        }
+        match path {
+            "/metrics" | "/healthz" | "/readyz" | "/" => self.look(&request),
+            _ if path.starts_with("/grpc.health.v1.Health/") => grpc(self.health.clone(), request).await,
+            _ if path.starts_with("/grpc.reflection.v1.ServerReflection/") => {
+                grpc(self.reflection.v1.clone(), request).await
+            }
+            _ if path.starts_with("/grpc.reflection.v1alpha.ServerReflection/") => {
+                grpc(self.reflection.v1alpha.clone(), request).await
+            }
+            _ => not_found(&request),
+        }
+    }
+
+    /// What a person, a probe or a scraper looks at.
+    fn look(&self, request: &Request<Incoming>) -> Response<Body> {
+        if request.method() != Method::GET && request.method() != Method::HEAD {
+            let mut response = empty(StatusCode::METHOD_NOT_ALLOWED);
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return response;
+        }
+        match request.uri().path() {
+            "/healthz" => text(StatusCode::OK, "ok\n"),
+            "/readyz" if self.gateway.rooms().registry.is_draining() => {
+                try_later(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n")
+            }
+            "/readyz" => text(StatusCode::OK, "ready\n"),
+            "/metrics" => {
+                let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+                typed(kind, self.gateway.scrape().into())
+            }
+            "/" => match &self.page {
+                Some(page) => {
+                    let mut response = typed(HeaderValue::from_static("text/html; charset=utf-8"), page.clone());
+                    let policy = HeaderValue::from_static(PAGE_POLICY);
+                    response.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
+                    response
+                }
+                None => not_found(request),
+            },
+            _ => not_found(request),
+        }
+    }
+}
+
+async fn grpc<S>(service: S, request: Request<Incoming>) -> Response<Body>
+where
+    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible>,
+{
+    service.oneshot(request).await.unwrap_or_else(|never| match never {})
+}
+
+fn typed(kind: HeaderValue, bytes: Bytes) -> Response<Body> {
+    let mut response = Response::new(Body::new(Full::new(bytes)));
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+/// Says so in the caller's own protocol.
+fn not_found<B>(request: &Request<B>) -> Response<Body> {
+    let is_grpc =
+        request.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+    if is_grpc {
+        tonic::Status::unimplemented("no such service").into_http()
+    } else {
+        text(StatusCode::NOT_FOUND, "not found\n")
+    }
+}

@@ -1,0 +1,202 @@
+//! Who may bind and who may push.
+
+use std::io::Write;
+
+use async_trait::async_trait;
+use pushgate::proto::{PushBatchRequest, push_result::Result as ResultOf};
+use pushgate::{
+    BindAttempt, Config, Identity, PushAuthorizer, PushCredentials, PushRefused, PushScope, Server, ServerError,
+    TokenAuthenticator, TokenError, UserId,
+};
+use tonic::{Code, Request};
+
+use crate::support::{TestGateway, push_request, soon};
+
+pub(crate) struct NobodyMayPush;
+
+#[async_trait]
+impl PushAuthorizer for NobodyMayPush {
+    async fn authorize(&self, _: &PushCredentials) -> Result<PushScope, PushRefused> {
+        Err(PushRefused::Unauthenticated)
+    }
+}
+
+fn file(text: &str) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    file
+}
+
+const KEYS: &str = r#"
+[[key]]
+name = "everything"
+key = "key-for-everything"
+
+[[key]]
+name = "mail"
+key = "key-for-ann's-mail"
+users = ["ann"]
+events = ["mail*"]
+"#;
+
+#[tokio::test]
+async fn a_token_of_the_file_binds_its_user_and_others_are_refused() {
+    let tokens = file("\"t-1\" = \"ann\"\n");
+    let gateway = TestGateway::with(|config| config.tokens_file = Some(tokens.path().into())).await;
+    let mut phone = gateway.bind("t-1", "mail").await;
+    assert_eq!(gateway.json().push("ann", "mail", "m").await, 1);
+    assert_eq!(phone.next_text().await, "m");
+    let mut stranger = gateway.connect().await;
+    stranger.send_bind("ann", "mail").await;
+    assert_eq!(stranger.closed().await, (4401, "token refused".to_owned()));
+    phone.send_bind("t-2", "mail").await;
+    assert_eq!(phone.closed().await.0, 4401);
+    gateway.until_empty().await;
+}
+
+#[tokio::test]
+async fn a_reload_changes_the_tokens_and_loses_no_socket() {
+    let tokens = file("\"t-1\" = \"ann\"\n");
+    let gateway = TestGateway::with(|config| config.tokens_file = Some(tokens.path().into())).await;
+    let mut phone = gateway.bind("t-1", "mail").await;
+    std::fs::write(tokens.path(), "\"t-2\" = \"ann\"\n").unwrap();
+    gateway.gateway.reload().await.unwrap();
+    let mut late = gateway.connect().await;
+    late.send_bind("t-1", "mail").await;
+    assert_eq!(late.closed().await.0, 4401);
+    let _new = gateway.bind("t-2", "mail").await;
+    assert_eq!(gateway.json().push("ann", "mail", "m").await, 2);
+    assert_eq!(phone.next_text().await, "m");
+
+    std::fs::write(tokens.path(), "not a token file").unwrap();
+    assert!(gateway.gateway.reload().await.is_err());
+    let _newer = gateway.bind("t-2", "mail").await;
+}
+
+struct ByName;
+
+#[async_trait]
+impl TokenAuthenticator for ByName {
+    async fn authenticate(&self, attempt: &BindAttempt<'_>) -> Result<Identity, TokenError> {
+        match attempt.token.expose() {
+            "away" => Err(TokenError::Unavailable),
+            "panic" => panic!("as an embedder's check may"),
+            "never" => std::future::pending().await,
+            _ if attempt.event.as_str() == "secret" => Err(TokenError::NotAllowed),
+            name => Ok(Identity::new(UserId::new(name).unwrap())),
+        }
+    }
+}
+
+#[tokio::test]
+async fn each_refusal_of_an_own_check_has_its_close_code() {
+    let own = |config: &mut Config| config.bind_timeout = std::time::Duration::from_millis(200);
+    let gateway = TestGateway::built(own, |builder| builder.token_authenticator(ByName)).await;
+    for (token, event, code) in [("ann", "secret", 4403), ("away", "mail", 1013), ("never", "mail", 4408)] {
+        let mut phone = gateway.connect().await;
+        phone.send_bind(token, event).await;
+        assert_eq!(phone.closed().await.0, code, "{token} {event}");
+        // The same for a bind on a connection that is bound already, which ends with all its bindings.
+        let mut bound = gateway.bind("bob", "mail").await;
+        bound.send_bind(token, event).await;
+        assert_eq!(bound.closed().await.0, code, "{token} {event}");
+    }
+    gateway.until_empty().await;
+}
+
+#[tokio::test]
+async fn pushes_are_written_while_a_token_check_takes_its_time() {
+    let gateway = TestGateway::built(|_| (), |builder| builder.token_authenticator(ByName)).await;
+    let mut phone = gateway.bind("ann", "mail").await;
+    phone.send_bind("never", "chat").await;
+    assert_eq!(gateway.json().push("ann", "mail", "m").await, 1);
+    assert_eq!(phone.next_text().await, "m");
+}
+
+#[tokio::test]
+async fn a_panic_in_a_token_check_ends_and_unbinds_that_connection_alone() {
+    let gateway = TestGateway::built(|_| (), |builder| builder.token_authenticator(ByName)).await;
+    let mut neighbour = gateway.bind("bob", "mail").await;
+    let mut phone = gateway.bind("ann", "mail").await;
+    phone.send_bind("panic", "mail").await;
+    gateway.until("pushgate_closes_total{reason=\"panicked\"}", |closes| closes == 1).await;
+    gateway.until("pushgate_bindings", |bindings| bindings == 1).await;
+    assert_eq!(gateway.json().push("ann", "mail", "m").await, 0);
+    assert_eq!(gateway.json().push("bob", "mail", "m").await, 1);
+    assert_eq!(neighbour.next_text().await, "m");
+}
+
+#[tokio::test]
+async fn a_key_opens_both_doors_and_only_what_it_is_for() {
+    let keys = file(KEYS);
+    let gateway = TestGateway::with(|config| config.push_keys_file = Some(keys.path().into())).await;
+    let body = |user: &str, event: &str| format!(r#"{{"userId":"{user}","event":"{event}","message":"m"}}"#);
+    let cases = [
+        (None, "ann", "mail", 401, Code::Unauthenticated),
+        (Some("no such key, not one"), "ann", "mail", 401, Code::Unauthenticated),
+        (Some("key-for-everything"), "bob", "chat", 200, Code::Ok),
+        (Some("key-for-ann's-mail"), "ann", "mail.inbox", 200, Code::Ok),
+        (Some("key-for-ann's-mail"), "ann", "chat", 401, Code::PermissionDenied),
+        (Some("key-for-ann's-mail"), "bob", "mail", 401, Code::PermissionDenied),
+    ];
+    let mut grpc = gateway.grpc().await;
+    for (key, user, event, status, code) in cases {
+        let mut json = gateway.json();
+        if let Some(key) = key {
+            json = json.key(key);
+        }
+        let answer = json.post(body(user, event)).await;
+        assert_eq!((answer.status, answer.body.is_empty()), (status, status == 401), "{key:?} {user} {event}");
+        for header in ["x-api-key", "authorization"] {
+            let mut request = Request::new(push_request(user, event, "m"));
+            if let Some(key) = key {
+                let value = if header == "authorization" { format!("Bearer {key}") } else { key.to_owned() };
+                request.metadata_mut().insert(header, value.parse().unwrap());
+            }
+            let answered = soon(grpc.client.push(request)).await.map_or_else(|status| status.code(), |_| Code::Ok);
+            assert_eq!(answered, code, "{header} {key:?} {user} {event}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_batch_is_refused_item_by_item() {
+    let keys = file(KEYS);
+    let gateway = TestGateway::with(|config| config.push_keys_file = Some(keys.path().into())).await;
+    let pushes =
+        vec![push_request("bob", "mail", "m"), push_request("ann", "mail", "m"), push_request("", "mail", "m")];
+    let mut request = Request::new(PushBatchRequest { pushes });
+    request.metadata_mut().insert("x-api-key", "key-for-ann's-mail".parse().unwrap());
+    let results = soon(gateway.grpc().await.client.push_batch(request)).await.unwrap().into_inner().results;
+    let codes: Vec<i32> = results
+        .into_iter()
+        .map(|result| match result.result.unwrap() {
+            ResultOf::Outcome(_) => 0,
+            ResultOf::Error(error) => error.code,
+        })
+        .collect();
+    assert_eq!(codes, [Code::PermissionDenied.into(), 0, Code::InvalidArgument.into()]);
+}
+
+#[tokio::test]
+async fn dropping_all_events_of_a_user_needs_a_key_for_all_events() {
+    let keys = file(KEYS);
+    let gateway = TestGateway::with(|config| config.push_keys_file = Some(keys.path().into())).await;
+    let mut grpc = gateway.grpc().await;
+    for (event, code) in [("mail", Code::Ok), ("", Code::PermissionDenied), ("chat", Code::PermissionDenied)] {
+        let drop = pushgate::proto::DropRequest { user_id: "ann".to_owned(), event: event.to_owned() };
+        let mut request = Request::new(drop);
+        request.metadata_mut().insert("x-api-key", "key-for-ann's-mail".parse().unwrap());
+        let answered = soon(grpc.client.drop(request)).await.map_or_else(|status| status.code(), |_| Code::Ok);
+        assert_eq!(answered, code, "{event:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_open_address_is_refused_unless_guarded() {
+    let open = Config { listen: ([0, 0, 0, 0], 0).into(), ..Config::default() };
+    let refused = Server::bind(open.clone()).await.unwrap_err();
+    assert!(matches!(refused, ServerError::Invalid(_)), "{refused}");
+    let guarded = Server::builder(open).token_authenticator(ByName).push_authorizer(NobodyMayPush).bind().await;
+    assert!(guarded.is_ok(), "an embedder's own checks are guards too");
+}

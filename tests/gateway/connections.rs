@@ -1,0 +1,337 @@
+//! How connections begin, live and end: every limit on both sides, every way out.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
+use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, Frame};
+
+use crate::support::{Client, TestGateway, http, read_answer, soon};
+
+const UPGRADE: &str = "GET /ws HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
+                       sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n";
+
+/// A client's frame, with a mask of zeros.
+fn masked(opcode: u8, body: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(body.len()).unwrap();
+    assert!(length < 126);
+    [&[0x80 | opcode, 0x80 | length, 0, 0, 0, 0], body].concat()
+}
+
+async fn closes(gateway: &TestGateway, reason: &str) -> u64 {
+    gateway.metric(&format!("pushgate_closes_total{{reason=\"{reason}\"}}")).await
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_bind_in_time_is_closed_and_one_that_did_is_not() {
+    let gateway = TestGateway::with(|config| config.bind_timeout = Duration::from_millis(200)).await;
+    let mut bound = gateway.bind("ann", "mail").await;
+    let mut silent = gateway.connect().await;
+    assert_eq!(silent.closed().await, (4408, "did not bind in time".to_owned()));
+    assert_eq!(gateway.json().push("ann", "mail", "m").await, 1);
+    assert_eq!(bound.next_text().await, "m");
+}
+
+#[tokio::test]
+async fn a_bind_in_the_same_packet_as_the_upgrade_is_seen() {
+    let gateway = TestGateway::start().await;
+    let mut stream = soon(TcpStream::connect(gateway.clients)).await.unwrap();
+    let bind = masked(1, br#"{"token":"ann","event":"mail"}"#);
+    soon(stream.write_all(&[UPGRADE.as_bytes(), &bind].concat())).await.unwrap();
+    let answer = read_answer(&mut stream).await;
+    assert_eq!((answer.status, answer.header("sec-websocket-protocol")), (101, None));
+    gateway.until("pushgate_bindings", |bindings| bindings == 1).await;
+}
+
+#[tokio::test]
+async fn a_legacy_client_is_sent_nothing_that_was_not_pushed_but_pings() {
+    let gateway = TestGateway::with(|config| config.ping_interval = Duration::from_millis(50)).await;
+    let mut stream = soon(TcpStream::connect(gateway.clients)).await.unwrap();
+    let bind = masked(1, br#"{"token":"ann","event":"mail"}"#);
+    soon(stream.write_all(&[UPGRADE.as_bytes(), &bind].concat())).await.unwrap();
+    read_answer(&mut stream).await;
+    let mut frame = [0; 2];
+    for _ in 0..3 {
+        soon(stream.read_exact(&mut frame)).await.unwrap();
+        assert_eq!(frame, [0x89, 0], "an empty ping");
+        soon(stream.write_all(&masked(0xa, b""))).await.unwrap();
+    }
+    assert_eq!(gateway.json().push("ann", "mail", "!").await, 1);
+    let mut rest = Vec::new();
+    while !rest.ends_with(b"\x81\x01!") {
+        assert_ne!(soon(stream.read_buf(&mut rest)).await.unwrap(), 0);
+    }
+    let pings = rest.len() - 3;
+    assert!(rest[..pings].chunks(2).all(|frame| frame == [0x89, 0]), "{rest:?}");
+}
+
+#[tokio::test]
+async fn a_peer_that_is_gone_without_a_word_is_found_by_the_ping() {
+    let gateway = TestGateway::with(|config| {
+        config.ping_interval = Duration::from_millis(50);
+        config.pong_timeout = Duration::from_millis(50);
+        config.close_timeout = Duration::from_millis(50);
+    })
+    .await;
+    // Not polled again, so it answers no ping, as a peer behind a cable that was cut.
+    let half_open = gateway.bind("ann", "mail").await;
+    gateway.until_empty().await;
+    assert_eq!(closes(&gateway, "pong_timeout").await, 1);
+    drop(half_open);
+}
+
+#[tokio::test]
+async fn a_pong_keeps_the_connection() {
+    let gateway = TestGateway::with(|config| {
+        config.ping_interval = Duration::from_millis(50);
+        config.pong_timeout = Duration::from_secs(5);
+    })
+    .await;
+    let mut phone = gateway.bind("ann", "mail").await;
+    for _ in 0..3 {
+        assert!(matches!(soon(futures_util::StreamExt::next(&mut phone.socket)).await, Some(Ok(Message::Ping(_)))));
+    }
+    assert_eq!(gateway.json().push("ann", "mail", "m").await, 1);
+    assert_eq!(phone.next_text().await, "m");
+}
+
+#[tokio::test]
+async fn a_clients_ping_is_answered_between_two_messages() {
+    let gateway = TestGateway::start().await;
+    let mut phone = gateway.bind("ann", "mail").await;
+    phone.send(Message::Ping("are you there".into())).await;
+    let pong = soon(futures_util::StreamExt::next(&mut phone.socket)).await.unwrap().unwrap();
+    assert_eq!(pong, Message::Pong("are you there".into()));
+    assert_eq!(gateway.json().push("ann", "mail", "m").await, 1);
+    assert_eq!(phone.next_text().await, "m");
+}
+
+/// A client whose kernel takes little, so that a few messages fill the way to it.
+async fn narrow(gateway: &TestGateway) -> Client {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut client = Client::over(socket, gateway.clients).await;
+    gateway.bind_also(&mut client, "ann", "mail").await;
+    client
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_in_time_is_closed_and_what_was_lost_is_counted() {
+    let gateway = TestGateway::with(|config| {
+        config.write_timeout = Duration::from_millis(100);
+        config.close_timeout = Duration::from_millis(50);
+        config.outbox_bytes_max = 1 << 30;
+    })
+    .await;
+    let stuck = narrow(&gateway).await;
+    let message = "m".repeat(200_000);
+    let mut accepted = 0;
+    let mut json = gateway.json();
+    while closes(&gateway, "write_timeout").await == 0 {
+        accepted += json.push("ann", "mail", &message).await;
+    }
+    gateway.until_empty().await;
+    let written = gateway.metric("pushgate_messages_written_total").await;
+    let undelivered = gateway.metric("pushgate_messages_undelivered_total{reason=\"write_timeout\"}").await;
+    assert_eq!(accepted, written + undelivered);
+    assert!(undelivered > 0);
+    drop(stuck);
+}
+
+#[tokio::test]
+async fn what_was_accepted_before_a_drop_still_arrives() {
+    let gateway = TestGateway::start().await;
+    let mut phone = narrow(&gateway).await;
+    let message = "m".repeat(50_000);
+    for _ in 0..15 {
+        assert_eq!(gateway.json().push("ann", "mail", &message).await, 1);
+    }
+    assert_eq!(gateway.grpc().await.drop_user("ann", "").await, 1);
+    assert_eq!(gateway.json().push("ann", "mail", "late").await, 0, "unbound at once");
+    for _ in 0..15 {
+        assert_eq!(phone.next_text().await, message);
+    }
+    assert_eq!(phone.closed().await.0, 4409);
+    gateway.until_empty().await;
+}
+
+#[tokio::test]
+async fn a_close_frame_is_answered_and_unbinds() {
+    let gateway = TestGateway::start().await;
+    let mut phone = gateway.bind("ann", "mail").await;
+    let frame = CloseFrame { code: 4000.into(), reason: "bye".into() };
+    phone.send(Message::Close(Some(frame.clone()))).await;
+    assert_eq!(phone.closed().await, (4000, "bye".to_owned()));
+    gateway.until_empty().await;
+    assert_eq!(closes(&gateway, "client_closed").await, 1);
+}
+
+#[tokio::test]
+async fn the_end_of_the_stream_without_a_close_frame_unbinds() {
+    let gateway = TestGateway::start().await;
+    let phone = gateway.bind("ann", "mail").await;
+    drop(phone.socket.into_inner());
+    gateway.until_empty().await;
+    assert_eq!(closes(&gateway, "reset").await, 1);
+}
+
+#[tokio::test]
+async fn the_limit_of_connections_holds_on_both_sides_and_frees_up() {
+    let gateway = TestGateway::with(|config| config.connections_max = 2).await;
+    let first = gateway.connect().await;
+    let _second = gateway.connect().await;
+    let answer = http(gateway.clients, UPGRADE).await;
+    assert_eq!((answer.status, answer.header("retry-after")), (503, Some("5")));
+    assert_eq!(answer.body, "the gateway is at its limit of 2 connections");
+    first.reset();
+    gateway.until("pushgate_connections", |connections| connections == 1).await;
+    let _third = gateway.connect().await;
+}
+
+#[tokio::test]
+async fn the_limit_of_a_user_holds_on_both_sides_and_frees_up() {
+    let gateway = TestGateway::with(|config| config.connections_per_user_max = 2).await;
+    let first = gateway.bind("ann", "mail").await;
+    let _second = gateway.bind("ann", "chat").await;
+    let mut third = gateway.connect().await;
+    third.send_bind("ann", "news").await;
+    assert_eq!(third.closed().await, (4429, "too many connections for this user".to_owned()));
+    let _another = gateway.bind("bob", "mail").await;
+    first.reset();
+    gateway.until("pushgate_connections", |connections| connections == 2).await;
+    let _fourth = gateway.bind("ann", "mail").await;
+}
+
+#[tokio::test]
+async fn the_limit_of_an_address_holds_on_both_sides_and_frees_up() {
+    let gateway = TestGateway::with(|config| config.connections_per_address_max = 1).await;
+    let first = gateway.connect().await;
+    let answer = http(gateway.clients, UPGRADE).await;
+    assert_eq!((answer.status, answer.header("retry-after")), (429, Some("5")));
+    let _elsewhere = Client::connect_from(([127, 0, 0, 2], 0).into(), gateway.clients).await;
+    first.reset();
+    gateway.until("pushgate_connections", |connections| connections == 1).await;
+    let _second = gateway.connect().await;
+}
+
+#[tokio::test]
+async fn the_limit_of_events_holds_on_both_sides() {
+    let gateway = TestGateway::with(|config| config.events_per_connection_max = 2).await;
+    let mut phone = gateway.bind("ann", "one").await;
+    gateway.bind_also(&mut phone, "ann", "two").await;
+    gateway.bind_also(&mut phone, "ann", "two").await;
+    phone.send_bind("ann", "three").await;
+    assert_eq!(phone.closed().await, (4429, "too many events on this connection".to_owned()));
+    gateway.until_empty().await;
+}
+
+#[tokio::test]
+async fn the_limits_of_a_message_and_of_a_frame_hold_on_both_sides() {
+    let bind = |length: usize| {
+        let bind = r#"{"token":"ann","event":"mail"}"#;
+        format!("{bind}{}", " ".repeat(length - bind.len()))
+    };
+    let gateway = TestGateway::with(|config| {
+        config.client_frame_bytes_max = 1024;
+        config.client_message_bytes_max = 1500;
+    })
+    .await;
+    let mut phone = gateway.connect().await;
+    phone.send(Message::text(bind(1024))).await;
+    gateway.until("pushgate_bindings", |bindings| bindings == 1).await;
+    phone.send(Message::text(bind(1025))).await;
+    assert_eq!(phone.closed().await, (1009, "message too big".to_owned()));
+
+    for (length, fits) in [(1500, true), (1501, false)] {
+        let mut phone = gateway.connect().await;
+        let text = bind(length).into_bytes();
+        let (first, second) = text.split_at(1000);
+        let first = Frame::message(first.to_vec(), OpCode::Data(Data::Text), false);
+        let second = Frame::message(second.to_vec(), OpCode::Data(Data::Continue), true);
+        phone.send(Message::Frame(first)).await;
+        phone.send(Message::Frame(second)).await;
+        if fits {
+            gateway.until("pushgate_bindings", |bindings| bindings == 1).await;
+        } else {
+            assert_eq!(phone.closed().await.0, 1009);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_broken_protocol_is_closed_with_its_code() {
+    let gateway = TestGateway::start().await;
+    let unmasked = [0x81, 2, b'h', b'i'].to_vec();
+    let reserved_opcode = masked(3, b"");
+    let not_utf8 = masked(1, &[0xff, 0xfe]);
+    for (frame, code) in [(unmasked, 1002), (reserved_opcode, 1002), (not_utf8, 1007)] {
+        let mut stream = soon(TcpStream::connect(gateway.clients)).await.unwrap();
+        soon(stream.write_all(&[UPGRADE.as_bytes(), &frame].concat())).await.unwrap();
+        assert_eq!(read_answer(&mut stream).await.status, 101);
+        let mut close = Vec::new();
+        soon(stream.read_to_end(&mut close)).await.unwrap();
+        assert_eq!(close[0], 0x88, "{close:?}");
+        assert_eq!(u16::from_be_bytes([close[2], close[3]]), code);
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_upgrade_is_told_why() {
+    let gateway = TestGateway::start().await;
+    let answer = http(gateway.clients, "GET /ws HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    assert_eq!((answer.status, answer.header("upgrade")), (426, Some("websocket")));
+    assert_eq!(answer.header("sec-websocket-version"), Some("13"));
+    let answer = http(gateway.clients, &UPGRADE.replace("version: 13", "version: 8")).await;
+    assert_eq!(answer.status, 426);
+    let answer = http(gateway.clients, &UPGRADE.replace("GET", "POST")).await;
+    assert_eq!((answer.status, answer.header("allow")), (405, Some("GET")));
+    let answer = http(gateway.clients, &UPGRADE.replace("AAAA==", "==")).await;
+    assert_eq!(answer.status, 400);
+}
+
+#[tokio::test]
+async fn a_socket_that_never_makes_a_request_is_closed() {
+    let gateway = TestGateway::with(|config| config.http_header_timeout = Duration::from_millis(200)).await;
+    for start in ["", "G", "GET /ws HTTP/1.1\r\nhost:", "PRI * HTTP/2.0\r\n"] {
+        let mut stream = soon(TcpStream::connect(gateway.clients)).await.unwrap();
+        soon(stream.write_all(start.as_bytes())).await.unwrap();
+        let mut rest = Vec::new();
+        soon(stream.read_to_end(&mut rest)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn over_the_limit_of_http_connections_a_new_one_is_closed_and_clients_do_not_count() {
+    let gateway = TestGateway::with(|config| config.http_connections_max = 2).await;
+    let _clients = (gateway.connect().await, gateway.connect().await, gateway.connect().await);
+    let idle = (soon(TcpStream::connect(gateway.clients)).await, soon(TcpStream::connect(gateway.clients)).await);
+    let mut refused = soon(TcpStream::connect(gateway.clients)).await.unwrap();
+    assert_eq!(soon(refused.read(&mut [0])).await.unwrap_or(0), 0);
+    drop(idle);
+    gateway.until("pushgate_http_refused_total", |refused| refused >= 1).await;
+}
+
+#[tokio::test]
+async fn the_control_address_serves_all_but_clients_and_the_other_clients_alone() {
+    let split = |config: &mut pushgate::Config| config.control_listen = Some(([127, 0, 0, 1], 0).into());
+    let gateway = TestGateway::with(split).await;
+    assert_ne!(gateway.clients, gateway.control);
+    let mut phone = gateway.bind("ann", "mail").await;
+    assert_eq!(gateway.json().push("ann", "mail", "one").await, 1);
+    assert_eq!(gateway.grpc().await.push("ann", "mail", "two").await.accepted, 1);
+    assert_eq!(phone.next_text().await, "one");
+    assert_eq!(phone.next_text().await, "two");
+    assert_eq!(http(gateway.control, UPGRADE).await.status, 404);
+    for path in ["/push", "/metrics", "/healthz", "/readyz", "/"] {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
+        assert_eq!(http(gateway.clients, &request).await.status, 404, "{path}");
+    }
+    let preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let mut stream = soon(TcpStream::connect(gateway.clients)).await.unwrap();
+    soon(stream.write_all(preface.as_bytes())).await.unwrap();
+    let mut answer = Vec::new();
+    soon(stream.read_to_end(&mut answer)).await.unwrap();
+    assert_eq!(answer, b"", "closed, for want of HTTP/2 where only clients are served");
+}

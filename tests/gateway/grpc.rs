@@ -1,0 +1,226 @@
+//! The gRPC door.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use pushgate::proto::push_request::Payload;
+use pushgate::proto::push_result::Result as ResultOf;
+use pushgate::proto::{DropReason, DropRequest, Level, PushBatchRequest, PushRequest};
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::Message;
+use tonic::{Code, Request};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_types::StatusExt;
+
+use crate::support::{TestGateway, push_request, soon};
+
+#[tokio::test]
+async fn a_push_answers_with_counts_that_add_up_and_a_message_id() {
+    let gateway = TestGateway::start().await;
+    let mut phone = gateway.bind("ann", "mail").await;
+    let mut grpc = gateway.grpc().await;
+    let first = grpc.push("ann", "mail", "hello").await;
+    assert_eq!((first.matched, first.accepted, first.dropped, first.drops.len()), (1, 1, 0, 0));
+    assert_eq!(first.level(), Level::Accepted);
+    assert_eq!(phone.next_text().await, "hello");
+    let second = grpc.push("bob", "mail", "hello").await;
+    assert_eq!((second.matched, second.accepted, second.dropped), (0, 0, 0), "nobody there is no error");
+    assert_ne!(first.message_id, second.message_id);
+}
+
+#[tokio::test]
+async fn a_binary_push_arrives_as_a_binary_frame() {
+    let gateway = TestGateway::start().await;
+    let mut phone = gateway.bind("ann", "mail").await;
+    let bytes = Bytes::from_static(&[0, 159, 146, 150]);
+    let push = PushRequest { payload: Some(Payload::Binary(bytes.clone())), ..push_request("ann", "mail", "") };
+    assert_eq!(gateway.grpc().await.try_push(push).await.unwrap().accepted, 1);
+    assert_eq!(phone.next().await, Message::Binary(bytes));
+}
+
+#[tokio::test]
+async fn a_wrong_request_names_its_field() {
+    let gateway = TestGateway::with(|config| config.message_bytes_max = 100).await;
+    let mut grpc = gateway.grpc().await;
+    let no_payload = PushRequest { payload: None, ..push_request("ann", "mail", "") };
+    let empty_binary = PushRequest { payload: Some(Payload::Binary(Bytes::new())), ..push_request("ann", "mail", "") };
+    for (push, field) in [
+        (push_request("", "mail", "m"), "user_id"),
+        (push_request(&"u".repeat(4097), "mail", "m"), "user_id"),
+        (push_request("ann", "", "m"), "event"),
+        (push_request("ann", &"e".repeat(1025), "m"), "event"),
+        (push_request("ann", "mail", ""), "message"),
+        (push_request("ann", "mail", &"m".repeat(101)), "message"),
+        (no_payload, "message"),
+        (empty_binary, "message"),
+    ] {
+        let status = grpc.try_push(push).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument);
+        let violations = status.get_details_bad_request().unwrap().field_violations;
+        assert_eq!(violations.len(), 1);
+        assert_eq!(violations[0].field, field);
+        assert_eq!(violations[0].description, status.message());
+    }
+    let drop = DropRequest { user_id: String::new(), event: String::new() };
+    let status = soon(grpc.client.drop(drop)).await.unwrap_err();
+    assert_eq!(status.get_details_bad_request().unwrap().field_violations[0].field, "user_id");
+}
+
+#[tokio::test]
+async fn a_batch_answers_in_order_and_one_mistake_does_not_stop_the_rest() {
+    let gateway = TestGateway::with(|config| config.batch_pushes_max = 3).await;
+    let mut phone = gateway.bind("ann", "mail").await;
+    let mut grpc = gateway.grpc().await;
+    let pushes = vec![push_request("ann", "mail", "1"), push_request("ann", "", "2"), push_request("ann", "mail", "3")];
+    let batch = PushBatchRequest { pushes: pushes.clone() };
+    let results = soon(grpc.client.push_batch(batch)).await.unwrap().into_inner().results;
+    let described: Vec<String> = results
+        .iter()
+        .map(|result| match result.result.as_ref().unwrap() {
+            ResultOf::Outcome(outcome) => format!("accepted {}", outcome.accepted),
+            ResultOf::Error(error) => format!("{} {}", error.code, error.field),
+        })
+        .collect();
+    assert_eq!(described, ["accepted 1", "3 event", "accepted 1"]);
+    assert_eq!(phone.next_text().await, "1");
+    assert_eq!(phone.next_text().await, "3");
+
+    let over = PushBatchRequest { pushes: [pushes, vec![push_request("ann", "mail", "4")]].concat() };
+    for batch in [over, PushBatchRequest { pushes: Vec::new() }] {
+        let status = soon(grpc.client.push_batch(batch)).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert_eq!(status.get_details_bad_request().unwrap().field_violations[0].field, "pushes");
+    }
+}
+
+#[tokio::test]
+async fn a_request_over_the_limit_is_resource_exhausted() {
+    let gateway = TestGateway::with(|config| {
+        config.message_bytes_max = 1000;
+        config.request_bytes_max = 2000;
+    })
+    .await;
+    let mut grpc = gateway.grpc().await;
+    let batch = |count| PushBatchRequest { pushes: vec![push_request("ann", "mail", &"m".repeat(900)); count] };
+    assert!(soon(grpc.client.push_batch(batch(2))).await.is_ok());
+    let status = soon(grpc.client.push_batch(batch(3))).await.unwrap_err();
+    assert_eq!(
+        (status.code(), status.message()),
+        (Code::ResourceExhausted, "the request is over the limit of 2000 bytes")
+    );
+}
+
+#[tokio::test]
+async fn a_full_outbox_is_told_by_reason() {
+    let gateway = TestGateway::with(|config| config.outbox_messages_max = 2).await;
+    let _phone = gateway.bind("ann", "mail").await;
+    // One call is one poll of the runtime's only thread, so the connection's task takes nothing in between.
+    let pushes = vec![push_request("ann", "mail", "m"); 4];
+    let batch = PushBatchRequest { pushes };
+    let results = soon(gateway.grpc().await.client.push_batch(batch)).await.unwrap().into_inner().results;
+    let mut reasons = Vec::new();
+    for result in results {
+        let Some(ResultOf::Outcome(outcome)) = result.result else { panic!("a valid push was refused") };
+        assert_eq!(outcome.matched, outcome.accepted + outcome.dropped);
+        assert_eq!(outcome.dropped, outcome.drops.iter().map(|drop| drop.count).sum::<u64>());
+        reasons.push(outcome.drops.first().map(|drop| drop.reason()));
+    }
+    assert_eq!(reasons, [None, None, Some(DropReason::QueueFull), Some(DropReason::Closed)]);
+}
+
+#[tokio::test]
+async fn the_health_of_the_whole_and_of_the_service_is_told() {
+    let gateway = TestGateway::start().await;
+    let channel = tonic::transport::Channel::from_shared(format!("http://{}", gateway.control)).unwrap();
+    let mut health = HealthClient::new(channel.connect().await.unwrap());
+    for service in ["", "pushgate.v1.PushService"] {
+        let check = HealthCheckRequest { service: service.to_owned() };
+        assert_eq!(soon(health.check(check)).await.unwrap().into_inner().status, 1, "SERVING {service:?}");
+    }
+    let unknown = HealthCheckRequest { service: "no.such.Service".to_owned() };
+    assert_eq!(soon(health.check(unknown)).await.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn an_unknown_service_or_method_is_unimplemented() {
+    let gateway = TestGateway::start().await;
+    let channel = tonic::transport::Channel::from_shared(format!("http://{}", gateway.control)).unwrap();
+    let channel = channel.connect().await.unwrap();
+    for path in ["/no.such.Service/Method", "/pushgate.v1.PushService/NoSuchMethod"] {
+        let mut grpc = tonic::client::Grpc::new(channel.clone());
+        soon(grpc.ready()).await.unwrap();
+        let codec = tonic_prost::ProstCodec::<PushRequest, PushRequest>::default();
+        let request = Request::new(PushRequest::default());
+        let status = soon(grpc.unary(request, path.parse().unwrap(), codec)).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unimplemented, "{path}");
+    }
+}
+
+/// By a client that leaves the keeping of its deadline to the gateway, as tonic's own does not.
+#[tokio::test]
+async fn the_deadline_in_the_header_is_kept_by_the_gateway() {
+    let gateway = TestGateway::built(|_| (), |builder| builder.push_authorizer(NeverAnswers)).await;
+    let stream = TokioIo::new(soon(TcpStream::connect(gateway.control)).await.unwrap());
+    let (mut sender, connection) = soon(http2::handshake(TokioExecutor::new(), stream)).await.unwrap();
+    tokio::spawn(connection);
+    let request = http::Request::post(format!("http://{}/pushgate.v1.PushService/Push", gateway.control))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("grpc-timeout", "1m")
+        .body(http_body_util::Full::new(Bytes::from_static(&[0; 5])))
+        .unwrap();
+    let response = soon(sender.send_request(request)).await.unwrap();
+    assert_eq!(response.headers()["grpc-status"], "4", "DEADLINE_EXCEEDED");
+}
+
+struct NeverAnswers;
+
+#[async_trait::async_trait]
+impl pushgate::PushAuthorizer for NeverAnswers {
+    async fn authorize(&self, _: &pushgate::PushCredentials) -> Result<pushgate::PushScope, pushgate::PushRefused> {
+        std::future::pending().await
+    }
+}
+
+#[tokio::test]
+async fn the_callers_deadline_and_the_gateways_own_both_hold() {
+    let gateway = TestGateway::built(
+        |config| config.request_timeout = Duration::from_millis(300),
+        |builder| builder.push_authorizer(NeverAnswers),
+    )
+    .await;
+    let mut grpc = gateway.grpc().await;
+    let status = grpc.try_push(push_request("ann", "mail", "m")).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::DeadlineExceeded, "the request took too long"));
+    let answer = gateway.json().post("{}").await;
+    assert_eq!((answer.status, answer.body.as_str()), (408, "the request took too long"));
+}
+
+#[tokio::test]
+async fn over_the_concurrency_limit_both_doors_refuse_at_once() {
+    let gateway =
+        TestGateway::built(|config| config.push_concurrency_max = 1, |builder| builder.push_authorizer(NeverAnswers))
+            .await;
+    let mut waiting = gateway.grpc().await;
+    let hangs = tokio::spawn(async move { waiting.try_push(push_request("ann", "mail", "m")).await });
+    let mut grpc = gateway.grpc().await;
+    soon(async {
+        // Until the first one is inside, this one is, and is given up on by its short deadline.
+        loop {
+            let mut request = Request::new(push_request("ann", "mail", "m"));
+            request.set_timeout(Duration::from_millis(1));
+            let status = grpc.client.push(request).await.unwrap_err();
+            if status.code() == Code::ResourceExhausted {
+                return;
+            }
+        }
+    })
+    .await;
+    let answer = gateway.json().post("{}").await;
+    assert_eq!((answer.status, answer.body.as_str()), (503, "overloaded, try again later"));
+    assert_eq!(answer.header("retry-after"), Some("5"));
+    hangs.abort();
+}

@@ -1,0 +1,123 @@
+//! The order in which a gateway stops.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+use crate::support::{PATIENCE, TestGateway, read_answer, soon};
+
+#[tokio::test]
+async fn clients_get_what_is_queued_and_then_1001() {
+    let gateway = TestGateway::start().await;
+    let mut phone = gateway.bind("ann", "mail").await;
+    let mut unbound = gateway.connect().await;
+    let message = "m".repeat(50_000);
+    for _ in 0..15 {
+        gateway.json().push("ann", "mail", &message).await;
+    }
+    let stopping = tokio::spawn(gateway.stop());
+    for _ in 0..15 {
+        assert_eq!(phone.next_text().await, message);
+    }
+    assert_eq!(phone.closed().await, (1001, "going away".to_owned()));
+    assert_eq!(unbound.closed().await.0, 1001);
+    let report = soon(stopping).await.unwrap();
+    assert_eq!((report.connections_cut, report.http_connections_cut), (0, 0));
+}
+
+#[tokio::test]
+async fn a_push_in_hand_is_finished_and_delivered() {
+    let mut gateway = TestGateway::start().await;
+    let mut phone = gateway.bind("ann", "mail").await;
+    let mut caller = soon(TcpStream::connect(gateway.control)).await.unwrap();
+    let body = r#"{"userId":"ann","event":"mail","message":"in hand"}"#;
+    let head =
+        format!("POST /push HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: {}\r\n\r\n", body.len());
+    soon(caller.write_all(head.as_bytes())).await.unwrap();
+    // The gateway asks for the body when the door reads it: from here on the push is in hand.
+    let mut go_on = [0; 25];
+    soon(caller.read_exact(&mut go_on)).await.unwrap();
+    assert_eq!(&go_on, b"HTTP/1.1 100 Continue\r\n\r\n");
+    gateway.begin_stop();
+    soon(async {
+        // Nobody is accepted any more once the listener is gone.
+        while TcpStream::connect(gateway.control).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    soon(caller.write_all(body.as_bytes())).await.unwrap();
+    assert_eq!(read_answer(&mut caller).await.body, "message sent to 1 clients");
+    assert_eq!(phone.next_text().await, "in hand");
+    assert_eq!(phone.closed().await.0, 1001);
+    assert_eq!(gateway.stop().await.connections_cut, 0);
+}
+
+#[tokio::test]
+async fn whoever_watches_the_health_is_told_before_anything_else_ends() {
+    let mut gateway = TestGateway::start().await;
+    let channel = tonic::transport::Channel::from_shared(format!("http://{}", gateway.control)).unwrap();
+    let mut health = HealthClient::new(channel.connect().await.unwrap());
+    for service in ["", "pushgate.v1.PushService"] {
+        let watch = HealthCheckRequest { service: service.to_owned() };
+        let mut statuses = soon(health.watch(watch)).await.unwrap().into_inner();
+        assert_eq!(soon(statuses.message()).await.unwrap().unwrap().status, 1, "SERVING");
+        if !service.is_empty() {
+            gateway.begin_stop();
+            assert_eq!(soon(statuses.message()).await.unwrap().unwrap().status, 2, "NOT_SERVING");
+            while let Ok(Some(_)) = soon(statuses.message()).await {}
+        }
+    }
+    let report = gateway.stop().await;
+    assert_eq!(report.http_connections_cut, 0, "a watch does not hold up the stop");
+}
+
+#[tokio::test]
+async fn a_new_request_on_an_open_connection_is_sent_away_through_both_doors() {
+    // A push in hand keeps the gateway in its first phase while the others try.
+    let mut gateway = TestGateway::start().await;
+    let mut holds = soon(TcpStream::connect(gateway.control)).await.unwrap();
+    let head = "POST /push HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n";
+    soon(holds.write_all(head.as_bytes())).await.unwrap();
+    soon(holds.read_exact(&mut [0; 25])).await.unwrap();
+    let mut grpc = gateway.grpc().await;
+    grpc.push("ann", "mail", "m").await;
+    gateway.begin_stop();
+    let status = soon(async {
+        loop {
+            match grpc.client.push(crate::support::push_request("ann", "mail", "m")).await {
+                Ok(_) => tokio::task::yield_now().await,
+                Err(status) => return status,
+            }
+        }
+    })
+    .await;
+    assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}");
+    soon(holds.write_all(b"{}")).await.unwrap();
+    assert_eq!(read_answer(&mut holds).await.status, 400);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn the_grace_bounds_the_stop_and_what_it_cuts_is_told() {
+    let gateway = TestGateway::with(|config| {
+        config.shutdown_grace = Duration::from_millis(300);
+        config.write_timeout = PATIENCE;
+        config.close_timeout = PATIENCE;
+        config.outbox_bytes_max = 1 << 30;
+    })
+    .await;
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut stuck = crate::support::Client::over(socket, gateway.clients).await;
+    gateway.bind_also(&mut stuck, "ann", "mail").await;
+    let message = "m".repeat(200_000);
+    for _ in 0..50 {
+        gateway.json().push("ann", "mail", &message).await;
+    }
+    let report = gateway.stop().await;
+    assert_eq!((report.connections_cut, report.http_connections_cut), (1, 0));
+}

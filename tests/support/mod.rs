@@ -1,0 +1,323 @@
+//! A gateway in this process, and clients and callers for it. Every wait ends: with what was waited for, or with a
+//! panic after [`PATIENCE`].
+
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use pushgate::proto::push_request::Payload;
+use pushgate::proto::push_service_client::PushServiceClient;
+use pushgate::proto::{DropRequest, PushRequest, PushResponse};
+use pushgate::{Config, Gateway, Report, Server, ServerBuilder};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tonic::transport::Channel;
+
+/// Far longer than anything here takes, so that only a hang runs into it.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits for a future, not for ever.
+#[track_caller]
+pub fn soon<F: Future>(future: F) -> impl Future<Output = F::Output> {
+    let caller = std::panic::Location::caller();
+    async move {
+        match tokio::time::timeout(PATIENCE, future).await {
+            Ok(output) => output,
+            Err(_) => panic!("nothing happened in {PATIENCE:?}, waited for at {caller}"),
+        }
+    }
+}
+
+pub struct TestGateway {
+    pub clients: SocketAddr,
+    pub control: SocketAddr,
+    pub gateway: Gateway,
+    stop: Option<oneshot::Sender<()>>,
+    running: Option<JoinHandle<Report>>,
+}
+
+impl TestGateway {
+    pub async fn start() -> Self {
+        Self::with(|_| ()).await
+    }
+
+    pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        Self::built(change, |builder| builder).await
+    }
+
+    pub async fn built(change: impl FnOnce(&mut Config), plug_in: impl FnOnce(ServerBuilder) -> ServerBuilder) -> Self {
+        let mut config = Config { listen: ([127, 0, 0, 1], 0).into(), ..Config::default() };
+        change(&mut config);
+        let server = plug_in(Server::builder(config)).bind().await.unwrap();
+        let (stop, stopped) = oneshot::channel();
+        Self {
+            clients: server.local_addr(),
+            control: server.control_addr(),
+            gateway: server.gateway(),
+            stop: Some(stop),
+            running: Some(tokio::spawn(server.run(async { stopped.await.unwrap_or_default() }))),
+        }
+    }
+
+    /// Starts the shutdown and does not wait for it.
+    pub fn begin_stop(&mut self) {
+        self.stop.take();
+    }
+
+    /// Stops, or waits for the stop that has begun.
+    pub async fn stop(mut self) -> Report {
+        self.begin_stop();
+        soon(self.running.take().unwrap()).await.unwrap()
+    }
+
+    pub async fn connect(&self) -> Client {
+        Client::connect(self.clients).await
+    }
+
+    /// A client that is bound when this returns.
+    pub async fn bind(&self, token: &str, event: &str) -> Client {
+        let mut client = self.connect().await;
+        self.bind_also(&mut client, token, event).await;
+        client
+    }
+
+    /// One more bind on a client. A legacy client is told nothing, so the gateway's count is watched.
+    pub async fn bind_also(&self, client: &mut Client, token: &str, event: &str) {
+        let before = self.metric("pushgate_binds_total").await;
+        client.send_bind(token, event).await;
+        self.until("pushgate_binds_total", |binds| binds > before).await;
+    }
+
+    pub fn json(&self) -> JsonCaller {
+        JsonCaller { address: self.control, path: "/push".to_owned(), key: None, stream: None }
+    }
+
+    pub async fn grpc(&self) -> GrpcCaller {
+        let channel = Channel::from_shared(format!("http://{}", self.control)).unwrap().connect().await.unwrap();
+        GrpcCaller { client: PushServiceClient::new(channel) }
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        http(self.control, &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).await
+    }
+
+    /// A sample of `/metrics` by its whole name, labels included; 0 where there is none yet.
+    pub async fn metric(&self, sample: &str) -> u64 {
+        let text = self.get("/metrics").await.body;
+        let value = text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+        value.map_or(0, |value| value.parse().unwrap())
+    }
+
+    /// Watches a sample until it is as expected.
+    #[track_caller]
+    pub fn until(&self, sample: &str, expected: impl Fn(u64) -> bool) -> impl Future<Output = ()> {
+        soon(async move {
+            while !expected(self.metric(sample).await) {
+                tokio::task::yield_now().await;
+            }
+        })
+    }
+
+    /// Watches until no connection and no binding is left.
+    #[track_caller]
+    pub fn until_empty(&self) -> impl Future<Output = ()> {
+        let (connections, bindings) =
+            (self.until("pushgate_connections", |n| n == 0), self.until("pushgate_bindings", |n| n == 0));
+        async {
+            connections.await;
+            bindings.await;
+        }
+    }
+}
+
+pub struct Client {
+    pub socket: WebSocketStream<TcpStream>,
+}
+
+impl Client {
+    pub async fn connect(address: SocketAddr) -> Self {
+        Self::connect_from(([127, 0, 0, 1], 0).into(), address).await
+    }
+
+    pub async fn connect_from(source: SocketAddr, address: SocketAddr) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(source).unwrap();
+        Self::over(socket, address).await
+    }
+
+    /// Over a socket with options of its own.
+    pub async fn over(socket: TcpSocket, address: SocketAddr) -> Self {
+        let stream = soon(socket.connect(address)).await.unwrap();
+        let (socket, _) = soon(tokio_tungstenite::client_async(format!("ws://{address}/ws"), stream)).await.unwrap();
+        Self { socket }
+    }
+
+    pub async fn send_bind(&mut self, token: &str, event: &str) {
+        let bind = serde_json::json!({ "token": token, "event": event });
+        self.send(Message::text(bind.to_string())).await;
+    }
+
+    pub async fn send(&mut self, message: Message) {
+        soon(self.socket.send(message)).await.unwrap();
+    }
+
+    /// The next thing that arrives, pings and pongs apart.
+    #[track_caller]
+    pub fn next(&mut self) -> impl Future<Output = Message> {
+        soon(async {
+            loop {
+                match self.socket.next().await.expect("the connection ended").unwrap() {
+                    Message::Ping(_) | Message::Pong(_) => {}
+                    message => return message,
+                }
+            }
+        })
+    }
+
+    #[track_caller]
+    pub fn next_text(&mut self) -> impl Future<Output = String> {
+        let next = self.next();
+        async {
+            match next.await {
+                Message::Text(text) => text.to_string(),
+                other => panic!("expected a text, got {other:?}"),
+            }
+        }
+    }
+
+    /// The close frame, with nothing before it and the end of the stream behind it.
+    #[track_caller]
+    pub fn closed(&mut self) -> impl Future<Output = (u16, String)> {
+        soon(async {
+            let frame = match self.next().await {
+                Message::Close(Some(frame)) => frame,
+                other => panic!("expected a close frame, got {other:?}"),
+            };
+            while let Some(Ok(_)) = self.socket.next().await {}
+            (frame.code.into(), frame.reason.to_string())
+        })
+    }
+
+    /// Ends the connection by a reset, without a close frame.
+    pub fn reset(self) {
+        let stream = self.socket.into_inner();
+        stream.set_zero_linger().unwrap();
+    }
+}
+
+/// What an HTTP request was answered.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: String,
+}
+
+impl Answer {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| {
+            let (found, value) = line.split_once(": ")?;
+            found.eq_ignore_ascii_case(name).then_some(value)
+        })
+    }
+}
+
+/// One request as it is, on a connection of its own that ends with the answer.
+pub async fn http(address: SocketAddr, request: &str) -> Answer {
+    let mut stream = soon(TcpStream::connect(address)).await.unwrap();
+    soon(stream.write_all(request.as_bytes())).await.unwrap();
+    read_answer(&mut stream).await
+}
+
+/// The next answer on a connection.
+pub async fn read_answer(stream: &mut TcpStream) -> Answer {
+    // Byte by byte, so that what follows the answer stays in the stream.
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(soon(stream.read_u8()).await.unwrap());
+    }
+    let head = String::from_utf8(head).unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    let mut answer = Answer { status, head, body: String::new() };
+    let length: usize = answer.header("content-length").unwrap_or("0").parse().unwrap();
+    let mut body = vec![0; length];
+    soon(stream.read_exact(&mut body)).await.unwrap();
+    answer.body = String::from_utf8(body).unwrap();
+    answer
+}
+
+/// A legacy caller, on one connection that it keeps.
+pub struct JsonCaller {
+    address: SocketAddr,
+    path: String,
+    key: Option<String>,
+    stream: Option<TcpStream>,
+}
+
+impl JsonCaller {
+    pub fn key(mut self, key: &str) -> Self {
+        self.key = Some(key.to_owned());
+        self
+    }
+
+    pub fn path(mut self, path: &str) -> Self {
+        self.path = path.to_owned();
+        self
+    }
+
+    pub async fn post(&mut self, body: impl AsRef<[u8]>) -> Answer {
+        let (path, body) = (&self.path, body.as_ref());
+        let key = self.key.as_ref().map(|key| format!("x-api-key: {key}\r\n")).unwrap_or_default();
+        let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\n{key}content-length: {}\r\n\r\n", body.len());
+        let stream = match &mut self.stream {
+            Some(stream) => stream,
+            none => none.insert(soon(TcpStream::connect(self.address)).await.unwrap()),
+        };
+        soon(stream.write_all(&[head.as_bytes(), body].concat())).await.unwrap();
+        read_answer(stream).await
+    }
+
+    /// Pushes, and says how many clients the answer counts.
+    pub async fn push(&mut self, user_id: &str, event: &str, message: &str) -> u64 {
+        let push = serde_json::json!({ "userId": user_id, "event": event, "message": message });
+        let answer = self.post(push.to_string()).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let count = answer.body.strip_prefix("message sent to ").and_then(|rest| rest.strip_suffix(" clients"));
+        count.unwrap_or_else(|| panic!("{answer:?}")).parse().unwrap()
+    }
+}
+
+#[derive(Clone)]
+pub struct GrpcCaller {
+    pub client: PushServiceClient<Channel>,
+}
+
+impl GrpcCaller {
+    pub async fn push(&mut self, user_id: &str, event: &str, message: &str) -> PushResponse {
+        self.try_push(push_request(user_id, event, message)).await.unwrap()
+    }
+
+    pub async fn try_push(&mut self, push: PushRequest) -> Result<PushResponse, tonic::Status> {
+        soon(self.client.push(push)).await.map(tonic::Response::into_inner)
+    }
+
+    pub async fn drop_user(&mut self, user_id: &str, event: &str) -> u64 {
+        let drop = DropRequest { user_id: user_id.to_owned(), event: event.to_owned() };
+        soon(self.client.drop(drop)).await.unwrap().into_inner().closed
+    }
+}
+
+pub fn push_request(user_id: &str, event: &str, message: &str) -> PushRequest {
+    PushRequest {
+        user_id: user_id.to_owned(),
+        event: event.to_owned(),
+        payload: Some(Payload::Message(message.to_owned())),
+    }
+}
