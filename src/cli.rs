@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use pushgate::{Invalid, Loaded, PushKeys, TokenFile};
+use pushgate::{Invalid, Loaded, PushKeys, ReloadError, ServerError, TokenFile};
 
 /// `EX_USAGE` of sysexits.h: the configuration is wrong, and starting again will not help.
 const EXIT_CONFIG: u8 = 64;
@@ -116,9 +116,15 @@ pub(crate) fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("pushgate: {}", chain(&*error));
-            if error.is::<Invalid>() { ExitCode::from(EXIT_CONFIG) } else { ExitCode::FAILURE }
+            if is_config(&*error) { ExitCode::from(EXIT_CONFIG) } else { ExitCode::FAILURE }
         }
     }
+}
+
+/// Whether the error is in the settings or in a file that they name.
+fn is_config(error: &(dyn Error + 'static)) -> bool {
+    let in_server = matches!(error.downcast_ref(), Some(ServerError::Invalid(_) | ServerError::Auth(_)));
+    in_server || error.is::<Invalid>() || error.is::<ReloadError>()
 }
 
 /// What a command ends with. Boxed: here an error is only ever printed.

@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal};
 
-use pushgate::{Config, Gateway, LogFormat, Server, ServerError};
+use pushgate::{Config, Gateway, LogFormat, Server};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
@@ -34,12 +34,7 @@ async fn serve(config: Config) -> Outcome {
     let keys = if config.push_keys_file.is_some() { " -H 'x-api-key: KEY'" } else { "" };
     // From here on a stop signal is ours to act on, not the end of the process.
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    let server = Server::bind(config).await.map_err(|error| -> Box<dyn std::error::Error> {
-        match error {
-            ServerError::Invalid(invalid) => invalid.into(),
-            error => error.into(),
-        }
-    })?;
+    let server = Server::bind(config).await?;
     let (clients, control) = (server.local_addr(), server.control_addr());
     info!(%clients, %control, "listening");
     if prints_hints {

@@ -213,13 +213,13 @@ impl Layers {
 
     fn finish(mut self) -> Result<Loaded, Invalid> {
         if let Err(Invalid(found)) = self.loaded.config.validate() {
+            let unread: Vec<String> = self.mistakes.iter().map(|mistake| mistake.name.clone()).collect();
             for mut mistake in found {
                 // A setting that could not be read has its default, about which there is nothing more to say.
-                if self.mistakes.iter().any(|earlier| earlier.name == mistake.name) {
-                    continue;
+                if !unread.contains(&mistake.name) {
+                    mistake.source = self.loaded.source(&mistake.name).clone();
+                    self.mistakes.push(mistake);
                 }
-                mistake.source = self.loaded.source(&mistake.name).clone();
-                self.mistakes.push(mistake);
             }
         }
         Invalid::unless_empty(self.mistakes)?;

@@ -1,0 +1,286 @@
+//! The `pushgate` command as a user runs it: the real program, its exit codes and its signals.
+
+#[path = "../support/process.rs"]
+mod process;
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Output, Stdio};
+
+use process::GatewayProcess;
+
+fn pushgate(arguments: &[&str]) -> Command {
+    let mut command = process::pushgate();
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    pushgate(arguments).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// `pushgate listen`, killed when dropped, bound when this returns.
+struct Listener {
+    child: std::process::Child,
+    out: BufReader<std::process::ChildStdout>,
+}
+
+impl Listener {
+    fn start(gateway: &GatewayProcess, token: &str, event: &str, more: &[&str]) -> Self {
+        let before = binds(gateway);
+        let url = format!("ws://{}/ws", gateway.clients);
+        let mut command = pushgate(&["listen", "--token", token, "--event", event, "--url", &url]);
+        let mut child = command.args(more).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        while binds(gateway) == before {
+            assert_eq!(child.try_wait().unwrap(), None, "the listener ended");
+        }
+        Self { child, out }
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.out.read_line(&mut line).unwrap();
+        line
+    }
+
+    /// Waits for its end, and returns its exit code and what it said of it.
+    fn end(mut self) -> (Option<i32>, String) {
+        let code = self.child.wait().unwrap().code();
+        (code, std::io::read_to_string(self.child.stderr.take().unwrap()).unwrap())
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _ended_already = self.child.kill().and_then(|()| self.child.wait());
+    }
+}
+
+fn get(gateway: &GatewayProcess, path: &str) -> String {
+    let mut stream = std::net::TcpStream::connect(gateway.control).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+    std::io::read_to_string(stream).unwrap()
+}
+
+fn binds(gateway: &GatewayProcess) -> String {
+    let metrics = get(gateway, "/metrics");
+    metrics.lines().find(|line| line.starts_with("pushgate_binds_total ")).unwrap().to_owned()
+}
+
+#[test]
+fn push_drop_and_listen_talk_to_a_running_gateway() {
+    let gateway = GatewayProcess::start([""; 0]);
+    let address = format!("http://{}", gateway.control);
+    let push = |message: &str| stdout(&run(&["push", "ann", "mail", message, "--address", &address]));
+    assert!(push("nobody there").starts_with("accepted by 0 of 0 connections, message "));
+    let mut counted = Listener::start(&gateway, "ann", "mail", &["--count", "1"]);
+    let mut listener = Listener::start(&gateway, "ann", "mail", &[]);
+    assert!(push("hello").starts_with("accepted by 2 of 2 connections, message "));
+    assert_eq!((counted.line(), listener.line()), ("hello\n".to_owned(), "hello\n".to_owned()));
+    assert_eq!(counted.end().0, Some(0));
+
+    let mut from_stdin = pushgate(&["push", "ann", "mail", "-", "--address", &address]);
+    let mut child = from_stdin.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"from stdin").unwrap();
+    assert!(stdout(&child.wait_with_output().unwrap()).starts_with("accepted by 1 of"));
+    assert_eq!(listener.line(), "from stdin\n");
+
+    assert_eq!(stdout(&run(&["drop", "ann", "chat", "--address", &address])), "closed 0 connections\n");
+    assert_eq!(stdout(&run(&["drop", "ann", "--address", &address])), "closed 1 connection\n");
+    let (code, said) = listener.end();
+    assert_eq!(code, Some(1));
+    assert!(said.contains("closed with 4409: dropped"), "{said}");
+}
+
+#[test]
+fn errors_are_told_in_words_and_by_the_exit_code() {
+    let gateway = GatewayProcess::start([""; 0]);
+    let address = format!("http://{}", gateway.control);
+    let refused = run(&["push", "", "mail", "m", "--address", &address]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("the gateway answered InvalidArgument: the user id is empty"));
+    let control = gateway.control.to_string();
+    let taken = run(&["serve", "--listen", &control]);
+    assert_eq!(taken.status.code(), Some(1));
+    assert!(stderr(&taken).contains(&format!("cannot listen on {control}\n  because: ")), "{taken:?}");
+    drop(gateway);
+    let gone = run(&["push", "ann", "mail", "m", "--address", &address]);
+    assert_eq!(gone.status.code(), Some(1));
+    assert!(stderr(&gone).contains(&format!("cannot reach a gateway at {address}")));
+}
+
+#[test]
+fn a_wrong_config_names_all_mistakes_and_exits_with_64() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pushgate.toml");
+    std::fs::write(&file, "ping_interval = \"often\"\nbind_timout = \"1s\"\n").unwrap();
+    let file = file.to_str().unwrap();
+    for command in ["serve", "check-config", "print-config"] {
+        let mut command = pushgate(&[command, "--config", file, "--listen", "0.0.0.0:1"]);
+        let output = command.env("PUSHGATE_CONNECTIONS_MAX", "none").output().unwrap();
+        assert_eq!(output.status.code(), Some(64));
+        let text = stderr(&output);
+        for expected in [
+            &format!("ping_interval = \"often\" ({file}): must be a duration"),
+            &format!("bind_timout = \"1s\" ({file}): is not a setting; is bind_timeout meant?"),
+            "connections_max = \"none\" (environment variable PUSHGATE_CONNECTIONS_MAX): must be a whole number",
+            "listen = 0.0.0.0:1 (flag --listen): is not a loopback address",
+            "set tokens_file",
+            "insecure_token_is_user",
+            "set push_keys_file",
+            "insecure_open_push",
+        ] {
+            assert!(text.contains(expected), "{expected} in {text}");
+        }
+    }
+}
+
+#[test]
+fn check_config_reads_the_files_that_the_config_names() {
+    assert_eq!(stdout(&run(&["check-config"])), "the configuration is good\n");
+    let missing = run(&["check-config", "--tokens-file", "/no/such/file"]);
+    assert_eq!(missing.status.code(), Some(64));
+    assert!(stderr(&missing).contains("cannot read /no/such/file\n  because: "), "{missing:?}");
+}
+
+#[test]
+fn print_config_prints_what_check_config_accepts() {
+    let printed = stdout(&pushgate(&["print-config", "--ws-path", "/sockets"]).output().unwrap());
+    assert!(printed.contains("ws_path = \"/sockets\" # flag --ws-path"), "{printed}");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pushgate.toml");
+    std::fs::write(&file, &printed).unwrap();
+    assert!(run(&["check-config", "--config", file.to_str().unwrap()]).status.success());
+}
+
+#[test]
+fn completions_and_the_manual_are_a_subcommand_away() {
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(stdout(&run(&["completions", shell])).contains("check-config"), "{shell}");
+    }
+    assert!(stdout(&run(&["man"])).starts_with(".ie"));
+}
+
+#[test]
+fn hangup_reads_tokens_again_and_loses_no_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokens = folder.path().join("tokens.toml");
+    std::fs::write(&tokens, "one = \"ann\"\n").unwrap();
+    let gateway = GatewayProcess::start(["--tokens-file", tokens.to_str().unwrap()]);
+    let address = format!("http://{}", gateway.control);
+    let mut listener = Listener::start(&gateway, "one", "mail", &[]);
+    std::fs::write(&tokens, "two = \"bob\"\n").unwrap();
+    gateway.signal("HUP");
+    gateway.process.stderr_line("reloaded");
+    let _bob = Listener::start(&gateway, "two", "mail", &[]);
+    assert!(stdout(&run(&["push", "ann", "mail", "still here", "--address", &address])).contains("1 of 1"));
+    assert_eq!(listener.line(), "still here\n");
+    std::fs::write(&tokens, "two").unwrap();
+    gateway.signal("HUP");
+    gateway.process.stderr_line("not reloaded");
+}
+
+#[test]
+fn either_signal_stops_in_order_and_a_second_one_at_once() {
+    for signal in ["TERM", "INT"] {
+        let mut gateway = GatewayProcess::start([""; 0]);
+        let listener = Listener::start(&gateway, "ann", "mail", &[]);
+        gateway.signal(signal);
+        let (_, said) = listener.end();
+        assert!(said.contains("closed with 1001: going away"), "{said}");
+        let (status, log) = (gateway.wait(), gateway.stderr());
+        assert_eq!(status.code(), Some(0), "{log}");
+        assert!(log.contains("stopped, nothing was cut"), "{log}");
+    }
+    // A request that is never finished keeps the first signal's shutdown waiting.
+    let mut gateway = GatewayProcess::start([""; 0]);
+    let mut stream = std::net::TcpStream::connect(gateway.control).unwrap();
+    let head = "POST /push HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 9\r\n\r\n";
+    stream.write_all(head.as_bytes()).unwrap();
+    std::io::Read::read_exact(&mut stream, &mut [0; 25]).unwrap();
+    gateway.signal("TERM");
+    gateway.process.stderr_line("shutting down");
+    gateway.signal("TERM");
+    let (status, log) = (gateway.wait(), gateway.stderr());
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(log.contains("second signal, stopping at once"), "{log}");
+}
+
+#[test]
+fn a_log_at_its_most_talkative_names_request_and_trace_and_never_a_token_or_a_message() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = folder.path().join("keys.toml");
+    std::fs::write(&keys, "[[key]]\nname = \"ops\"\nkey = \"canary-key-canary-key\"\n").unwrap();
+    let config = folder.path().join("pushgate.toml");
+    std::fs::write(&config, "log = \"trace\"\n").unwrap();
+    let files = ["--config", config.to_str().unwrap(), "--push-keys-file", keys.to_str().unwrap()];
+    let mut gateway = GatewayProcess::start(files);
+    let mut listener = Listener::start(&gateway, "canary-token", "mail", &[]);
+    let address = format!("http://{}", gateway.control);
+    let key = "canary-key-canary-key";
+    let push = run(&["push", "canary-token", "mail", "canary-body", "--address", &address, "--key", key]);
+    assert!(stdout(&push).contains("1 of 1"));
+    let body = r#"{"userId":"canary-token","event":"mail","message":"canary-body"}"#;
+    let mut stream = std::net::TcpStream::connect(gateway.control).unwrap();
+    write!(
+        stream,
+        "POST /push HTTP/1.1\r\nhost: x\r\nx-api-key: {key}\r\nx-request-id: request-7\r\nconnection: close\r\n\
+         traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    assert!(std::io::read_to_string(stream).unwrap().ends_with("message sent to 1 clients"));
+    assert_eq!((listener.line(), listener.line()), ("canary-body\n".to_owned(), "canary-body\n".to_owned()));
+    assert!(run(&["drop", "canary-token", "--address", &address, "--key", key]).status.success());
+    listener.end();
+    let mut stranger = pushgate(&["push", "canary-token", "mail", "canary-body", "--address", &address]);
+    assert!(stderr(&stranger.env("PUSHGATE_KEY", "canary-key").output().unwrap()).contains("Unauthenticated"));
+    gateway.signal("TERM");
+    gateway.wait();
+    let log = gateway.stderr();
+    let pushed = log.lines().find(|line| line.contains("pushed") && line.contains("door=\"json\"")).unwrap();
+    for expected in [
+        "request_id=\"request-7\"",
+        "trace_id=\"4bf92f3577b34da6a3ce929d0e0e4736\"",
+        "parent_id=\"00f067aa0ba902b7\"",
+        "caller=\"ops\"",
+    ] {
+        assert!(pushed.contains(expected), "{expected} in {pushed}");
+    }
+    assert!(log.lines().any(|line| line.contains("connection ended") && line.contains("peer=127.0.0.1:")), "{log}");
+    assert!(log.lines().any(|line| line.contains("pushed") && line.contains("door=\"grpc\"")), "{log}");
+    for line in log.lines() {
+        assert!(!line.contains("canary"), "{line}");
+    }
+}
+
+#[test]
+fn json_logs_are_an_object_a_line_and_nothing_else_is_printed() {
+    let mut command = pushgate(&["serve", "--listen", "127.0.0.1:0"]);
+    let mut child = command
+        .env("PUSHGATE_LOG_FORMAT", "json")
+        .env("PUSHGATE_STRANGE", "x")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut messages = Vec::new();
+    while !messages.iter().any(|message| message == "listening") {
+        let line = log.next().unwrap().unwrap();
+        let object: serde_json::Value = serde_json::from_str(&line).unwrap();
+        messages.push(object["fields"]["message"].as_str().unwrap().to_owned());
+    }
+    assert!(messages.iter().any(|message| message.contains("is no setting and is ignored")), "{messages:?}");
+    child.kill().unwrap();
+    assert!(child.wait_with_output().unwrap().stdout.is_empty());
+}
