@@ -53,15 +53,14 @@ pub(crate) async fn run<S>(
 {
     let span = debug_span!("connection", id = %registration.id(), %peer);
     async move {
-        let config = &shared.config;
-        let socket =
-            Socket::new(stream, already_read, config.client_message_bytes_max, config.client_frame_bytes_max).await;
-        let unbound = Unbound { link: Link::new(socket, peer, registration, shared) };
+        // Set up in a box, and kept in one: a task is for its whole life as large as the largest thing it ever held.
+        let link = Box::pin(Link::open(stream, already_read, peer, registration, shared)).await;
+        let unbound = Unbound { link };
         let (link, reason) = match unbound.bind().await {
             Ok(bound) => bound.run().await,
             Err(ended) => ended,
         };
-        link.close(reason).await;
+        Box::pin(link.close(reason)).await;
     }
     .instrument(span)
     .await;
@@ -69,18 +68,18 @@ pub(crate) async fn run<S>(
 
 /// A connection that has not shown a token yet. No push can reach it.
 struct Unbound<S> {
-    link: Link<S>,
+    link: Box<Link<S>>,
 }
 
 /// A connection that is bound to a user. Dropping it unbinds.
 struct Bound<S> {
-    link: Link<S>,
+    link: Box<Link<S>>,
     bindings: Bindings,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Unbound<S> {
     /// Waits for the first bind, within `bind_timeout` from the upgrade.
-    async fn bind(mut self) -> Result<Bound<S>, (Link<S>, CloseReason)> {
+    async fn bind(mut self) -> Result<Bound<S>, (Box<Link<S>>, CloseReason)> {
         self.link.bind_deadline = self.link.clock().after(self.link.shared.config.bind_timeout);
         loop {
             let step = match self.link.input().await {
@@ -101,7 +100,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Unbound<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Bound<S> {
     /// Delivers until something ends the connection. A further bind adds an event.
-    async fn run(mut self) -> (Link<S>, CloseReason) {
+    async fn run(mut self) -> (Box<Link<S>>, CloseReason) {
         loop {
             let step = match self.link.input().await {
                 Input::Data(data) => self.link.start_check(&data),
@@ -207,9 +206,18 @@ enum Input {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
-    fn new(socket: Socket<S>, peer: SocketAddr, registration: Registration, shared: Arc<Shared>) -> Self {
+    async fn open(
+        stream: S,
+        already_read: Bytes,
+        peer: SocketAddr,
+        registration: Registration,
+        shared: Arc<Shared>,
+    ) -> Box<Self> {
+        let config = &shared.config;
+        let socket =
+            Socket::new(stream, already_read, config.client_message_bytes_max, config.client_frame_bytes_max).await;
         let first_ping = registration.clock().after(shared.config.ping_interval);
-        Self {
+        Box::new(Self {
             socket,
             peer,
             registration,
@@ -219,7 +227,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             write_deadline: NEVER,
             heartbeat: Heartbeat::ToPing(first_ping),
             reason: None,
-        }
+        })
     }
 
     fn clock(&self) -> &Clock {
@@ -361,7 +369,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
 
     /// Ends the connection: refuses more messages, writes those already accepted if the reason allows, tells the client
     /// why, and waits for it to go, all of it within bounds.
-    async fn close(mut self, reason: CloseReason) {
+    async fn close(mut self: Box<Self>, reason: CloseReason) {
         self.reason = Some(reason);
         self.check = None;
         let outbox = self.registration.outbox().clone();
@@ -454,5 +462,21 @@ impl<S> Drop for Link<S> {
             Level::WARN => warn!(?reason, undelivered, "connection ended"),
             _ => debug!(?reason, undelivered, "connection ended"),
         }
+    }
+}
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What every idle connection costs. A larger state is easily added by accident: a local kept over an await will do.
+    #[test]
+    fn the_task_and_the_state_of_a_connection_stay_small() {
+        fn size_of_task<F, A, B, C, D, E>(_: fn(A, B, C, D, E) -> F) -> usize {
+            size_of::<F>()
+        }
+        let task = size_of_task(run::<tokio::net::TcpStream>);
+        assert!(task <= 800, "{task} bytes");
+        let link = size_of::<Link<tokio::net::TcpStream>>();
+        assert!(link <= 600, "{link} bytes");
     }
 }

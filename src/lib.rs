@@ -99,3 +99,50 @@ pub mod proto {
     /// The encoded descriptors of the API, for reflection.
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 }
+
+#[cfg(test)]
+mod rooms {
+    use std::path::Path;
+
+    /// Which rooms a room may know. Whatever is not here is a leaf, free to all, and knows only leaves.
+    const ARROWS: [(&str, &[&str]); 9] = [
+        ("outbox", &[]),
+        ("auth", &[]),
+        ("binder", &["outbox"]),
+        ("registry", &["outbox"]),
+        ("connection", &["auth", "binder", "outbox", "registry"]),
+        ("gateway", &["auth", "binder", "outbox", "registry"]),
+        ("doors/websocket", &["connection", "doors", "registry"]),
+        ("doors/json", &["auth", "doors", "gateway"]),
+        ("doors/grpc", &["auth", "doors", "gateway"]),
+    ];
+    const LEAVES: [&str; 6] = ["close", "config", "legacy", "message", "metrics", "proto"];
+
+    fn check(path: &Path, room: &str, wrong: &mut Vec<String>) {
+        let allowed = ARROWS.iter().find(|(name, _)| *name == room).map_or(&[][..], |(_, allowed)| allowed);
+        let text = std::fs::read_to_string(path).expect("a source file");
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        for (number, line) in code.lines().enumerate() {
+            let Some(import) = line.trim_start().strip_prefix("use crate::") else { continue };
+            let target = import.split([':', ';', ' ']).next().unwrap_or_default();
+            let own = room.split('/').next() == Some(target) && !room.contains('/');
+            if !own && !allowed.contains(&target) && !LEAVES.contains(&target) {
+                wrong.push(format!("{}:{}: {room} must not know {target}", path.display(), number + 1));
+            }
+        }
+    }
+
+    #[test]
+    fn imports_point_down() {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let mut wrong = Vec::new();
+        let rooms = ARROWS.iter().map(|(room, _)| *room).chain(LEAVES.into_iter().filter(|leaf| *leaf != "proto"));
+        for room in rooms {
+            check(&source.join(format!("{room}.rs")), room, &mut wrong);
+            for entry in std::fs::read_dir(source.join(room)).into_iter().flatten() {
+                check(&entry.expect("a readable folder").path(), room, &mut wrong);
+            }
+        }
+        assert!(wrong.is_empty(), "{wrong:#?}");
+    }
+}

@@ -379,6 +379,8 @@ fn reflection() -> Reflection {
         ReflectionBuilder::configure()
             .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            // The details of errors, so that grpcurl can show them.
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
     const SOUND: &str = "the descriptors were encoded by this build";
     Reflection {

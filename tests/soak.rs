@@ -1,6 +1,8 @@
 //! A minute of everything at once: 2,000 sockets that come and go, pushes through both doors, and a ledger that must
 //! balance.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 #[path = "support/mod.rs"]
 mod support;
 

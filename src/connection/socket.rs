@@ -26,7 +26,7 @@ use crate::outbox::{Depth, Frame};
 pub(super) const BATCH_MAX: usize = 64;
 
 /// Held per connection from its first read on. Clients send little: a token once, then pongs.
-const READ_BUFFER_BYTES: usize = 1024;
+const READ_BUFFER_BYTES: usize = 512;
 
 /// Control frames that wait for a client that does not read. A pong is at most 127 bytes, and a newer one replaces the
 /// one that waits inside tungstenite, so more than a few never queue.

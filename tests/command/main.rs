@@ -1,5 +1,7 @@
 //! The `pushgate` command as a user runs it: the real program, its exit codes and its signals.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 #[path = "../support/process.rs"]
 mod process;
 

@@ -1,5 +1,7 @@
 //! A gateway on real sockets, in this process.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 #[path = "../support/mod.rs"]
 mod support;
 
