@@ -94,7 +94,7 @@ pub(crate) struct Depth {
     pub(crate) bytes: usize,
 }
 
-/// One connection's queue. Empty, it holds no heap memory.
+/// One connection's queue. Until the first message it holds no heap memory, and empty next to none.
 #[derive(Debug)]
 pub(crate) struct Outbox {
     id: ConnectionId,
@@ -174,10 +174,7 @@ impl Outbox {
             let count = state.queue.len().min(room);
             batch.extend(state.queue.drain(..count));
         }
-        if state.queue.is_empty() {
-            // Keeps an idle connection from holding the memory of its busiest moment.
-            state.queue = VecDeque::new();
-        }
+        shrink(&mut state.queue);
         state.wants_frames = room > 0;
         if state.waker.is_none() {
             // A connection keeps to one task, so a waker that is still here is the right one.
@@ -219,6 +216,15 @@ impl Outbox {
         // A panic under this lock leaves counters at worst one frame off, and one connection is no reason to stop
         // serving the rest.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Keeps an idle connection from holding the memory of its busiest moment, but lets it keep what the next message needs,
+/// so that a quiet connection's messages cost no allocation each.
+pub(crate) fn shrink(queue: &mut VecDeque<Frame>) {
+    const KEPT: usize = 4;
+    if queue.is_empty() && queue.capacity() > KEPT {
+        *queue = VecDeque::new();
     }
 }
 

@@ -388,3 +388,68 @@ fn reflection() -> Reflection {
         v1alpha: BoxCloneSyncService::new(builder().build_v1alpha().expect(SOUND)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use hyper_util::rt::TokioIo;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+    use tonic::transport::Endpoint;
+    use tower::service_fn;
+
+    use super::*;
+    use crate::proto::PushRequest;
+    use crate::proto::push_service_client::PushServiceClient;
+
+    /// A server that nobody connects to but by streams in memory.
+    async fn server() -> Server {
+        let config = Config { listen: ([127, 0, 0, 1], 0).into(), ..Config::default() };
+        Server::bind(config).await.expect("a free port")
+    }
+
+    fn connect(server: &Server) -> DuplexStream {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let http = server.http.clone();
+        tokio::spawn(async move { http.serve(far, ([127, 0, 0, 1], 1).into(), Serves::All).await });
+        near
+    }
+
+    async fn json(server: &Server, body: &str) -> String {
+        let mut stream = connect(server);
+        let length = body.len();
+        let request =
+            format!("POST /push HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}");
+        stream.write_all(request.as_bytes()).await.expect("taken");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("answered");
+        answer
+    }
+
+    #[tokio::test]
+    async fn while_draining_both_doors_send_a_new_request_away() {
+        let server = server().await;
+        let body = r#"{"userId":"ann","event":"mail","message":"m"}"#;
+        assert!(json(&server, body).await.starts_with("HTTP/1.1 200 OK\r\n"));
+        server.gateway.rooms().registry.drain();
+        let answer = json(&server, body).await;
+        assert!(answer.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{answer}");
+        assert!(answer.contains("\r\nretry-after: 5\r\n"), "{answer}");
+        assert!(answer.ends_with("\r\n\r\nshutting down, try again later"), "{answer}");
+
+        let stream = TokioIo::new(connect(&server));
+        let mut once = Some(stream);
+        let connector = service_fn(move |_| {
+            std::future::ready(once.take().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected)))
+        });
+        let endpoint = Endpoint::from_static("http://in.memory");
+        let channel = endpoint.connect_with_connector(connector).await.expect("connected");
+        let mut grpc = PushServiceClient::new(channel);
+        let status = grpc.push(PushRequest::default()).await.expect_err("sent away");
+        assert_eq!((status.code(), status.message()), (tonic::Code::Unavailable, "shutting down, try again later"));
+
+        let mut ready = connect(&server);
+        ready.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.expect("taken");
+        let mut answer = String::new();
+        ready.read_to_string(&mut answer).await.expect("answered");
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    }
+}

@@ -99,7 +99,7 @@ async fn push(
         for user in (pusher..numbers.len()).step_by(PUSHERS) {
             let number = numbers[user].fetch_add(1, Ordering::Relaxed);
             let (id, message) = (format!("user {user}"), format!("{number} {kind}"));
-            let taken = if number % 2 == 0 {
+            let taken = if number.is_multiple_of(2) {
                 json.push(&id, "soak", &message).await
             } else {
                 let outcome = grpc.push(&id, "soak", &message).await;

@@ -19,7 +19,7 @@ use tokio_tungstenite::tungstenite::error::{CapacityError, Error, ProtocolError}
 use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
 
 use crate::close::CloseReason;
-use crate::outbox::{Depth, Frame};
+use crate::outbox::{Depth, Frame, shrink};
 
 /// Frames written with one system call. Linux takes at most 1024 (`IOV_MAX`); past a few dozen the call's own cost no
 /// longer shows.
@@ -169,9 +169,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             self.batch.pop_front();
         }
         self.offset = written;
-        if self.batch.is_empty() {
-            self.batch = VecDeque::new();
-        }
+        shrink(&mut self.batch);
     }
 
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Received> {

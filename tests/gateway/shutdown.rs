@@ -18,6 +18,7 @@ async fn clients_get_what_is_queued_and_then_1001() {
     for _ in 0..15 {
         gateway.json().push("ann", "mail", &message).await;
     }
+    let handle = gateway.gateway.clone();
     let stopping = tokio::spawn(gateway.stop());
     for _ in 0..15 {
         assert_eq!(phone.next_text().await, message);
@@ -25,6 +26,8 @@ async fn clients_get_what_is_queued_and_then_1001() {
     assert_eq!(phone.closed().await, (1001, "going away".to_owned()));
     assert_eq!(unbound.closed().await.0, 1001);
     let report = soon(stopping).await.unwrap();
+    let push = pushgate::Push::new("ann", "mail", "late").unwrap();
+    assert_eq!((handle.connections(), handle.push(&push).unwrap().matched), (0, 0), "no entry is left");
     assert_eq!((report.connections_cut, report.http_connections_cut), (0, 0));
 }
 
@@ -76,7 +79,7 @@ async fn whoever_watches_the_health_is_told_before_anything_else_ends() {
 }
 
 #[tokio::test]
-async fn a_new_request_on_an_open_connection_is_sent_away_through_both_doors() {
+async fn a_caller_on_an_open_connection_learns_that_the_gateway_goes() {
     // A push in hand keeps the gateway in its first phase while the others try.
     let mut gateway = TestGateway::start().await;
     let mut holds = soon(TcpStream::connect(gateway.control)).await.unwrap();
