@@ -198,8 +198,10 @@ impl Config {
             }
         };
         for (name, path) in [("ws_path", &self.ws_path), ("push_path", &self.push_path)] {
-            let plain = path.starts_with('/') && path.bytes().all(|b| b.is_ascii_graphic() && !b"?#%".contains(&b));
-            require(plain, name, "must be a path that starts with / and holds no space, ?, # or %");
+            let plain = path.starts_with('/')
+                && !path.starts_with("//")
+                && path.bytes().all(|b| b.is_ascii_graphic() && !b"?#%".contains(&b));
+            require(plain, name, "must be a path that starts with one / and holds no space, ?, # or %");
             let taken = ["/", "/metrics", "/healthz", "/readyz"].contains(&path.as_str());
             require(!taken, name, "must not be /, /metrics, /healthz or /readyz, which serve something else");
         }

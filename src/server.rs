@@ -273,7 +273,7 @@ impl Server {
             push: stack::push_stack(&gateway, push_permits.clone()),
             health: HealthServer::new(HealthService::from_health_reporter(health.clone())),
             reflection: reflection(),
-            page: page.then(|| page::page(&rooms.config, local_addr.port())),
+            page: page.then(|| page::page(&rooms.config, local_addr, control_addr)),
             gateway: gateway.clone(),
         };
         let http = Arc::new(Http::new(Arc::new(router), &rooms.config));

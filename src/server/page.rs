@@ -1,5 +1,7 @@
 //! The page to try the gateway from: one HTML file, told the addresses and paths that this server has.
 
+use std::net::{IpAddr, SocketAddr};
+
 use bytes::Bytes;
 
 use crate::config::Config;
@@ -9,9 +11,16 @@ use crate::config::Config;
 pub(super) const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
      connect-src 'self' ws: wss:; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// The page, for clients that connect to `ws_port`.
-pub(super) fn page(config: &Config, ws_port: u16) -> Bytes {
+/// The page, for clients that connect to `clients`, on a server that serves the page at `control`.
+pub(super) fn page(config: &Config, clients: SocketAddr, control: SocketAddr) -> Bytes {
+    // The host that the browser knows the page by will do for the WebSocket too, unless that is bound to another.
+    let same_host = clients.ip() == control.ip() || clients.ip().is_unspecified();
+    let host = (!same_host).then(|| match clients.ip() {
+        IpAddr::V4(ip) => ip.to_string(),
+        IpAddr::V6(ip) => format!("[{ip}]"),
+    });
+    let (port, ws_path, push_path) = (clients.port(), &config.ws_path, &config.push_path);
     // `<` cannot end the script element from inside a JSON string that holds none.
-    let told = serde_json::json!({ "wsPort": ws_port, "wsPath": config.ws_path, "pushPath": config.push_path });
+    let told = serde_json::json!({ "wsHost": host, "wsPort": port, "wsPath": ws_path, "pushPath": push_path });
     include_str!("page.html").replace("{\"told\":\"by the server\"}", &told.to_string().replace('<', "\\u003c")).into()
 }

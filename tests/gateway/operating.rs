@@ -56,6 +56,11 @@ async fn the_page_is_there_on_loopback_and_off_when_told() {
     let answer = TestGateway::start().await.get("/").await;
     assert_eq!((answer.status, answer.header("content-type")), (200, Some("text/html; charset=utf-8")));
     assert!(answer.header("content-security-policy").unwrap().starts_with("default-src 'none'"));
+    let elsewhere = |config: &mut pushgate::Config| config.control_listen = Some(([127, 0, 0, 2], 0).into());
+    let split = TestGateway::with(elsewhere).await;
+    let port = split.clients.port();
+    let told = format!("\"wsHost\":\"127.0.0.1\",\"wsPath\":\"/ws\",\"wsPort\":{port}");
+    assert!(split.get("/").await.body.contains(&told), "the page knows where clients connect to");
     let off = TestGateway::with(|config| config.page = pushgate::Page::Off).await;
     assert_eq!(off.get("/").await.status, 404);
 }
