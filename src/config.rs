@@ -116,6 +116,9 @@ settings! {
     batch_pushes_max: usize = 1000;
     /// Requests at the push doors at one time; over it, the answer is 503 or RESOURCE_EXHAUSTED at once.
     push_concurrency_max: usize = 1024;
+    /// Pushes that wait for more than acceptance at one time; over it, RESOURCE_EXHAUSTED at once. Each keeps a few dozen
+    /// bytes for every connection it matched.
+    waiting_pushes_max: usize = 10_000;
     /// Messages queued for one connection; over it, the connection is closed with 4429.
     outbox_messages_max: usize = 4096;
     /// Bytes queued for one connection; over it, the connection is closed with 4429. A reader this far behind is not
@@ -229,6 +232,7 @@ impl Config {
             ("http_connections_max", self.http_connections_max),
             ("batch_pushes_max", self.batch_pushes_max),
             ("push_concurrency_max", self.push_concurrency_max),
+            ("waiting_pushes_max", self.waiting_pushes_max),
             ("outbox_messages_max", self.outbox_messages_max),
             ("message_bytes_max", self.message_bytes_max),
         ] {

@@ -310,10 +310,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
     /// Takes what is queued and writes it, until there is nothing more or the client takes no more.
     fn poll_deliver(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
         loop {
-            let written = self.socket.take_written();
+            let done = self.socket.take_done();
             let (batch, room) = self.socket.batch();
-            if let Some(stop) = self.registration.outbox().visit(cx, written, batch, room) {
+            if let Some(stop) = self.registration.outbox().visit(cx, done, batch, room) {
                 return Poll::Ready(stop.into());
+            }
+            if self.expire() {
+                continue;
             }
             if self.socket.is_idle() {
                 return Poll::Pending;
@@ -323,15 +326,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
                 Poll::Ready(Err(_)) => return Poll::Ready(CloseReason::Reset),
                 Poll::Pending => {
                     // Without room: while the client takes nothing, another message is no reason to wake up.
-                    let written = self.socket.take_written();
+                    let done = self.socket.take_done();
                     let (batch, _) = self.socket.batch();
-                    return match self.registration.outbox().visit(cx, written, batch, 0) {
+                    return match self.registration.outbox().visit(cx, done, batch, 0) {
                         Some(stop) => Poll::Ready(stop.into()),
                         None => Poll::Pending,
                     };
                 }
             }
         }
+    }
+
+    /// Gives up what is in hand and past its time to live. Says whether there was any, so that the outbox is told.
+    fn expire(&mut self) -> bool {
+        let expired = self.socket.expire();
+        self.shared.metrics.expired.inc_by(expired as u64);
+        expired > 0
     }
 
     /// Writes what is in hand and keeps the write deadline.
@@ -399,11 +409,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
     /// Writes all that was accepted. An error when the client takes nothing in time, or the grace is over.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), CloseReason>> {
         loop {
-            let written = self.socket.take_written();
+            let done = self.socket.take_done();
             let (batch, room) = self.socket.batch();
-            if self.registration.outbox().visit(cx, written, batch, room) == Some(Stop::Cut) {
+            if self.registration.outbox().visit(cx, done, batch, room) == Some(Stop::Cut) {
                 self.reason = Some(CloseReason::Cut);
                 return Poll::Ready(Err(CloseReason::Cut));
+            }
+            if self.expire() {
+                continue;
             }
             if self.socket.is_idle() {
                 return Poll::Ready(Ok(()));
@@ -424,9 +437,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
 
     /// Writes the close frame, ends the sending direction, and waits for the client to do the same.
     fn poll_close(&mut self, cx: &mut Context<'_>, deadline: u64) -> Poll<()> {
-        let written = self.socket.take_written();
+        let done = self.socket.take_done();
         let (batch, _) = self.socket.batch();
-        let stop = self.registration.outbox().visit(cx, written, batch, 0);
+        let stop = self.registration.outbox().visit(cx, done, batch, 0);
         if stop == Some(Stop::Cut) || deadline <= self.clock().now() {
             return Poll::Ready(());
         }
@@ -455,7 +468,7 @@ impl<S> Drop for Link<S> {
     fn drop(&mut self) {
         let unset = if std::thread::panicking() { CloseReason::Panicked } else { CloseReason::Cut };
         let reason = self.reason.unwrap_or(unset);
-        let undelivered = self.registration.outbox().close(self.socket.take_written());
+        let undelivered = self.registration.outbox().close(self.socket.take_done());
         self.shared.metrics.closed(reason, undelivered);
         match reason.level() {
             Level::ERROR => error!(?reason, undelivered, "connection ended"),

@@ -4,14 +4,18 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use prometheus_client::metrics::gauge::Gauge;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{debug, debug_span};
 
 use crate::auth::{PushAuthorizer, PushScope, ReloadError, TokenAuthenticator};
 use crate::binder::Binder;
 use crate::config::Config;
-use crate::message::{Drops, Event, Field, InvalidPush, Names, Outcome, Push, UserId};
-use crate::metrics::{Door, DropReason, Metrics, PushResult};
-use crate::outbox::{Frame, Offered, Stop};
+use crate::delivery::Delivery;
+use crate::message::{Event, Field, InvalidPush, Level, Names, Outcome, Push, UserId};
+use crate::metrics::{Door, Metrics, PushResult};
+use crate::outbox::Stop;
 use crate::registry::Registry;
 
 /// A running gateway, for the program that embeds it. Cloning is a reference count.
@@ -35,6 +39,12 @@ pub(crate) struct Rooms {
     pub(crate) names: Arc<Names>,
     pub(crate) token_authenticator: Arc<dyn TokenAuthenticator>,
     pub(crate) push_authorizer: Arc<dyn PushAuthorizer>,
+    /// Pushes that may still wait for more than acceptance.
+    pub(crate) waiting: Arc<Semaphore>,
+    /// Cancelled when the gateway begins to stop.
+    pub(crate) stopping: CancellationToken,
+    /// The tasks of push streams, which a shutdown waits for.
+    pub(crate) streams: TaskTracker,
 }
 
 /// Why a push or drop was refused.
@@ -47,6 +57,9 @@ pub enum PushError {
     /// The caller may not push to this user or event.
     #[error("the API key may not push to this user or event")]
     PermissionDenied,
+    /// `waiting_pushes_max` pushes are waiting for more than acceptance already. This one was not sent.
+    #[error("too many pushes are waiting, try again later or do not wait")]
+    TooManyWaiting,
 }
 
 impl std::fmt::Debug for Gateway {
@@ -70,6 +83,16 @@ impl Gateway {
     /// Refuses a message over the config's `message_bytes_max`.
     pub fn push(&self, push: &Push) -> Result<Outcome, PushError> {
         self.push_from(Door::Library, None, push)
+    }
+
+    /// Pushes one message and waits until it is handed to the kernel on every connection that took it, but not past
+    /// `until`: the outcome then says what is known so far.
+    ///
+    /// # Errors
+    /// Refuses a message over the config's `message_bytes_max`, and any once `waiting_pushes_max` are waiting.
+    pub async fn push_written(&self, push: &Push, until: Instant) -> Result<Outcome, PushError> {
+        let sent = self.send_from(Door::Library, None, push, Follow::Each)?;
+        Ok(sent.settled(until).await)
     }
 
     /// Closes a user's connections that are bound to the event, all of them without one, and says how many. What is
@@ -113,11 +136,22 @@ impl Gateway {
 
     /// A push by a door, for a caller with a scope; the embedding program needs none.
     pub(crate) fn push_from(&self, door: Door, scope: Option<&PushScope>, push: &Push) -> Result<Outcome, PushError> {
+        self.send_from(door, scope, push, Follow::Nobody).map(|sent| sent.outcome)
+    }
+
+    /// The same, followed further if the caller asks.
+    pub(crate) fn send_from(
+        &self,
+        door: Door,
+        scope: Option<&PushScope>,
+        push: &Push,
+        follow: Follow,
+    ) -> Result<Sent, PushError> {
         let started_at = Instant::now();
-        let result = self.deliver(scope, push, started_at);
+        let result = self.deliver(scope, push, follow, started_at);
         let metrics = &self.0.metrics;
         metrics.push_seconds.observe(started_at.elapsed().as_secs_f64());
-        metrics.pushed(door, result_label(&result));
+        metrics.pushed(door, result_label(result.as_ref().map(|sent| &sent.outcome)));
         result
     }
 
@@ -134,7 +168,13 @@ impl Gateway {
         Ok(self.drop_user(user_id, event))
     }
 
-    fn deliver(&self, scope: Option<&PushScope>, push: &Push, accepted_at: Instant) -> Result<Outcome, PushError> {
+    fn deliver(
+        &self,
+        scope: Option<&PushScope>,
+        push: &Push,
+        follow: Follow,
+        accepted_at: Instant,
+    ) -> Result<Sent, PushError> {
         let span = debug_span!("push", event = ?push.event(), caller = scope.map(PushScope::name));
         let _entered = span.enter();
         if scope.is_some_and(|scope| !scope.allows(push.user_id(), Some(push.event()))) {
@@ -144,36 +184,83 @@ impl Gateway {
         if push.payload().as_bytes().len() > limit_bytes {
             return Err(InvalidPush::TooLong { field: Field::Message, limit_bytes }.into());
         }
-        let outcome = self.fan_out(push, accepted_at);
-        debug!(id = %outcome.message_id, outcome.matched, outcome.accepted, "pushed");
-        Ok(outcome)
+        let sent = self.fan_out(push, follow, accepted_at)?;
+        debug!(id = %sent.outcome.message_id, sent.outcome.matched, sent.outcome.accepted, "pushed");
+        Ok(sent)
     }
 
-    fn fan_out(&self, push: &Push, accepted_at: Instant) -> Outcome {
-        let receivers = self.0.binder.receivers(push.user_id(), push.event());
-        let mut accepted = 0;
-        let mut drops = Drops::default();
+    fn fan_out(&self, push: &Push, follow: Follow, accepted_at: Instant) -> Result<Sent, PushError> {
+        let mut receivers = self.0.binder.receivers(push.user_id(), push.event());
+        receivers.retain(|outbox| push.is_for(outbox.id()));
+        let mut outcome = Outcome::count(self.0.names.message_id(), Level::Accepted, Vec::new());
+        outcome.matched = receivers.len() as u64;
+        let mut followed = None;
         if !receivers.is_empty() {
-            let frame = Frame::new(push.payload(), accepted_at);
-            for outbox in &receivers {
-                match outbox.offer(&frame) {
-                    Offered::Accepted => accepted += 1,
-                    Offered::Full => drops.queue_full += 1,
-                    Offered::Closed => drops.closed += 1,
+            let mut delivery = Delivery::new(push.payload(), accepted_at, push.ttl());
+            if follow == Follow::Each {
+                // Taken before anything is sent: a push that is refused must have done nothing.
+                let waiting = self.0.waiting.clone().try_acquire_owned().map_err(|_| PushError::TooManyWaiting)?;
+                delivery = delivery.followed(receivers.iter().map(|outbox| outbox.id()));
+                followed = Some(waiting);
+            }
+            let delivery = Arc::new(delivery);
+            for (place, outbox) in receivers.iter().enumerate() {
+                match outbox.offer(delivery.ticket(place)) {
+                    Ok(()) => outcome.accepted += 1,
+                    Err(reason) => outcome.drops.add(reason),
                 }
             }
+            let metrics = &self.0.metrics;
+            metrics.matched.inc_by(outcome.matched);
+            metrics.accepted.inc_by(outcome.accepted);
+            metrics.dropped(&outcome.drops);
+            return Ok(Sent { outcome, followed: followed.map(|waiting| Followed { delivery, _waiting: waiting }) });
         }
-        let matched = receivers.len() as u64;
-        let metrics = &self.0.metrics;
-        metrics.matched.inc_by(matched);
-        metrics.accepted.inc_by(accepted);
-        metrics.dropped(DropReason::QueueFull, drops.queue_full);
-        metrics.dropped(DropReason::Closed, drops.closed);
-        Outcome { message_id: self.0.names.message_id(), matched, accepted, drops }
+        Ok(Sent { outcome, followed: None })
     }
 }
 
-fn result_label(result: &Result<Outcome, PushError>) -> PushResult {
+/// Whether each receiver is followed past acceptance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Follow {
+    /// Nobody asks, so nothing is kept.
+    Nobody,
+    /// Each by itself.
+    Each,
+}
+
+/// A push that was made, and what of it is still followed.
+pub(crate) struct Sent {
+    /// As it was when the outboxes had taken it.
+    pub(crate) outcome: Outcome,
+    followed: Option<Followed>,
+}
+
+struct Followed {
+    delivery: Arc<Delivery>,
+    /// One of `waiting_pushes_max`.
+    _waiting: OwnedSemaphorePermit,
+}
+
+impl Sent {
+    /// What became of it by now.
+    pub(crate) fn now(&self, level: Level) -> Outcome {
+        match &self.followed {
+            Some(followed) => Outcome::count(self.outcome.message_id, level, followed.delivery.outcomes()),
+            None => Outcome { level, ..self.outcome.clone() },
+        }
+    }
+
+    /// What became of it once every receiver is settled, or at `until` as far as it is known then.
+    pub(crate) async fn settled(&self, until: Instant) -> Outcome {
+        if let Some(followed) = &self.followed {
+            let _in_time = tokio::time::timeout_at(until.into(), followed.delivery.settled()).await;
+        }
+        self.now(Level::Written)
+    }
+}
+
+fn result_label(result: Result<&Outcome, &PushError>) -> PushResult {
     match result {
         Ok(Outcome { matched: 0, .. }) => PushResult::Unmatched,
         Ok(Outcome { accepted: 0, .. }) => PushResult::Dropped,
@@ -181,6 +268,7 @@ fn result_label(result: &Result<Outcome, PushError>) -> PushResult {
         Err(PushError::Invalid(InvalidPush::TooLong { .. })) => PushResult::TooLarge,
         Err(PushError::Invalid(InvalidPush::Empty { .. })) => PushResult::Invalid,
         Err(PushError::PermissionDenied) => PushResult::PermissionDenied,
+        Err(PushError::TooManyWaiting) => PushResult::Overloaded,
     }
 }
 
@@ -193,6 +281,7 @@ mod tests {
     use super::*;
     use crate::auth::{OpenPush, TokenIsUser};
     use crate::binder::{BindLimits, Bindings};
+    use crate::message::Drops;
     use crate::outbox::{Capacity, Depth};
     use crate::registry::{Limits, Registration};
 
@@ -217,6 +306,9 @@ mod tests {
             names,
             token_authenticator: Arc::new(TokenIsUser),
             push_authorizer: Arc::new(OpenPush),
+            waiting: Arc::new(Semaphore::new(1)),
+            stopping: CancellationToken::new(),
+            streams: TaskTracker::new(),
         })
     }
 
@@ -370,10 +462,10 @@ mod tests {
             let mut batch = VecDeque::new();
             let stop = outbox.visit(&cx, Depth::default(), &mut batch, 64);
             assert_eq!(stop.is_some(), naive.stopped);
-            let bytes = batch.iter().map(|frame| frame.bytes().len()).sum();
+            let bytes = batch.iter().map(|ticket| ticket.bytes().len()).sum();
             let written = Depth { messages: batch.len(), bytes };
             let texts: Vec<String> =
-                batch.drain(..).map(|frame| String::from_utf8_lossy(&frame.bytes()[2..]).into_owned()).collect();
+                batch.drain(..).map(|ticket| String::from_utf8_lossy(&ticket.bytes()[2..]).into_owned()).collect();
             assert_eq!(texts, naive.queued, "all of them, in order");
             naive.queued.clear();
             outbox.visit(&cx, written, &mut batch, 64);

@@ -56,8 +56,8 @@
 //! # The rooms
 //!
 //! A push comes in by a door (`doors/json`, `doors/grpc`) behind one tower stack (`server/stack`). The door decodes it
-//! into the nouns of `message` and calls `gateway`, which asks the `binder` who is bound and offers the message to each
-//! one's `outbox`. The door encodes what became of it. Later, in the task of each `connection`, the outbox is emptied
+//! into the nouns of `message` and calls `gateway`, which asks the `binder` who is bound and offers the message, now a
+//! `delivery`, to each one's `outbox`. The door encodes what became of it. Later, in the task of each `connection`, the outbox is emptied
 //! into the socket.
 //!
 //! A client comes in by `doors/websocket`, which has the `registry` admit it and hands the socket to a `connection`:
@@ -72,6 +72,7 @@ mod binder;
 mod close;
 mod config;
 mod connection;
+mod delivery;
 mod doors;
 mod gateway;
 mod legacy;
@@ -87,7 +88,10 @@ pub use auth::{
 };
 pub use config::{Config, Invalid, Loaded, LogFormat, Mistake, Page, Source};
 pub use gateway::{Gateway, PushError};
-pub use message::{ConnectionId, Drops, Event, Field, InvalidPush, MessageId, Outcome, Payload, Push, UserId};
+pub use message::{
+    ConnectionId, ConnectionOutcome, DropReason, Drops, Event, Field, InvalidConnectionId, InvalidPush, Level,
+    MessageId, Outcome, Payload, Progress, Push, UserId,
+};
 pub use server::{Report, Server, ServerBuilder, ServerError};
 
 /// The gRPC API, generated from `proto/pushgate/v1`: messages, client and server.
@@ -105,13 +109,14 @@ mod rooms {
     use std::path::Path;
 
     /// Which rooms a room may know. Whatever is not here is a leaf, free to all, and knows only leaves.
-    const ARROWS: [(&str, &[&str]); 9] = [
-        ("outbox", &[]),
+    const ARROWS: [(&str, &[&str]); 10] = [
+        ("delivery", &[]),
+        ("outbox", &["delivery"]),
         ("auth", &[]),
         ("binder", &["outbox"]),
         ("registry", &["outbox"]),
-        ("connection", &["auth", "binder", "outbox", "registry"]),
-        ("gateway", &["auth", "binder", "outbox", "registry"]),
+        ("connection", &["auth", "binder", "delivery", "outbox", "registry"]),
+        ("gateway", &["auth", "binder", "delivery", "outbox", "registry"]),
         ("doors/websocket", &["connection", "doors", "registry"]),
         ("doors/json", &["auth", "doors", "gateway"]),
         ("doors/grpc", &["auth", "doors", "gateway"]),

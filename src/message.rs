@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -142,6 +143,9 @@ pub struct Push {
     user_id: UserId,
     event: Event,
     payload: Payload,
+    ttl: Option<Duration>,
+    only: Option<ConnectionId>,
+    excluded: Vec<ConnectionId>,
 }
 
 impl Push {
@@ -159,7 +163,39 @@ impl Push {
         if payload.as_bytes().is_empty() {
             return Err(InvalidPush::Empty { field: Field::Message });
         }
-        Ok(Self { user_id, event, payload })
+        Ok(Self { user_id, event, payload, ttl: None, only: None, excluded: Vec::new() })
+    }
+
+    /// Gives the message a time to live: a connection that could not be written to by then does not get it.
+    #[must_use]
+    pub fn with_ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = Some(ttl);
+        self
+    }
+
+    /// Sends it to this one connection only, if it is bound to the user and event.
+    #[must_use]
+    pub fn only_to(mut self, connection_id: ConnectionId) -> Self {
+        self.only = Some(connection_id);
+        self
+    }
+
+    /// Does not send it to these connections.
+    #[must_use]
+    pub fn excluding(mut self, connection_ids: impl IntoIterator<Item = ConnectionId>) -> Self {
+        self.excluded.extend(connection_ids);
+        self
+    }
+
+    /// How long it is worth delivering.
+    #[must_use]
+    pub fn ttl(&self) -> Option<Duration> {
+        self.ttl
+    }
+
+    /// Whether this connection is to have it, bound as it is.
+    pub(crate) fn is_for(&self, connection_id: ConnectionId) -> bool {
+        self.only.is_none_or(|only| only == connection_id) && !self.excluded.contains(&connection_id)
     }
 
     /// The user it is for.
@@ -221,34 +257,164 @@ pub enum InvalidPush {
     },
 }
 
-/// What became of one push. `matched` is always `accepted` plus `dropped`.
+/// How far a message got. No level says more than happened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// It is in the connection's outbox.
+    #[default]
+    Accepted,
+    /// It was handed to the kernel.
+    Written,
+}
+
+/// What became of one push. `matched` is always `accepted` plus [`Outcome::dropped`], and `accepted` is `written` plus
+/// [`Outcome::lost`] plus what is still on its way.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Outcome {
     /// The gateway's name for the message.
     pub message_id: MessageId,
-    /// Connections that were bound to the user and event.
+    /// How far the counts were followed: what is beyond this level is not counted.
+    pub level: Level,
+    /// Connections that were bound to the user and event, and not excluded.
     pub matched: u64,
     /// Connections whose outbox took the message.
     pub accepted: u64,
     /// Connections that matched but did not take it, by reason.
     pub drops: Drops,
+    /// Accepted ones whose message was handed to the kernel.
+    pub written: u64,
+    /// Accepted ones that will never be written, by reason.
+    pub losses: Drops,
+    /// Each connection by itself, when that was asked for.
+    pub connections: Vec<ConnectionOutcome>,
 }
 
 impl Outcome {
     /// Connections that matched but did not take the message.
     #[must_use]
     pub fn dropped(&self) -> u64 {
-        self.drops.queue_full + self.drops.closed
+        self.drops.total()
+    }
+
+    /// Connections that took the message and lost it before it was written.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.losses.total()
+    }
+
+    /// Counts what happened on each connection.
+    pub(crate) fn count(message_id: MessageId, level: Level, connections: Vec<ConnectionOutcome>) -> Self {
+        let matched = connections.len() as u64;
+        let mut outcome = Self {
+            message_id,
+            level,
+            matched,
+            accepted: 0,
+            drops: Drops::default(),
+            written: 0,
+            losses: Drops::default(),
+            connections: Vec::new(),
+        };
+        for connection in &connections {
+            match connection.progress {
+                Progress::Dropped(reason) => {
+                    outcome.drops.add(reason);
+                    continue;
+                }
+                Progress::Accepted => {}
+                Progress::Written { .. } => outcome.written += 1,
+                Progress::Lost(reason) => outcome.losses.add(reason),
+            }
+            outcome.accepted += 1;
+        }
+        outcome.connections = connections;
+        outcome
     }
 }
 
-/// How many connections did not take a message, by reason.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Drops {
+/// What became of a message on one connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConnectionOutcome {
+    /// Which one.
+    pub connection_id: ConnectionId,
+    /// How far it got.
+    pub progress: Progress,
+    /// Messages that were waiting in the outbox before this one.
+    pub queued_before: usize,
+}
+
+impl ConnectionOutcome {
+    pub(crate) fn accepted(connection_id: ConnectionId) -> Self {
+        Self { connection_id, progress: Progress::Accepted, queued_before: 0 }
+    }
+}
+
+/// How far a message got on one connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// The outbox did not take it.
+    Dropped(DropReason),
+    /// The outbox has it.
+    Accepted,
+    /// It was handed to the kernel.
+    Written {
+        /// How long that took from when it was accepted.
+        after: Duration,
+    },
+    /// The outbox had it, and it will never be written.
+    Lost(DropReason),
+}
+
+/// Why a message did not get further on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DropReason {
     /// The outbox was full; that connection is closed with 4429.
+    QueueFull,
+    /// The connection was closing, or ended.
+    Closed,
+    /// The message's time to live was over.
+    Expired,
+}
+
+/// How many connections did not get a message, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Drops {
+    /// See [`DropReason::QueueFull`].
     pub queue_full: u64,
-    /// The connection was already closing.
+    /// See [`DropReason::Closed`].
     pub closed: u64,
+    /// See [`DropReason::Expired`].
+    pub expired: u64,
+}
+
+impl Drops {
+    /// All of them.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.by_reason().into_iter().map(|(_, count)| count).sum()
+    }
+
+    /// Each reason with its count, 0 included.
+    #[must_use]
+    pub fn by_reason(&self) -> [(DropReason, u64); 3] {
+        [
+            (DropReason::QueueFull, self.queue_full),
+            (DropReason::Closed, self.closed),
+            (DropReason::Expired, self.expired),
+        ]
+    }
+
+    pub(crate) fn add(&mut self, reason: DropReason) {
+        *match reason {
+            DropReason::QueueFull => &mut self.queue_full,
+            DropReason::Closed => &mut self.closed,
+            DropReason::Expired => &mut self.expired,
+        } += 1;
+    }
 }
 
 /// A connection's name, unique over all gateways and restarts: a random number drawn when the process started, and a
@@ -275,6 +441,25 @@ impl fmt::Display for Id {
 impl fmt::Display for ConnectionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// The text is not a connection's name as its `Display` writes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a connection id")]
+pub struct InvalidConnectionId;
+
+impl std::str::FromStr for ConnectionId {
+    type Err = InvalidConnectionId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidConnectionId> {
+        let digits =
+            |text: &str| text.bytes().all(|b| b.is_ascii_hexdigit()).then(|| u64::from_str_radix(text, 16).ok());
+        let (process, number) = text.split_once('-').ok_or(InvalidConnectionId)?;
+        match (digits(process).flatten(), digits(number).flatten()) {
+            (Some(process), Some(number)) if text.find('-') == Some(16) => Ok(Self(Id { process, number })),
+            _ => Err(InvalidConnectionId),
+        }
     }
 }
 
@@ -338,6 +523,17 @@ mod tests {
     fn debug_output_holds_neither_user_nor_body() {
         let push = Push::new("s3cret-token", "mail", "s3cret-body").expect("valid");
         assert!(!format!("{push:?}").contains("s3cret"));
+    }
+
+    #[test]
+    fn a_connection_id_reads_back() {
+        let id = Names::new().connection_id();
+        assert_eq!(id.to_string().parse(), Ok(id));
+        for bad in
+            ["", "-", "1-1", "0123456789abcdef", "0123456789abcdef-", "0123456789abcdef-+1", "0123456789abcdeg-1"]
+        {
+            assert_eq!(bad.parse::<ConnectionId>(), Err(InvalidConnectionId), "{bad}");
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::close::CloseReason;
+use crate::message::{DropReason, Drops};
 
 /// Everything that is counted in one gateway. Not global, so that two gateways in one process do not mix.
 #[derive(Debug)]
@@ -31,6 +32,7 @@ pub(crate) struct Metrics {
     pub(crate) drops: Family<DropLabels, Counter>,
     pub(crate) written: Counter,
     pub(crate) undelivered: Family<CloseLabels, Counter>,
+    pub(crate) expired: Counter,
     pub(crate) http_refused: Counter,
     pub(crate) accept_errors: Counter,
     pub(crate) push_seconds: Histogram,
@@ -63,13 +65,6 @@ pub(crate) enum PushResult {
     TimedOut,
     Draining,
     CheckUnavailable,
-}
-
-/// Why a connection that matched did not take a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum DropReason {
-    QueueFull,
-    Closed,
 }
 
 /// What became of a request to upgrade.
@@ -145,6 +140,7 @@ impl Metrics {
             drops: Family::default(),
             written: Counter::default(),
             undelivered: Family::default(),
+            expired: Counter::default(),
             http_refused: Counter::default(),
             accept_errors: Counter::default(),
             push_seconds: Histogram::new(LATENCY_BUCKETS),
@@ -179,6 +175,11 @@ impl Metrics {
             "Messages accepted and never written, by why the connection ended",
             self.undelivered.clone(),
         );
+        registry.register(
+            "messages_expired",
+            "Messages accepted and not written because their time to live was over",
+            self.expired.clone(),
+        );
         registry.register("http_refused", "TCP connections over http_connections_max", self.http_refused.clone());
         registry.register("accept_errors", "Failures to accept a TCP connection", self.accept_errors.clone());
         registry.register_with_unit(
@@ -199,9 +200,11 @@ impl Metrics {
         self.pushes.get_or_create(&PushLabels { door, result }).inc();
     }
 
-    pub(crate) fn dropped(&self, reason: DropReason, count: u64) {
-        if count > 0 {
-            self.drops.get_or_create(&DropLabels { reason }).inc_by(count);
+    pub(crate) fn dropped(&self, drops: &Drops) {
+        for (reason, count) in drops.by_reason() {
+            if count > 0 {
+                self.drops.get_or_create(&DropLabels { reason }).inc_by(count);
+            }
         }
     }
 

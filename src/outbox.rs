@@ -1,75 +1,17 @@
-//! One connection's bounded queue of encoded frames: a push offers and never waits, the connection's task takes.
+//! One connection's bounded queue of messages: a push offers and never waits, the connection's task takes.
 
+use crate::delivery::Ticket;
+use crate::message::{ConnectionId, DropReason};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
-use std::time::Instant;
-
-use bytes::{BufMut, Bytes, BytesMut};
-
-use crate::message::{ConnectionId, Payload};
-
-/// The WebSocket bytes of one message, encoded once and shared by every connection that receives it.
-#[derive(Clone, Debug)]
-pub(crate) struct Frame {
-    bytes: Bytes,
-    /// When the message was accepted, so that the writer can tell how long it took.
-    accepted_at: Instant,
-}
-
-impl Frame {
-    /// The one allocation of a push, whatever the number of receivers.
-    pub(crate) fn new(payload: &Payload, accepted_at: Instant) -> Self {
-        // RFC 6455 section 5.2: FIN and opcode, then the length in 7, 16 or 64 bits; a server does not mask.
-        let opcode = match payload {
-            Payload::Text(_) => 0x1,
-            Payload::Binary(_) => 0x2,
-        };
-        let body = payload.as_bytes();
-        let mut bytes = BytesMut::with_capacity(10 + body.len());
-        bytes.put_u8(0x80 | opcode);
-        match body.len() {
-            length @ ..126 => bytes.put_u8(length as u8),
-            length @ 126..=0xffff => {
-                bytes.put_u8(126);
-                bytes.put_u16(length as u16);
-            }
-            length => {
-                bytes.put_u8(127);
-                bytes.put_u64(length as u64);
-            }
-        }
-        bytes.put_slice(body);
-        Self { bytes: bytes.freeze(), accepted_at }
-    }
-
-    pub(crate) fn bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-
-    pub(crate) fn accepted_at(&self) -> Instant {
-        self.accepted_at
-    }
-}
 
 /// How much one outbox holds, counting what the writer has taken but not yet written.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Capacity {
     pub(crate) messages_max: usize,
     pub(crate) bytes_max: usize,
-}
-
-/// What became of an offer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Offered {
-    /// The outbox took the frame.
-    Accepted,
-    /// The outbox was full. It is closed by this: a client can notice a close and come back, but a legacy client
-    /// cannot notice a gap.
-    Full,
-    /// The connection was already closing.
-    Closed,
 }
 
 /// Why the gateway, not the peer, ends a connection.
@@ -107,13 +49,13 @@ pub(crate) struct Outbox {
 
 #[derive(Debug, Default)]
 struct State {
-    queue: VecDeque<Frame>,
+    queue: VecDeque<Ticket>,
     depth: Depth,
     stop: Option<Stop>,
     /// Present while the task sleeps; taken by whoever wakes it, so that a busy task is not woken again.
     waker: Option<Waker>,
-    /// Whether a frame is reason enough to wake the task. It is not while the socket takes no more.
-    wants_frames: bool,
+    /// Whether a message is reason enough to wake the task. It is not while the socket takes no more.
+    wants_messages: bool,
 }
 
 impl Outbox {
@@ -125,24 +67,31 @@ impl Outbox {
         self.id
     }
 
-    /// Queues a frame, or says why not. Never waits.
-    pub(crate) fn offer(&self, frame: &Frame) -> Offered {
+    /// Queues a message, or says why not. Never waits.
+    ///
+    /// # Errors
+    /// A full outbox is closed by this: a client can notice a close and come back, but a legacy client cannot notice a
+    /// gap.
+    pub(crate) fn offer(&self, ticket: Ticket) -> Result<(), DropReason> {
         let mut state = self.state();
-        if state.stop.is_some() {
-            return Offered::Closed;
-        }
-        let after = Depth { messages: state.depth.messages + 1, bytes: state.depth.bytes + frame.bytes.len() };
-        if after.messages > self.capacity.messages_max || after.bytes > self.capacity.bytes_max {
+        let after = Depth { messages: state.depth.messages + 1, bytes: state.depth.bytes + ticket.bytes().len() };
+        let reason = if state.stop.is_some() {
+            DropReason::Closed
+        } else if after.messages > self.capacity.messages_max || after.bytes > self.capacity.bytes_max {
             state.stop = Some(Stop::QueueFull);
-            wake(state);
-            return Offered::Full;
-        }
-        state.depth = after;
-        state.queue.push_back(frame.clone());
-        if state.wants_frames {
-            wake(state);
-        }
-        Offered::Accepted
+            DropReason::QueueFull
+        } else {
+            ticket.behind(state.depth.messages);
+            state.depth = after;
+            state.queue.push_back(ticket);
+            if state.wants_messages {
+                wake(state);
+            }
+            return Ok(());
+        };
+        wake(state);
+        ticket.refused(reason);
+        Err(reason)
     }
 
     /// Tells the connection to end. Says whether this call was the one that did; `Cut` overrides an earlier reason.
@@ -156,18 +105,18 @@ impl Outbox {
         first
     }
 
-    /// The task's one visit: takes `written` off the books, moves at most `room` frames into `batch` in order, tells
+    /// The task's one visit: takes `done` off the books, moves at most `room` messages into `batch` in order, tells
     /// whether the connection must stop, and arranges to be woken when any of that changes.
     pub(crate) fn visit(
         &self,
         cx: &Context<'_>,
-        written: Depth,
-        batch: &mut VecDeque<Frame>,
+        done: Depth,
+        batch: &mut VecDeque<Ticket>,
         room: usize,
     ) -> Option<Stop> {
         let mut state = self.state();
-        state.depth.messages -= written.messages;
-        state.depth.bytes -= written.bytes;
+        state.depth.messages -= done.messages;
+        state.depth.bytes -= done.bytes;
         if batch.is_empty() && state.queue.len() <= room {
             std::mem::swap(batch, &mut state.queue);
         } else {
@@ -175,7 +124,7 @@ impl Outbox {
             batch.extend(state.queue.drain(..count));
         }
         shrink(&mut state.queue);
-        state.wants_frames = room > 0;
+        state.wants_messages = room > 0;
         if state.waker.is_none() {
             // A connection keeps to one task, so a waker that is still here is the right one.
             state.waker = Some(cx.waker().clone());
@@ -184,13 +133,17 @@ impl Outbox {
     }
 
     /// Gives up what is queued and refuses what comes, for a connection that has ended. Says how many messages were
-    /// accepted and never written; `written` is what the last visit did not yet report.
-    pub(crate) fn close(&self, written: Depth) -> usize {
+    /// accepted and never written; `done` is what the last visit did not yet report.
+    pub(crate) fn close(&self, done: Depth) -> usize {
         let mut state = self.state();
         state.stop.get_or_insert(Stop::Ended);
         state.waker = None;
-        state.queue = VecDeque::new();
-        std::mem::take(&mut state.depth).messages - written.messages
+        let given_up = std::mem::take(&mut state.queue);
+        let left = std::mem::take(&mut state.depth).messages - done.messages;
+        // Each message tells whoever waits for it that it is lost, which is not for under the lock.
+        drop(state);
+        drop(given_up);
+        left
     }
 
     /// Sets the tick at which the task wants to be woken.
@@ -221,7 +174,7 @@ impl Outbox {
 
 /// Keeps an idle connection from holding the memory of its busiest moment, but lets it keep what the next message needs,
 /// so that a quiet connection's messages cost no allocation each.
-pub(crate) fn shrink(queue: &mut VecDeque<Frame>) {
+pub(crate) fn shrink(queue: &mut VecDeque<Ticket>) {
     const KEPT: usize = 4;
     if queue.is_empty() && queue.capacity() > KEPT {
         *queue = VecDeque::new();
@@ -243,8 +196,11 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
     use std::task::Wake;
 
+    use std::time::Instant;
+
     use super::*;
-    use crate::message::Names;
+    use crate::delivery::Delivery;
+    use crate::message::{Names, Payload};
 
     #[derive(Default)]
     struct Wakes(AtomicUsize);
@@ -259,40 +215,24 @@ mod tests {
         Outbox::new(Names::new().connection_id(), Capacity { messages_max, bytes_max })
     }
 
-    fn frame(text: &str) -> Frame {
-        Frame::new(&Payload::from(text), Instant::now())
-    }
-
-    #[test]
-    fn a_frame_is_the_payload_behind_the_shortest_header() {
-        for (length, header) in [
-            (1, vec![0x81, 1]),
-            (125, vec![0x81, 125]),
-            (126, vec![0x81, 126, 0, 126]),
-            (65_535, vec![0x81, 126, 0xff, 0xff]),
-            (65_536, vec![0x81, 127, 0, 0, 0, 0, 0, 1, 0, 0]),
-        ] {
-            let text = "x".repeat(length);
-            assert_eq!(frame(&text).bytes(), [header, text.into_bytes()].concat());
-        }
-        let binary = Frame::new(&Payload::from(Bytes::from_static(&[7])), Instant::now());
-        assert_eq!(binary.bytes(), [0x82, 1, 7]);
+    fn message(text: &str) -> Ticket {
+        Arc::new(Delivery::new(&Payload::from(text), Instant::now(), None)).ticket(0)
     }
 
     #[test]
     fn the_message_limit_holds_on_both_sides() {
         let outbox = outbox(2, 1_000);
-        assert_eq!(outbox.offer(&frame("one")), Offered::Accepted);
-        assert_eq!(outbox.offer(&frame("two")), Offered::Accepted);
-        assert_eq!(outbox.offer(&frame("three")), Offered::Full);
-        assert_eq!(outbox.offer(&frame("four")), Offered::Closed);
+        assert_eq!(outbox.offer(message("one")), Ok(()));
+        assert_eq!(outbox.offer(message("two")), Ok(()));
+        assert_eq!(outbox.offer(message("three")), Err(DropReason::QueueFull));
+        assert_eq!(outbox.offer(message("four")), Err(DropReason::Closed));
     }
 
     #[test]
     fn the_byte_limit_holds_on_both_sides() {
         let outbox = outbox(10, 10);
-        assert_eq!(outbox.offer(&frame("12345678")), Offered::Accepted, "8 bytes and a header of 2 fit in 10");
-        assert_eq!(outbox.offer(&frame("1")), Offered::Full);
+        assert_eq!(outbox.offer(message("12345678")), Ok(()), "8 bytes and a header of 2 fit in 10");
+        assert_eq!(outbox.offer(message("1")), Err(DropReason::QueueFull));
     }
 
     #[test]
@@ -301,16 +241,16 @@ mod tests {
         let mut batch = VecDeque::new();
         let waker = Waker::noop();
         let cx = Context::from_waker(waker);
-        outbox.offer(&frame("one"));
-        outbox.offer(&frame("two"));
+        outbox.offer(message("one")).expect("room");
+        outbox.offer(message("two")).expect("room");
         assert_eq!(outbox.visit(&cx, Depth::default(), &mut batch, 8), None);
         assert_eq!(batch.len(), 2);
         assert_eq!(outbox.depth().messages, 2);
         let written = Depth { messages: 1, bytes: batch[0].bytes().len() };
         batch.pop_front();
         outbox.visit(&cx, written, &mut batch, 8);
-        assert_eq!(outbox.offer(&frame("three")), Offered::Accepted);
-        assert_eq!(outbox.offer(&frame("four")), Offered::Full);
+        assert_eq!(outbox.offer(message("three")), Ok(()));
+        assert_eq!(outbox.offer(message("four")), Err(DropReason::QueueFull));
         assert_eq!(outbox.close(Depth::default()), 2, "two and three were accepted and never written");
     }
 
@@ -322,11 +262,11 @@ mod tests {
         let cx = Context::from_waker(&waker);
         let mut batch = VecDeque::new();
         outbox.visit(&cx, Depth::default(), &mut batch, 8);
-        outbox.offer(&frame("one"));
-        outbox.offer(&frame("two"));
+        outbox.offer(message("one")).expect("room");
+        outbox.offer(message("two")).expect("room");
         assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
         outbox.visit(&cx, Depth::default(), &mut batch, 0);
-        outbox.offer(&frame("three"));
+        outbox.offer(message("three")).expect("room");
         assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
         assert!(outbox.stop(Stop::Dropped));
         assert_eq!(wakes.0.load(Ordering::Relaxed), 2);

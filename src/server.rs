@@ -15,6 +15,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
@@ -215,6 +216,9 @@ fn gateway(
         binder: Arc::new(Binder::default()),
         registry: Arc::new(Registry::new(limits, names.clone(), config.tick())),
         metrics: Arc::new(Metrics::new()),
+        waiting: Arc::new(Semaphore::new(config.waiting_pushes_max)),
+        stopping: CancellationToken::new(),
+        streams: TaskTracker::new(),
         config: Arc::new(config),
         names,
         token_authenticator,
@@ -331,6 +335,7 @@ impl Server {
             self.health.set_service_status(service, ServingStatus::NotServing).await;
         }
         rooms.registry.drain();
+        rooms.stopping.cancel();
         self.http.stop.cancel();
         finish(accepting, deadline).await;
         self.finish_pushes(grace / 2).await;
@@ -362,7 +367,10 @@ impl Server {
     /// half to the clients.
     async fn finish_pushes(&self, patience: Duration) {
         let all = u32::try_from(self.gateway.rooms().config.push_concurrency_max).unwrap_or(u32::MAX);
-        match tokio::time::timeout(patience, self.push_permits.acquire_many(all)).await {
+        let streams = &self.gateway.rooms().streams;
+        streams.close();
+        let finished = async { (streams.wait().await, self.push_permits.acquire_many(all).await).1 };
+        match tokio::time::timeout(patience, finished).await {
             Ok(_) => debug!("pushes finished"),
             Err(_) => warn!("pushes are still in hand"),
         }

@@ -2,8 +2,8 @@
 
 use std::io::Read;
 
-use clap::Args;
-use pushgate::proto::{DropReason, PushRequest, PushResponse, push_request::Payload};
+use clap::{Args, ValueEnum};
+use pushgate::proto::{DropCount, DropReason, Level, PushRequest, PushResponse, push_request::Payload};
 
 use super::Outcome;
 use super::remote::Remote;
@@ -16,8 +16,19 @@ pub(super) struct Push {
     event: String,
     /// The message; `-` reads it from standard input
     message: String,
+    /// How far to follow the message before answering
+    #[arg(long, value_enum, default_value_t = WaitFor::Accepted)]
+    wait_for: WaitFor,
     #[command(flatten)]
     remote: Remote,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum WaitFor {
+    /// It is in the connections' outboxes
+    Accepted,
+    /// It was handed to the kernel
+    Written,
 }
 
 impl Push {
@@ -27,7 +38,17 @@ impl Push {
             message.clear();
             std::io::stdin().read_to_string(&mut message)?;
         }
-        let push = PushRequest { user_id: self.user, event: self.event, payload: Some(Payload::Message(message)) };
+        let wait_for = match self.wait_for {
+            WaitFor::Accepted => Level::Accepted,
+            WaitFor::Written => Level::Written,
+        };
+        let push = PushRequest {
+            user_id: self.user,
+            event: self.event,
+            payload: Some(Payload::Message(message)),
+            wait_for: wait_for.into(),
+            ..PushRequest::default()
+        };
         let response = self
             .remote
             .call(|mut client, caller| async move { Ok(client.push(caller.request(push)).await?.into_inner()) })?;
@@ -42,13 +63,24 @@ fn told(response: &PushResponse) -> String {
         "accepted by {} of {} {connections}, message {}",
         response.accepted, response.matched, response.message_id
     );
-    for drop in &response.drops {
+    text.push_str(&counts("dropped by", &response.drops));
+    if response.level() == Level::Written {
+        text.push_str(&format!(", written to {}", response.written));
+        text.push_str(&counts("lost by", &response.losses));
+    }
+    text
+}
+
+fn counts(what: &str, drops: &[DropCount]) -> String {
+    let mut text = String::new();
+    for drop in drops {
         let reason = match drop.reason() {
             DropReason::QueueFull => "queue full",
-            DropReason::Closed => "closing",
+            DropReason::Closed => "closed",
+            DropReason::Expired => "expired",
             DropReason::Unspecified => "unknown reason",
         };
-        text.push_str(&format!(", dropped by {} ({reason})", drop.count));
+        text.push_str(&format!(", {what} {} ({reason})", drop.count));
     }
     text
 }

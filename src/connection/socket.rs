@@ -19,7 +19,9 @@ use tokio_tungstenite::tungstenite::error::{CapacityError, Error, ProtocolError}
 use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
 
 use crate::close::CloseReason;
-use crate::outbox::{Depth, Frame, shrink};
+use crate::delivery::Ticket;
+use crate::message::DropReason;
+use crate::outbox::{Depth, shrink};
 
 /// Frames written with one system call. Linux takes at most 1024 (`IOV_MAX`); past a few dozen the call's own cost no
 /// longer shows.
@@ -34,11 +36,11 @@ const CONTROL_BYTES_MAX: usize = 512;
 
 pub(super) struct Socket<S> {
     websocket: WebSocketStream<Wire<S>>,
-    batch: VecDeque<Frame>,
+    batch: VecDeque<Ticket>,
     /// Bytes of the batch's first frame that are already written.
     offset: usize,
-    /// What was written since the outbox was last told.
-    written: Depth,
+    /// What was written, or given up because its time was over, since the outbox was last told.
+    done: Depth,
     /// Whether bytes were written that the stream may still hold back.
     unflushed: bool,
     /// Whether tungstenite has given up on what comes from the client.
@@ -58,14 +60,33 @@ pub(super) enum Received {
 
 impl<S> Socket<S> {
     /// The frames in hand, for the outbox to add to, and how many more may be added.
-    pub(super) fn batch(&mut self) -> (&mut VecDeque<Frame>, usize) {
+    pub(super) fn batch(&mut self) -> (&mut VecDeque<Ticket>, usize) {
         let room = BATCH_MAX.saturating_sub(self.batch.len());
         (&mut self.batch, room)
     }
 
-    /// What was written since the last call, for the outbox's books.
-    pub(super) fn take_written(&mut self) -> Depth {
-        std::mem::take(&mut self.written)
+    /// What was written or has expired since the last call, for the outbox's books.
+    pub(super) fn take_done(&mut self) -> Depth {
+        std::mem::take(&mut self.done)
+    }
+
+    /// Gives up the messages in hand whose time to live is over, and says how many. One that is partly written goes on.
+    pub(super) fn expire(&mut self) -> usize {
+        let begun = usize::from(self.offset > 0);
+        if !self.batch.iter().skip(begun).any(Ticket::is_expired) {
+            return 0;
+        }
+        let before = self.batch.len();
+        for at in (begun..before).rev() {
+            if self.batch[at].is_expired()
+                && let Some(ticket) = self.batch.remove(at)
+            {
+                self.done.messages += 1;
+                self.done.bytes += ticket.bytes().len();
+                ticket.lost(DropReason::Expired);
+            }
+        }
+        before - self.batch.len()
     }
 
     /// Gives up the frames in hand, except one that is partly written: without its rest the stream would be garbage.
@@ -90,7 +111,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             websocket,
             batch: VecDeque::new(),
             offset: 0,
-            written: Depth::default(),
+            done: Depth::default(),
             unflushed: false,
             unreadable: false,
         }
@@ -157,16 +178,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     fn wrote(&mut self, count: usize, delivered: &mut impl FnMut(Duration)) {
         let mut written = self.offset + count;
         let now = Instant::now();
-        while let Some(frame) = self.batch.front() {
-            let length = frame.bytes().len();
+        while let Some(ticket) = self.batch.pop_front() {
+            let length = ticket.bytes().len();
             if written < length {
+                self.batch.push_front(ticket);
                 break;
             }
             written -= length;
-            self.written.messages += 1;
-            self.written.bytes += length;
-            delivered(now.saturating_duration_since(frame.accepted_at()));
-            self.batch.pop_front();
+            self.done.messages += 1;
+            self.done.bytes += length;
+            delivered(ticket.written(now));
         }
         self.offset = written;
         shrink(&mut self.batch);

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::header::{AUTHORIZATION, CONTENT_LENGTH};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
@@ -19,7 +19,7 @@ use tower::{BoxError, Service, ServiceBuilder, layer::layer_fn};
 use tracing::{Instrument, Span, debug_span, field};
 
 use crate::auth::{PushCredentials, PushRefused, Token};
-use crate::doors::grpc::PushDoor;
+use crate::doors::grpc::{PushDoor, WaitUntil};
 use crate::doors::{Body, BoundedBody, Refusal, grpc, json};
 use crate::gateway::Gateway;
 use crate::proto::push_service_server::{PushServiceServer, SERVICE_NAME};
@@ -43,6 +43,9 @@ pub(super) fn push_stack(gateway: &Gateway, permits: Arc<Semaphore>) -> PushStac
 }
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// The method whose requests have no end.
+const PUSH_STREAM: &str = "/pushgate.v1.PushService/PushStream";
 
 /// Whether the path belongs to the gRPC push door.
 pub(super) fn is_grpc_push(path: &str) -> bool {
@@ -136,6 +139,9 @@ fn traceparent(value: &[u8]) -> Option<(&str, &str)> {
     valid.then_some((trace_id, parent_id))
 }
 
+/// The part of a call's time, one in so many, that is kept back from a wait for the way of the answer.
+const WAIT_MARGIN: u32 = 10;
+
 /// The innermost layer: deadline, authorization, body limit.
 #[derive(Clone)]
 pub(super) struct Guard<S> {
@@ -161,6 +167,7 @@ where
         let mut inner = self.inner.clone();
         Box::pin(async move {
             let config = &gateway.rooms().config;
+            let started_at = Instant::now();
             let deadline = match request.headers().get(&GRPC_TIMEOUT) {
                 Some(value) => grpc_timeout(value).map_or(config.request_timeout, |t| t.min(config.request_timeout)),
                 None => config.request_timeout,
@@ -173,7 +180,10 @@ where
                     PushRefused::Unavailable => Refusal::CheckUnavailable,
                 })?;
                 request.extensions_mut().insert(scope);
-                let limit_bytes = config.request_bytes_max;
+                request.extensions_mut().insert(WaitUntil(started_at + deadline - deadline / WAIT_MARGIN));
+                // A stream has no size of its own; there the limit holds for each message.
+                let is_stream = request.uri().path() == PUSH_STREAM;
+                let limit_bytes = if is_stream { usize::MAX } else { config.request_bytes_max };
                 if content_length(request.headers()).is_some_and(|length| length > limit_bytes as u64) {
                     return Err(Refusal::TooLarge { limit_bytes });
                 }

@@ -7,6 +7,7 @@ mod support;
 
 mod auth;
 mod connections;
+mod following;
 mod grpc;
 mod legacy;
 mod operating;

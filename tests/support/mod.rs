@@ -319,5 +319,6 @@ pub fn push_request(user_id: &str, event: &str, message: &str) -> PushRequest {
         user_id: user_id.to_owned(),
         event: event.to_owned(),
         payload: Some(Payload::Message(message.to_owned())),
+        ..PushRequest::default()
     }
 }

@@ -1,0 +1,352 @@
+//! What a caller learns past acceptance: levels, connections by themselves, time to live, and the stream of pushes.
+
+use std::time::Duration;
+
+use pushgate::proto::push_result::Result as ResultOf;
+use pushgate::proto::push_service_client::PushServiceClient;
+use pushgate::proto::{
+    DropReason, Level, PushBatchRequest, PushRequest, PushResponse, PushStreamRequest, PushStreamResponse,
+};
+use tokio::net::TcpSocket;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Streaming};
+use tonic_types::StatusExt;
+
+use crate::support::{Client, GrpcCaller, PATIENCE, TestGateway, push_request, soon};
+
+fn written(push: PushRequest) -> PushRequest {
+    PushRequest { wait_for: Level::Written.into(), ..push }
+}
+
+fn told(push: PushRequest) -> PushRequest {
+    PushRequest { per_connection: true, ..push }
+}
+
+fn in_all(response: &PushResponse) -> (u64, u64, u64, u64) {
+    let lost = response.losses.iter().map(|loss| loss.count).sum();
+    (response.matched, response.accepted, response.written, lost)
+}
+
+/// A client whose kernel takes little and that reads only when told to.
+async fn narrow(gateway: &TestGateway, user: &str) -> Client {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut client = Client::over(socket, gateway.clients).await;
+    gateway.bind_also(&mut client, user, "mail").await;
+    client
+}
+
+/// Fills the way to a client that does not read, so that whatever comes next stays in the outbox.
+async fn clog(gateway: &TestGateway, grpc: &mut GrpcCaller, user: &str) -> u64 {
+    let fill = push_request(user, "mail", &"m".repeat(200_000));
+    for pushed in 1.. {
+        let sent = grpc.try_push(fill.clone()).await.unwrap();
+        assert_eq!(sent.accepted, 1);
+        // Four times the largest message the kernel took at once: no later one moved.
+        let queued = gateway.metric("pushgate_outbox_messages").await;
+        if queued >= 4 {
+            return pushed;
+        }
+    }
+    unreachable!()
+}
+
+fn roomy(config: &mut pushgate::Config) {
+    config.outbox_bytes_max = 1 << 30;
+    config.write_timeout = PATIENCE;
+    config.request_timeout = PATIENCE;
+}
+
+#[tokio::test]
+async fn a_written_push_says_how_many_were_written() {
+    let gateway = TestGateway::start().await;
+    let _phones = (gateway.bind("ann", "mail").await, gateway.bind("ann", "mail").await);
+    let mut grpc = gateway.grpc().await;
+    let response = grpc.try_push(written(push_request("ann", "mail", "m"))).await.unwrap();
+    assert_eq!((response.level(), in_all(&response)), (Level::Written, (2, 2, 2, 0)));
+    let response = grpc.try_push(push_request("ann", "mail", "m")).await.unwrap();
+    assert_eq!((response.level(), in_all(&response)), (Level::Accepted, (2, 2, 0, 0)), "not followed, not counted");
+    let response = grpc.try_push(written(push_request("bob", "mail", "m"))).await.unwrap();
+    assert_eq!((response.level(), in_all(&response)), (Level::Written, (0, 0, 0, 0)), "nobody to wait for");
+}
+
+#[tokio::test]
+async fn the_wait_ends_before_the_deadline_with_what_is_known_by_then() {
+    let gateway = TestGateway::with(roomy).await;
+    let mut stuck = narrow(&gateway, "ann").await;
+    let _quick = gateway.bind("ann", "mail").await;
+    let mut grpc = gateway.grpc().await;
+    let only_stuck = grpc.try_push(told(push_request("ann", "mail", "who is who"))).await.unwrap();
+    assert_eq!(only_stuck.connections.len(), 2);
+    while gateway.metric("pushgate_outbox_messages").await < 4 {
+        grpc.push("ann", "mail", &"m".repeat(200_000)).await;
+    }
+    let mut request = Request::new(written(told(push_request("ann", "mail", "last"))));
+    request.set_timeout(Duration::from_secs(2));
+    let response = soon(grpc.client.push(request)).await.unwrap().into_inner();
+    assert_eq!(in_all(&response), (2, 2, 1, 0), "one is still on its way");
+    let levels: Vec<Level> = response.connections.iter().map(|connection| connection.level()).collect();
+    assert!(levels.contains(&Level::Written) && levels.contains(&Level::Accepted), "{levels:?}");
+    for connection in &response.connections {
+        assert_eq!(connection.written_after.is_some(), connection.level() == Level::Written);
+        assert_eq!(connection.reason(), DropReason::Unspecified);
+    }
+    while stuck.next_text().await != "last" {}
+}
+
+#[tokio::test]
+async fn a_connection_that_ends_with_the_message_unwritten_is_told_as_a_loss() {
+    let gateway = TestGateway::with(roomy).await;
+    let stuck = narrow(&gateway, "ann").await;
+    let mut grpc = gateway.grpc().await;
+    clog(&gateway, &mut grpc, "ann").await;
+    let mut waiting = grpc.clone();
+    let wait = tokio::spawn(async move { waiting.try_push(written(told(push_request("ann", "mail", "m")))).await });
+    let before = gateway.metric("pushgate_outbox_messages").await;
+    gateway.until("pushgate_outbox_messages", |queued| queued >= before).await;
+    gateway.until("pushgate_pushes_total{door=\"grpc\",result=\"accepted\"}", |pushes| pushes >= 5).await;
+    stuck.reset();
+    let response = soon(wait).await.unwrap().unwrap();
+    assert_eq!(in_all(&response), (1, 1, 0, 1));
+    assert_eq!(response.losses[0].reason(), DropReason::Closed);
+    assert_eq!(response.connections[0].reason(), DropReason::Closed);
+    assert!(response.connections[0].queued_before >= 4);
+    gateway.until_empty().await;
+}
+
+#[tokio::test]
+async fn a_message_past_its_time_to_live_is_not_written_and_told_as_expired() {
+    let gateway = TestGateway::with(roomy).await;
+    let mut stuck = narrow(&gateway, "ann").await;
+    let mut grpc = gateway.grpc().await;
+    let clogged = clog(&gateway, &mut grpc, "ann").await;
+    let ttl = Some(prost_types::Duration { seconds: 0, nanos: 1 });
+    let expiring = PushRequest { ttl, ..written(push_request("ann", "mail", "too late")) };
+    let mut waiting = grpc.clone();
+    let wait = tokio::spawn(async move { waiting.try_push(expiring).await });
+    let sample = "pushgate_pushes_total{door=\"grpc\",result=\"accepted\"}";
+    gateway.until(sample, |pushes| pushes == clogged + 1).await;
+    let long = Some(prost_types::Duration { seconds: 3600, nanos: 0 });
+    grpc.try_push(PushRequest { ttl: long, ..push_request("ann", "mail", "in time") }).await.unwrap();
+    for _ in 0..clogged {
+        assert_eq!(stuck.next_text().await.len(), 200_000);
+    }
+    assert_eq!(stuck.next_text().await, "in time");
+    let response = soon(wait).await.unwrap().unwrap();
+    assert_eq!((in_all(&response), response.losses[0].reason()), ((1, 1, 0, 1), DropReason::Expired));
+    assert_eq!(gateway.metric("pushgate_messages_expired_total").await, 1);
+    assert_eq!(gateway.metric("pushgate_outbox_messages").await, 0);
+}
+
+#[tokio::test]
+async fn one_connection_can_be_addressed_and_others_left_out() {
+    let gateway = TestGateway::start().await;
+    let mut phones = [gateway.bind("ann", "mail").await, gateway.bind("ann", "mail").await];
+    let mut grpc = gateway.grpc().await;
+    let all = grpc.try_push(told(push_request("ann", "mail", "all"))).await.unwrap();
+    let ids: Vec<String> = all.connections.iter().map(|connection| connection.connection_id.clone()).collect();
+    let only = PushRequest { connection_id: ids[0].clone(), ..push_request("ann", "mail", "only") };
+    let except = PushRequest { exclude_connection_ids: vec![ids[0].clone()], ..push_request("ann", "mail", "except") };
+    let none = PushRequest { exclude_connection_ids: ids.clone(), ..push_request("ann", "mail", "none") };
+    let stranger = PushRequest { connection_id: ids[0].clone(), ..push_request("bob", "mail", "stranger") };
+    let mut matched = Vec::new();
+    for push in [only, except, none, stranger] {
+        matched.push(grpc.try_push(push).await.unwrap().matched);
+    }
+    assert_eq!(matched, [1, 1, 0, 0]);
+    let mut seen = Vec::new();
+    for phone in &mut phones {
+        assert_eq!(phone.next_text().await, "all");
+        seen.push(phone.next_text().await);
+    }
+    seen.sort();
+    assert_eq!(seen, ["except", "only"]);
+}
+
+#[tokio::test]
+async fn wrong_options_name_their_field() {
+    let gateway = TestGateway::start().await;
+    let mut grpc = gateway.grpc().await;
+    let push = || push_request("ann", "mail", "m");
+    let negative = Some(prost_types::Duration { seconds: -1, nanos: 0 });
+    let id = "0123456789abcdef-1".to_owned();
+    for (push, field) in [
+        (PushRequest { wait_for: 77, ..push() }, "wait_for"),
+        (PushRequest { ttl: negative, ..push() }, "ttl"),
+        (PushRequest { connection_id: "me".to_owned(), ..push() }, "connection_id"),
+        (PushRequest { exclude_connection_ids: vec![String::new()], ..push() }, "exclude_connection_ids"),
+        (PushRequest { exclude_connection_ids: vec![id.clone(); 101], ..push() }, "exclude_connection_ids"),
+    ] {
+        let status = grpc.try_push(push).await.unwrap_err();
+        assert_eq!(status.get_details_bad_request().unwrap().field_violations[0].field, field);
+    }
+    let most = PushRequest { exclude_connection_ids: vec![id; 100], ..push() };
+    assert!(grpc.try_push(most).await.is_ok());
+}
+
+#[tokio::test]
+async fn waiting_pushes_are_bounded_and_a_refused_one_was_not_sent() {
+    let gateway = TestGateway::with(|config| {
+        roomy(config);
+        config.waiting_pushes_max = 1;
+    })
+    .await;
+    let mut stuck = narrow(&gateway, "ann").await;
+    let mut grpc = gateway.grpc().await;
+    let clogged = clog(&gateway, &mut grpc, "ann").await;
+    let mut waiting = grpc.clone();
+    let wait = tokio::spawn(async move { waiting.try_push(written(push_request("ann", "mail", "waits"))).await });
+    let sample = "pushgate_pushes_total{door=\"grpc\",result=\"accepted\"}";
+    gateway.until(sample, |pushes| pushes == clogged + 1).await;
+    let status = grpc.try_push(written(push_request("ann", "mail", "refused"))).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    grpc.push("ann", "mail", "does not wait").await;
+    for _ in 0..clogged {
+        stuck.next_text().await;
+    }
+    assert_eq!(stuck.next_text().await, "waits");
+    assert_eq!(stuck.next_text().await, "does not wait");
+    assert_eq!(soon(wait).await.unwrap().unwrap().written, 1);
+}
+
+#[tokio::test]
+async fn a_batch_waits_for_each_of_its_messages() {
+    let gateway = TestGateway::start().await;
+    let _phone = gateway.bind("ann", "mail").await;
+    let pushes = vec![written(push_request("ann", "mail", "1")), push_request("ann", "mail", "2")];
+    let results = soon(gateway.grpc().await.client.push_batch(PushBatchRequest { pushes })).await.unwrap();
+    let levels: Vec<_> = results
+        .into_inner()
+        .results
+        .into_iter()
+        .map(|result| match result.result.unwrap() {
+            ResultOf::Outcome(outcome) => (outcome.level(), outcome.written),
+            ResultOf::Error(error) => panic!("{error:?}"),
+        })
+        .collect();
+    assert_eq!(levels, [(Level::Written, 1), (Level::Accepted, 0)]);
+}
+
+struct Stream {
+    messages: mpsc::Sender<PushStreamRequest>,
+    results: Streaming<PushStreamResponse>,
+}
+
+impl Stream {
+    async fn open(gateway: &TestGateway) -> Self {
+        let (messages, receiver) = mpsc::channel(1);
+        // The windows that README advises.
+        let endpoint = Channel::from_shared(format!("http://{}", gateway.control)).unwrap();
+        let endpoint = endpoint.initial_stream_window_size(64 * 1024).initial_connection_window_size(1024 * 1024);
+        let mut client = PushServiceClient::new(endpoint.connect().await.unwrap());
+        let results = soon(client.push_stream(ReceiverStream::new(receiver))).await.unwrap().into_inner();
+        Self { messages, results }
+    }
+
+    async fn send(&self, correlation_id: &str, push: PushRequest) {
+        let message = PushStreamRequest { correlation_id: correlation_id.to_owned(), push: Some(push) };
+        soon(self.messages.send(message)).await.unwrap();
+    }
+
+    async fn result(&mut self) -> PushStreamResponse {
+        soon(self.results.message()).await.unwrap().expect("the stream ended")
+    }
+}
+
+fn outcome(response: &PushStreamResponse) -> &PushResponse {
+    match response.result.as_ref().unwrap().result.as_ref().unwrap() {
+        ResultOf::Outcome(outcome) => outcome,
+        ResultOf::Error(error) => panic!("{error:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_stream_answers_each_message_by_its_id_and_more_than_once_when_asked() {
+    let gateway = TestGateway::start().await;
+    let mut phone = gateway.bind("ann", "mail").await;
+    let mut stream = Stream::open(&gateway).await;
+    stream.send("quick", push_request("ann", "mail", "one")).await;
+    let quick = stream.result().await;
+    assert_eq!((quick.correlation_id.as_str(), outcome(&quick).accepted, quick.r#final), ("quick", 1, true));
+    stream.send("followed", written(push_request("ann", "mail", "two"))).await;
+    let first = stream.result().await;
+    assert_eq!((outcome(&first).level(), outcome(&first).accepted, first.r#final), (Level::Accepted, 1, false));
+    let second = stream.result().await;
+    assert_eq!((second.correlation_id.as_str(), second.r#final), ("followed", true));
+    assert_eq!((outcome(&second).level(), outcome(&second).written), (Level::Written, 1));
+    assert_eq!(outcome(&first).message_id, outcome(&second).message_id);
+    stream.send("wrong", push_request("ann", "", "three")).await;
+    let wrong = stream.result().await;
+    match wrong.result.unwrap().result.unwrap() {
+        ResultOf::Error(error) => assert_eq!((error.code, error.field.as_str()), (3, "event")),
+        ResultOf::Outcome(outcome) => panic!("{outcome:?}"),
+    }
+    stream.send(&"i".repeat(257), push_request("ann", "mail", "four")).await;
+    let too_long = stream.result().await;
+    assert!(
+        matches!(too_long.result.unwrap().result.unwrap(), ResultOf::Error(error) if error.field == "correlation_id")
+    );
+    let Stream { messages, mut results } = stream;
+    drop(messages);
+    assert_eq!(soon(results.message()).await.unwrap(), None, "the stream ends when the caller is done");
+    assert_eq!(phone.next_text().await, "one");
+    assert_eq!(phone.next_text().await, "two");
+}
+
+/// 64-byte messages, more than flow control lets through, with nobody reading on either side for a while: small unread
+/// frames must not make the HTTP/2 layer cut the connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_whose_results_nobody_reads_is_held_back_and_goes_on_afterwards() {
+    const MESSAGES: usize = 30_000;
+    let gateway = TestGateway::start().await;
+    let Stream { messages, mut results } = Stream::open(&gateway).await;
+    let sending = tokio::spawn(async move {
+        for number in 0..MESSAGES {
+            let push = push_request("nobody", "mail", &"m".repeat(40));
+            let message = PushStreamRequest { correlation_id: number.to_string(), push: Some(push) };
+            if messages.send(message).await.is_err() {
+                return;
+            }
+        }
+    });
+    // Held back: the count stands still far from the end, while another caller goes on as ever.
+    let sample = "pushgate_pushes_total{door=\"grpc\",result=\"unmatched\"}";
+    let mut other = gateway.grpc().await;
+    let mut before = (0, 0);
+    let held_at = soon(async {
+        loop {
+            let now = gateway.metric(sample).await;
+            before = if now == before.0 { (now, before.1 + 1) } else { (now, 0) };
+            if now > 0 && before.1 == 200 {
+                return now;
+            }
+        }
+    })
+    .await;
+    assert!(held_at < MESSAGES as u64 / 2, "{held_at}");
+    assert_eq!(other.push("nobody", "mail", "m").await.matched, 0);
+    for number in 0..MESSAGES {
+        let result = soon(results.message()).await.unwrap().expect("the stream ended");
+        assert_eq!(result.correlation_id, number.to_string());
+    }
+    assert_eq!(soon(results.message()).await.unwrap(), None);
+    soon(sending).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_the_gateway_after_its_last_result() {
+    let mut gateway = TestGateway::start().await;
+    let mut phone = gateway.bind("ann", "mail").await;
+    let mut stream = Stream::open(&gateway).await;
+    stream.send("one", written(push_request("ann", "mail", "one"))).await;
+    assert!(!stream.result().await.r#final);
+    gateway.begin_stop();
+    assert!(stream.result().await.r#final);
+    let status = soon(stream.results.message()).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::Unavailable, "shutting down, try again later"));
+    assert_eq!(phone.next_text().await, "one");
+    let report = gateway.stop().await;
+    assert_eq!((report.connections_cut, report.http_connections_cut), (0, 0));
+}
