@@ -9,8 +9,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use source::{Invalid, Loaded, Mistake, Source};
-pub use value::{LogFormat, Page};
+pub use value::{EventPolicies, LogFormat, Page};
 
+use crate::message::{Event, SlowReaderPolicy};
 use value::Value;
 
 /// One row of the table of settings.
@@ -119,9 +120,15 @@ settings! {
     /// Pushes that wait for more than acceptance at one time; over it, RESOURCE_EXHAUSTED at once. Each keeps a few dozen
     /// bytes for every connection it matched.
     waiting_pushes_max: usize = 10_000;
-    /// Messages queued for one connection; over it, the connection is closed with 4429.
+    /// What happens to a message whose outbox is full: "disconnect", "drop_newest", "drop_oldest" or "conflate". A push
+    /// may say otherwise.
+    slow_reader_policy: SlowReaderPolicy = SlowReaderPolicy::Disconnect;
+    /// The same for events that match a pattern, before `slow_reader_policy`: "price.*=conflate, log.*=drop_oldest". The
+    /// first that matches holds.
+    slow_reader_policy_by_event: EventPolicies = EventPolicies::default();
+    /// Messages queued for one connection; over it, `slow_reader_policy` says what happens.
     outbox_messages_max: usize = 4096;
-    /// Bytes queued for one connection; over it, the connection is closed with 4429. A reader this far behind is not
+    /// Bytes queued for one connection; over it, `slow_reader_policy` says what happens. A reader this far behind is not
     /// reading. Must hold at least one message of `message_bytes_max`.
     outbox_bytes_max: usize = 1024 * 1024;
 
@@ -186,6 +193,11 @@ impl Config {
         let mut mistakes = self.mistakes();
         mistakes.extend(self.trust_mistakes(token_check, push_check));
         Invalid::unless_empty(mistakes)
+    }
+
+    /// What happens to an event's message whose outbox is full, unless the push says otherwise.
+    pub(crate) fn slow_reader_policy(&self, event: &Event) -> SlowReaderPolicy {
+        self.slow_reader_policy_by_event.find(event).unwrap_or(self.slow_reader_policy)
     }
 
     /// The address of the push doors.

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::sync::Notify;
 
-use crate::message::{ConnectionId, ConnectionOutcome, DropReason, Payload, Progress};
+use crate::message::{
+    ConnectionId, ConnectionOutcome, DropReason, Event, Payload, Priority, Progress, Push, SlowReaderPolicy,
+};
 
 /// One message, shared by the outboxes of all its receivers.
 #[derive(Debug)]
@@ -16,6 +18,11 @@ pub(crate) struct Delivery {
     accepted_at: Instant,
     /// From when on it is no longer worth writing.
     expires_at: Option<Instant>,
+    priority: Priority,
+    policy: SlowReaderPolicy,
+    /// Kept only where a later message may want to know them.
+    event: Option<Event>,
+    collapse_key: Option<Box<str>>,
     /// Present when somebody wants to know more than that it was accepted.
     receipt: Option<Receipt>,
 }
@@ -36,9 +43,17 @@ struct ReceiptState {
 
 impl Delivery {
     /// Encodes the frame: the allocation of a push, whatever the number of receivers.
-    pub(crate) fn new(payload: &Payload, accepted_at: Instant, ttl: Option<Duration>) -> Self {
-        let expires_at = ttl.and_then(|ttl| accepted_at.checked_add(ttl));
-        Self { bytes: encode(payload), accepted_at, expires_at, receipt: None }
+    pub(crate) fn new(push: &Push, policy: SlowReaderPolicy, accepted_at: Instant) -> Self {
+        Self {
+            bytes: encode(push.payload()),
+            accepted_at,
+            expires_at: push.ttl().and_then(|ttl| accepted_at.checked_add(ttl)),
+            priority: push.priority(),
+            policy,
+            event: (policy == SlowReaderPolicy::Conflate).then(|| push.event().clone()),
+            collapse_key: push.collapse_key().map(Into::into),
+            receipt: None,
+        }
     }
 
     /// The same, followed on each of the receivers.
@@ -107,6 +122,30 @@ pub(crate) struct Ticket {
 impl Ticket {
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.delivery.bytes
+    }
+
+    pub(crate) fn priority(&self) -> Priority {
+        self.delivery.priority
+    }
+
+    /// What happens to it where the outbox is full.
+    pub(crate) fn policy(&self) -> SlowReaderPolicy {
+        self.delivery.policy
+    }
+
+    /// Whether the message has a collapse key, so that it takes the place of one with the same.
+    pub(crate) fn collapses(&self) -> bool {
+        self.delivery.collapse_key.is_some()
+    }
+
+    /// Whether a newer message takes this one's place: by its collapse key, or in a full outbox by being conflated with
+    /// others of its event.
+    pub(crate) fn is_superseded_by(&self, newer: &Self) -> bool {
+        match (&self.delivery.collapse_key, &newer.delivery.collapse_key) {
+            (Some(key), Some(newer_key)) => key == newer_key,
+            (None, None) => self.delivery.event.is_some() && self.delivery.event == newer.delivery.event,
+            _ => false,
+        }
     }
 
     /// Whether the message is no longer worth writing.
@@ -201,9 +240,9 @@ mod tests {
     async fn whoever_waits_is_told_of_every_receiver_whatever_becomes_of_it() {
         let names = Names::new();
         let ids = [names.connection_id(), names.connection_id(), names.connection_id(), names.connection_id()];
-        let delivery =
-            Delivery::new(&Payload::from("m"), Instant::now(), Some(Duration::ZERO)).followed(ids.into_iter());
-        let delivery = Arc::new(delivery);
+        let push = Push::new("ann", "mail", "m").expect("valid").with_ttl(Duration::ZERO);
+        let delivery = Delivery::new(&push, SlowReaderPolicy::Disconnect, Instant::now());
+        let delivery = Arc::new(delivery.followed(ids.into_iter()));
         let [written, lost, expired, refused] = [0, 1, 2, 3].map(|place| delivery.ticket(place));
         let waiting = tokio::spawn({
             let delivery = delivery.clone();

@@ -196,7 +196,8 @@ impl Gateway {
         outcome.matched = receivers.len() as u64;
         let mut followed = None;
         if !receivers.is_empty() {
-            let mut delivery = Delivery::new(push.payload(), accepted_at, push.ttl());
+            let policy = push.slow_reader_policy().unwrap_or_else(|| self.0.config.slow_reader_policy(push.event()));
+            let mut delivery = Delivery::new(push, policy, accepted_at);
             if follow == Follow::Each {
                 // Taken before anything is sent: a push that is refused must have done nothing.
                 let waiting = self.0.waiting.clone().try_acquire_owned().map_err(|_| PushError::TooManyWaiting)?;
@@ -204,16 +205,20 @@ impl Gateway {
                 followed = Some(waiting);
             }
             let delivery = Arc::new(delivery);
+            let mut displaced = 0;
             for (place, outbox) in receivers.iter().enumerate() {
-                match outbox.offer(delivery.ticket(place)) {
-                    Ok(()) => outcome.accepted += 1,
-                    Err(reason) => outcome.drops.add(reason),
+                let offered = outbox.offer(delivery.ticket(place));
+                match offered.refused {
+                    None => outcome.accepted += 1,
+                    Some(reason) => outcome.drops.add(reason),
                 }
+                displaced += offered.displaced;
             }
             let metrics = &self.0.metrics;
             metrics.matched.inc_by(outcome.matched);
             metrics.accepted.inc_by(outcome.accepted);
             metrics.dropped(&outcome.drops);
+            metrics.displaced.inc_by(displaced as u64);
             return Ok(Sent { outcome, followed: followed.map(|waiting| Followed { delivery, _waiting: waiting }) });
         }
         Ok(Sent { outcome, followed: None })

@@ -86,11 +86,11 @@ pub use auth::{
     BindAttempt, Identity, OpenPush, PushAuthorizer, PushCredentials, PushKeys, PushRefused, PushScope, ReloadError,
     Token, TokenAuthenticator, TokenError, TokenFile, TokenIsUser,
 };
-pub use config::{Config, Invalid, Loaded, LogFormat, Mistake, Page, Source};
+pub use config::{Config, EventPolicies, Invalid, Loaded, LogFormat, Mistake, Page, Source};
 pub use gateway::{Gateway, PushError};
 pub use message::{
     ConnectionId, ConnectionOutcome, DropReason, Drops, Event, Field, InvalidConnectionId, InvalidPush, Level,
-    MessageId, Outcome, Payload, Progress, Push, UserId,
+    MessageId, Outcome, Payload, Priority, Progress, Push, SlowReaderPolicy, UserId,
 };
 pub use server::{Report, Server, ServerBuilder, ServerError};
 

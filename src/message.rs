@@ -144,11 +144,17 @@ pub struct Push {
     event: Event,
     payload: Payload,
     ttl: Option<Duration>,
+    priority: Priority,
+    collapse_key: Option<String>,
+    slow_reader_policy: Option<SlowReaderPolicy>,
     only: Option<ConnectionId>,
     excluded: Vec<ConnectionId>,
 }
 
 impl Push {
+    /// The longest collapse key, in bytes.
+    pub const COLLAPSE_KEY_BYTES_MAX: usize = 256;
+
     /// # Errors
     /// Refuses an empty user id, event or payload, and a user id or event over its limit. The gateway's own
     /// `message_bytes_max` is checked when the message is pushed.
@@ -163,13 +169,53 @@ impl Push {
         if payload.as_bytes().is_empty() {
             return Err(InvalidPush::Empty { field: Field::Message });
         }
-        Ok(Self { user_id, event, payload, ttl: None, only: None, excluded: Vec::new() })
+        Ok(Self {
+            user_id,
+            event,
+            payload,
+            ttl: None,
+            priority: Priority::Normal,
+            collapse_key: None,
+            slow_reader_policy: None,
+            only: None,
+            excluded: Vec::new(),
+        })
     }
 
     /// Gives the message a time to live: a connection that could not be written to by then does not get it.
     #[must_use]
     pub fn with_ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
+        self
+    }
+
+    /// Lets it overtake messages of a lower priority in the same outbox.
+    #[must_use]
+    pub fn with_priority(mut self, priority: Priority) -> Self {
+        self.priority = priority;
+        self
+    }
+
+    /// Lets it take the place of a queued older message with the same key, on each connection.
+    ///
+    /// # Errors
+    /// Refuses an empty key and one over [`Push::COLLAPSE_KEY_BYTES_MAX`].
+    pub fn with_collapse_key(mut self, key: impl Into<String>) -> Result<Self, InvalidPush> {
+        let (key, field, limit_bytes) = (key.into(), Field::CollapseKey, Self::COLLAPSE_KEY_BYTES_MAX);
+        if key.is_empty() {
+            return Err(InvalidPush::Empty { field });
+        }
+        if key.len() > limit_bytes {
+            return Err(InvalidPush::TooLong { field, limit_bytes });
+        }
+        self.collapse_key = Some(key);
+        Ok(self)
+    }
+
+    /// Says what happens where the outbox is full, instead of what the config says for its event.
+    #[must_use]
+    pub fn with_slow_reader_policy(mut self, policy: SlowReaderPolicy) -> Self {
+        self.slow_reader_policy = Some(policy);
         self
     }
 
@@ -191,6 +237,24 @@ impl Push {
     #[must_use]
     pub fn ttl(&self) -> Option<Duration> {
         self.ttl
+    }
+
+    /// Which messages it overtakes.
+    #[must_use]
+    pub fn priority(&self) -> Priority {
+        self.priority
+    }
+
+    /// The key by which a newer message takes its place.
+    #[must_use]
+    pub fn collapse_key(&self) -> Option<&str> {
+        self.collapse_key.as_deref()
+    }
+
+    /// What happens where the outbox is full, if the push says so itself.
+    #[must_use]
+    pub fn slow_reader_policy(&self) -> Option<SlowReaderPolicy> {
+        self.slow_reader_policy
     }
 
     /// Whether this connection is to have it, bound as it is.
@@ -226,6 +290,8 @@ pub enum Field {
     Event,
     /// The message.
     Message,
+    /// The collapse key.
+    CollapseKey,
 }
 
 impl fmt::Display for Field {
@@ -234,6 +300,7 @@ impl fmt::Display for Field {
             Self::UserId => "user id",
             Self::Event => "event",
             Self::Message => "message",
+            Self::CollapseKey => "collapse key",
         })
     }
 }
@@ -265,6 +332,34 @@ pub enum Level {
     Accepted,
     /// It was handed to the kernel.
     Written,
+}
+
+/// Which of the messages in one outbox goes first. Messages of one priority keep their order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Priority {
+    /// Behind everything else.
+    Bulk,
+    /// Neither.
+    #[default]
+    Normal,
+    /// Before everything else.
+    High,
+}
+
+/// What happens to a message whose outbox is full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SlowReaderPolicy {
+    /// The connection is closed with 4429: a client can notice a close and come back, but a legacy client cannot notice
+    /// a gap.
+    #[default]
+    Disconnect,
+    /// This message is dropped.
+    DropNewest,
+    /// The oldest messages of the least priority are dropped until this one fits, none of a higher priority than its own.
+    DropOldest,
+    /// The queued messages that this one supersedes are dropped: those with its collapse key, or without one, those of its
+    /// event that have none either. If there are none, the oldest go as with `DropOldest`.
+    Conflate,
 }
 
 /// What became of one push. `matched` is always `accepted` plus [`Outcome::dropped`], and `accepted` is `written` plus
@@ -371,12 +466,14 @@ pub enum Progress {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DropReason {
-    /// The outbox was full; that connection is closed with 4429.
+    /// The outbox was full.
     QueueFull,
     /// The connection was closing, or ended.
     Closed,
     /// The message's time to live was over.
     Expired,
+    /// A newer message with the same collapse key took its place, or a conflated one of its event did.
+    Superseded,
 }
 
 /// How many connections did not get a message, by reason.
@@ -389,6 +486,8 @@ pub struct Drops {
     pub closed: u64,
     /// See [`DropReason::Expired`].
     pub expired: u64,
+    /// See [`DropReason::Superseded`].
+    pub superseded: u64,
 }
 
 impl Drops {
@@ -400,11 +499,12 @@ impl Drops {
 
     /// Each reason with its count, 0 included.
     #[must_use]
-    pub fn by_reason(&self) -> [(DropReason, u64); 3] {
+    pub fn by_reason(&self) -> [(DropReason, u64); 4] {
         [
             (DropReason::QueueFull, self.queue_full),
             (DropReason::Closed, self.closed),
             (DropReason::Expired, self.expired),
+            (DropReason::Superseded, self.superseded),
         ]
     }
 
@@ -413,6 +513,7 @@ impl Drops {
             DropReason::QueueFull => &mut self.queue_full,
             DropReason::Closed => &mut self.closed,
             DropReason::Expired => &mut self.expired,
+            DropReason::Superseded => &mut self.superseded,
         } += 1;
     }
 }

@@ -33,6 +33,7 @@ pub(crate) struct Metrics {
     pub(crate) written: Counter,
     pub(crate) undelivered: Family<CloseLabels, Counter>,
     pub(crate) expired: Counter,
+    pub(crate) displaced: Counter,
     pub(crate) http_refused: Counter,
     pub(crate) accept_errors: Counter,
     pub(crate) push_seconds: Histogram,
@@ -141,6 +142,7 @@ impl Metrics {
             written: Counter::default(),
             undelivered: Family::default(),
             expired: Counter::default(),
+            displaced: Counter::default(),
             http_refused: Counter::default(),
             accept_errors: Counter::default(),
             push_seconds: Histogram::new(LATENCY_BUCKETS),
@@ -179,6 +181,11 @@ impl Metrics {
             "messages_expired",
             "Messages accepted and not written because their time to live was over",
             self.expired.clone(),
+        );
+        registry.register(
+            "messages_displaced",
+            "Messages accepted and not written because a newer one took their place or their room",
+            self.displaced.clone(),
         );
         registry.register("http_refused", "TCP connections over http_connections_max", self.http_refused.clone());
         registry.register("accept_errors", "Failures to accept a TCP connection", self.accept_errors.clone());

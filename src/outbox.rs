@@ -1,7 +1,7 @@
 //! One connection's bounded queue of messages: a push offers and never waits, the connection's task takes.
 
 use crate::delivery::Ticket;
-use crate::message::{ConnectionId, DropReason};
+use crate::message::{ConnectionId, DropReason, SlowReaderPolicy};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,6 +12,15 @@ use std::task::{Context, Waker};
 pub(crate) struct Capacity {
     pub(crate) messages_max: usize,
     pub(crate) bytes_max: usize,
+}
+
+/// What became of an offer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Offered {
+    /// Why the outbox did not take the message; `None` when it did.
+    pub(crate) refused: Option<DropReason>,
+    /// How many messages that were accepted before had to go for it.
+    pub(crate) displaced: usize,
 }
 
 /// Why the gateway, not the peer, ends a connection.
@@ -58,6 +67,83 @@ struct State {
     wants_messages: bool,
 }
 
+impl State {
+    fn queue(
+        &mut self,
+        ticket: Ticket,
+        capacity: Capacity,
+        out: &mut Vec<(Ticket, DropReason)>,
+    ) -> Result<(), (Ticket, DropReason)> {
+        if self.stop.is_some() {
+            return Err((ticket, DropReason::Closed));
+        }
+        if ticket.collapses() {
+            self.supersede(&ticket, out);
+        }
+        if !self.has_room(&ticket, capacity) {
+            match ticket.policy() {
+                SlowReaderPolicy::Disconnect => self.stop = Some(Stop::QueueFull),
+                SlowReaderPolicy::DropNewest => {}
+                SlowReaderPolicy::DropOldest => self.make_room(&ticket, capacity, out),
+                SlowReaderPolicy::Conflate => {
+                    self.supersede(&ticket, out);
+                    self.make_room(&ticket, capacity, out);
+                }
+            }
+            if !self.has_room(&ticket, capacity) {
+                return Err((ticket, DropReason::QueueFull));
+            }
+        }
+        ticket.behind(self.depth.messages);
+        self.depth.messages += 1;
+        self.depth.bytes += ticket.bytes().len();
+        // The queue is kept in order of priority, so its place is found by bisection; mostly it is the end.
+        let place = self.queue.partition_point(|queued| queued.priority() >= ticket.priority());
+        self.queue.insert(place, ticket);
+        Ok(())
+    }
+
+    fn has_room(&self, ticket: &Ticket, capacity: Capacity) -> bool {
+        self.depth.messages < capacity.messages_max && self.depth.bytes + ticket.bytes().len() <= capacity.bytes_max
+    }
+
+    fn supersede(&mut self, newer: &Ticket, out: &mut Vec<(Ticket, DropReason)>) {
+        for place in (0..self.queue.len()).rev() {
+            if self.queue[place].is_superseded_by(newer) {
+                self.remove(place, DropReason::Superseded, out);
+            }
+        }
+    }
+
+    /// Drops the oldest messages of the least priority until there is room, none of a higher priority than the newer
+    /// one's, and none at all if that would not be enough.
+    fn make_room(&mut self, newer: &Ticket, capacity: Capacity, out: &mut Vec<(Ticket, DropReason)>) {
+        let first = self.queue.partition_point(|queued| queued.priority() > newer.priority());
+        let bytes: usize = self.queue.range(first..).map(|queued| queued.bytes().len()).sum();
+        let least = Depth {
+            messages: self.depth.messages - (self.queue.len() - first),
+            bytes: self.depth.bytes - bytes + newer.bytes().len(),
+        };
+        if least.messages >= capacity.messages_max || least.bytes > capacity.bytes_max {
+            return;
+        }
+        while !self.has_room(newer, capacity) {
+            let Some(last) = self.queue.back() else { return };
+            let least = last.priority();
+            let oldest = self.queue.partition_point(|queued| queued.priority() > least);
+            self.remove(oldest, DropReason::QueueFull, out);
+        }
+    }
+
+    fn remove(&mut self, place: usize, reason: DropReason, out: &mut Vec<(Ticket, DropReason)>) {
+        if let Some(ticket) = self.queue.remove(place) {
+            self.depth.messages -= 1;
+            self.depth.bytes -= ticket.bytes().len();
+            out.push((ticket, reason));
+        }
+    }
+}
+
 impl Outbox {
     pub(crate) fn new(id: ConnectionId, capacity: Capacity) -> Self {
         Self { id, capacity, alarm: AtomicU64::new(u64::MAX), state: Mutex::default() }
@@ -67,31 +153,26 @@ impl Outbox {
         self.id
     }
 
-    /// Queues a message, or says why not. Never waits.
-    ///
-    /// # Errors
-    /// A full outbox is closed by this: a client can notice a close and come back, but a legacy client cannot notice a
-    /// gap.
-    pub(crate) fn offer(&self, ticket: Ticket) -> Result<(), DropReason> {
+    /// Queues a message behind those of its priority, or says why not. Never waits.
+    pub(crate) fn offer(&self, ticket: Ticket) -> Offered {
+        let mut out = Vec::new();
         let mut state = self.state();
-        let after = Depth { messages: state.depth.messages + 1, bytes: state.depth.bytes + ticket.bytes().len() };
-        let reason = if state.stop.is_some() {
-            DropReason::Closed
-        } else if after.messages > self.capacity.messages_max || after.bytes > self.capacity.bytes_max {
-            state.stop = Some(Stop::QueueFull);
-            DropReason::QueueFull
+        let queued = state.queue(ticket, self.capacity, &mut out);
+        if queued.is_err() || state.wants_messages {
+            wake(state);
         } else {
-            ticket.behind(state.depth.messages);
-            state.depth = after;
-            state.queue.push_back(ticket);
-            if state.wants_messages {
-                wake(state);
-            }
-            return Ok(());
-        };
-        wake(state);
-        ticket.refused(reason);
-        Err(reason)
+            drop(state);
+        }
+        // Each message tells whoever waits for it, which is not for under the lock.
+        let displaced = out.len();
+        for (ticket, reason) in out {
+            ticket.lost(reason);
+        }
+        let refused = queued.err().map(|(ticket, reason)| {
+            ticket.refused(reason);
+            reason
+        });
+        Offered { refused, displaced }
     }
 
     /// Tells the connection to end. Says whether this call was the one that did; `Cut` overrides an earlier reason.
@@ -200,7 +281,7 @@ mod tests {
 
     use super::*;
     use crate::delivery::Delivery;
-    use crate::message::{Names, Payload};
+    use crate::message::{Names, Priority, Push};
 
     #[derive(Default)]
     struct Wakes(AtomicUsize);
@@ -215,24 +296,44 @@ mod tests {
         Outbox::new(Names::new().connection_id(), Capacity { messages_max, bytes_max })
     }
 
+    fn push(text: &str) -> Push {
+        Push::new("ann", "mail", text).expect("valid")
+    }
+
+    fn ticket(push: &Push) -> Ticket {
+        let policy = push.slow_reader_policy().unwrap_or_default();
+        Arc::new(Delivery::new(push, policy, Instant::now())).ticket(0)
+    }
+
     fn message(text: &str) -> Ticket {
-        Arc::new(Delivery::new(&Payload::from(text), Instant::now(), None)).ticket(0)
+        ticket(&push(text))
+    }
+
+    fn offer(outbox: &Outbox, ticket: Ticket) -> Result<(), DropReason> {
+        outbox.offer(ticket).refused.map_or(Ok(()), Err)
+    }
+
+    /// Everything that is queued, as text.
+    fn taken(outbox: &Outbox) -> Vec<String> {
+        let mut batch = VecDeque::new();
+        outbox.visit(&Context::from_waker(Waker::noop()), Depth::default(), &mut batch, usize::MAX);
+        batch.iter().map(|ticket| String::from_utf8_lossy(&ticket.bytes()[2..]).into_owned()).collect()
     }
 
     #[test]
     fn the_message_limit_holds_on_both_sides() {
         let outbox = outbox(2, 1_000);
-        assert_eq!(outbox.offer(message("one")), Ok(()));
-        assert_eq!(outbox.offer(message("two")), Ok(()));
-        assert_eq!(outbox.offer(message("three")), Err(DropReason::QueueFull));
-        assert_eq!(outbox.offer(message("four")), Err(DropReason::Closed));
+        assert_eq!(offer(&outbox, message("one")), Ok(()));
+        assert_eq!(offer(&outbox, message("two")), Ok(()));
+        assert_eq!(offer(&outbox, message("three")), Err(DropReason::QueueFull));
+        assert_eq!(offer(&outbox, message("four")), Err(DropReason::Closed));
     }
 
     #[test]
     fn the_byte_limit_holds_on_both_sides() {
         let outbox = outbox(10, 10);
-        assert_eq!(outbox.offer(message("12345678")), Ok(()), "8 bytes and a header of 2 fit in 10");
-        assert_eq!(outbox.offer(message("1")), Err(DropReason::QueueFull));
+        assert_eq!(offer(&outbox, message("12345678")), Ok(()), "8 bytes and a header of 2 fit in 10");
+        assert_eq!(offer(&outbox, message("1")), Err(DropReason::QueueFull));
     }
 
     #[test]
@@ -241,16 +342,16 @@ mod tests {
         let mut batch = VecDeque::new();
         let waker = Waker::noop();
         let cx = Context::from_waker(waker);
-        outbox.offer(message("one")).expect("room");
-        outbox.offer(message("two")).expect("room");
+        offer(&outbox, message("one")).expect("room");
+        offer(&outbox, message("two")).expect("room");
         assert_eq!(outbox.visit(&cx, Depth::default(), &mut batch, 8), None);
         assert_eq!(batch.len(), 2);
         assert_eq!(outbox.depth().messages, 2);
         let written = Depth { messages: 1, bytes: batch[0].bytes().len() };
         batch.pop_front();
         outbox.visit(&cx, written, &mut batch, 8);
-        assert_eq!(outbox.offer(message("three")), Ok(()));
-        assert_eq!(outbox.offer(message("four")), Err(DropReason::QueueFull));
+        assert_eq!(offer(&outbox, message("three")), Ok(()));
+        assert_eq!(offer(&outbox, message("four")), Err(DropReason::QueueFull));
         assert_eq!(outbox.close(Depth::default()), 2, "two and three were accepted and never written");
     }
 
@@ -262,11 +363,11 @@ mod tests {
         let cx = Context::from_waker(&waker);
         let mut batch = VecDeque::new();
         outbox.visit(&cx, Depth::default(), &mut batch, 8);
-        outbox.offer(message("one")).expect("room");
-        outbox.offer(message("two")).expect("room");
+        offer(&outbox, message("one")).expect("room");
+        offer(&outbox, message("two")).expect("room");
         assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
         outbox.visit(&cx, Depth::default(), &mut batch, 0);
-        outbox.offer(message("three")).expect("room");
+        offer(&outbox, message("three")).expect("room");
         assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
         assert!(outbox.stop(Stop::Dropped));
         assert_eq!(wakes.0.load(Ordering::Relaxed), 2);
@@ -286,5 +387,74 @@ mod tests {
         outbox.wake_if_due(5);
         outbox.wake_if_due(6);
         assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn high_overtakes_and_bulk_is_overtaken_and_each_keeps_its_order() {
+        let outbox = outbox(10, 1_000);
+        for (text, priority) in [
+            ("bulk 1", Priority::Bulk),
+            ("normal 1", Priority::Normal),
+            ("high 1", Priority::High),
+            ("bulk 2", Priority::Bulk),
+            ("high 2", Priority::High),
+            ("normal 2", Priority::Normal),
+        ] {
+            assert_eq!(offer(&outbox, ticket(&push(text).with_priority(priority))), Ok(()));
+        }
+        assert_eq!(taken(&outbox), ["high 1", "high 2", "normal 1", "normal 2", "bulk 1", "bulk 2"]);
+    }
+
+    #[test]
+    fn a_newer_message_takes_the_place_of_one_with_its_collapse_key_alone() {
+        let outbox = outbox(10, 1_000);
+        for (text, key) in [("a 1", Some("a")), ("b 1", Some("b")), ("none", None), ("a 2", Some("a"))] {
+            let push = push(text);
+            let push = match key {
+                Some(key) => push.with_collapse_key(key).expect("valid"),
+                None => push,
+            };
+            assert_eq!(offer(&outbox, ticket(&push)), Ok(()));
+        }
+        assert_eq!(outbox.depth().messages, 3);
+        assert_eq!(taken(&outbox), ["b 1", "none", "a 2"]);
+    }
+
+    #[test]
+    fn each_policy_does_what_it_says_in_a_full_outbox() {
+        use SlowReaderPolicy::{Conflate, Disconnect, DropNewest, DropOldest};
+        let cases: [(SlowReaderPolicy, Result<(), DropReason>, &[&str]); 4] = [
+            (Disconnect, Err(DropReason::QueueFull), &["one", "two"]),
+            (DropNewest, Err(DropReason::QueueFull), &["one", "two"]),
+            (DropOldest, Ok(()), &["two", "three"]),
+            (Conflate, Ok(()), &["three"]),
+        ];
+        for (policy, offered, left) in cases {
+            let outbox = outbox(2, 1_000);
+            for text in ["one", "two"] {
+                assert_eq!(offer(&outbox, ticket(&push(text).with_slow_reader_policy(policy))), Ok(()));
+            }
+            assert_eq!(offer(&outbox, ticket(&push("three").with_slow_reader_policy(policy))), offered, "{policy:?}");
+            assert_eq!(taken(&outbox), left, "{policy:?}");
+            let again = offer(&outbox, message("four"));
+            assert_eq!(again == Err(DropReason::Closed), policy == Disconnect, "only one policy closes");
+        }
+    }
+
+    #[test]
+    fn room_is_made_from_the_least_priority_and_never_from_a_higher_one_or_in_vain() {
+        let outbox = outbox(3, 40);
+        for (text, priority) in [("high", Priority::High), ("bulk 1", Priority::Bulk), ("bulk 2", Priority::Bulk)] {
+            assert_eq!(offer(&outbox, ticket(&push(text).with_priority(priority))), Ok(()));
+        }
+        let oldest = |text: &str, priority| {
+            let push = push(text).with_priority(priority).with_slow_reader_policy(SlowReaderPolicy::DropOldest);
+            offer(&outbox, ticket(&push))
+        };
+        assert_eq!(oldest("normal", Priority::Normal), Ok(()));
+        assert_eq!(outbox.depth().messages, 3);
+        let too_large = "x".repeat(36);
+        assert_eq!(oldest(&too_large, Priority::Normal), Err(DropReason::QueueFull), "the high one would have to go");
+        assert_eq!(taken(&outbox), ["high", "normal", "bulk 2"]);
     }
 }

@@ -78,6 +78,7 @@ fn counts(what: &str, drops: &[DropCount]) -> String {
             DropReason::QueueFull => "queue full",
             DropReason::Closed => "closed",
             DropReason::Expired => "expired",
+            DropReason::Superseded => "superseded",
             DropReason::Unspecified => "unknown reason",
         };
         text.push_str(&format!(", {what} {} ({reason})", drop.count));

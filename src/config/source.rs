@@ -276,6 +276,8 @@ mod tests {
                 "page" => "on",
                 "log" => "debug",
                 "log_format" => "json",
+                "slow_reader_policy" => "drop_oldest",
+                "slow_reader_policy_by_event" => "price.*=conflate, *=drop_newest",
                 "tokens_file" | "push_keys_file" => "/some/file",
                 name if name.starts_with("insecure_") => "true",
                 name if name.ends_with("_max") => "300000",

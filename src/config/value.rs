@@ -4,6 +4,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use wildmatch::WildMatch;
+
+use crate::message::{Event, SlowReaderPolicy};
+
 /// When the page to try the gateway from is served.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Page {
@@ -24,6 +28,23 @@ pub enum LogFormat {
     Text,
     /// For machines: one JSON object a line.
     Json,
+}
+
+/// Slow-reader policies for events that match a pattern; the first that matches holds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct EventPolicies(Vec<(WildMatch, SlowReaderPolicy)>);
+
+impl Eq for EventPolicies {}
+
+impl EventPolicies {
+    /// From patterns (`*` stands for any characters, `?` for one) and what holds for them.
+    pub fn new<S: AsRef<str>>(policies: impl IntoIterator<Item = (S, SlowReaderPolicy)>) -> Self {
+        Self(policies.into_iter().map(|(pattern, policy)| (WildMatch::new(pattern.as_ref()), policy)).collect())
+    }
+
+    pub(crate) fn find(&self, event: &Event) -> Option<SlowReaderPolicy> {
+        self.0.iter().find(|(pattern, _)| pattern.matches(event.as_str())).map(|(_, policy)| *policy)
+    }
 }
 
 /// A kind of setting. An error says what the value must be.
@@ -145,6 +166,53 @@ impl Value for LogFormat {
             Self::Text => "text",
             Self::Json => "json",
         }))
+    }
+}
+
+/// Each policy and how it is written.
+const POLICIES: [(SlowReaderPolicy, &str); 4] = [
+    (SlowReaderPolicy::Disconnect, "disconnect"),
+    (SlowReaderPolicy::DropNewest, "drop_newest"),
+    (SlowReaderPolicy::DropOldest, "drop_oldest"),
+    (SlowReaderPolicy::Conflate, "conflate"),
+];
+
+fn policy(text: &str) -> Option<SlowReaderPolicy> {
+    POLICIES.iter().find(|(_, name)| *name == text).map(|(policy, _)| *policy)
+}
+
+fn policy_name(policy: SlowReaderPolicy) -> &'static str {
+    POLICIES.iter().find(|(named, _)| *named == policy).map_or("", |(_, name)| name)
+}
+
+impl Value for SlowReaderPolicy {
+    fn from_toml(raw: &toml::Value) -> Result<Self, String> {
+        raw.as_str()
+            .and_then(policy)
+            .ok_or_else(|| "must be \"disconnect\", \"drop_newest\", \"drop_oldest\" or \"conflate\"".to_owned())
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        Some(quoted(policy_name(*self)))
+    }
+}
+
+impl Value for EventPolicies {
+    fn from_toml(raw: &toml::Value) -> Result<Self, String> {
+        let read = |pair: &str| {
+            let (pattern, name) = pair.split_once('=')?;
+            Some((pattern.trim().to_owned(), policy(name.trim())?))
+        };
+        let pairs = raw.as_str().map(|text| text.split(',').filter(|pair| !pair.trim().is_empty()).map(read));
+        pairs.and_then(|pairs| pairs.collect::<Option<Vec<_>>>()).map(Self::new).ok_or_else(|| {
+            "must be a list of pattern=policy, such as \"price.*=conflate, log.*=drop_oldest\"".to_owned()
+        })
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        let pairs: Vec<_> =
+            self.0.iter().map(|(pattern, policy)| format!("{}={}", pattern.pattern(), policy_name(*policy))).collect();
+        Some(quoted(&pairs.join(", ")))
     }
 }
 

@@ -13,8 +13,8 @@ use crate::auth::PushScope;
 use crate::doors::Refusal;
 use crate::gateway::{Follow, Gateway, PushError, Sent};
 use crate::message::{
-    ConnectionId, ConnectionOutcome, DropReason, Drops, Event, Field, InvalidPush, Level, Outcome, Progress, Push,
-    UserId,
+    ConnectionId, ConnectionOutcome, DropReason, Drops, Event, Field, InvalidPush, Level, Outcome, Priority, Progress,
+    Push, SlowReaderPolicy, UserId,
 };
 use crate::metrics::{Door, PushResult};
 use crate::proto;
@@ -260,7 +260,7 @@ fn read(request: proto::PushRequest) -> Result<Read, Wrong> {
     let wait_for = match proto::Level::try_from(request.wait_for) {
         Ok(proto::Level::Unspecified | proto::Level::Accepted) => Level::Accepted,
         Ok(proto::Level::Written) => Level::Written,
-        Err(_) => return Err(Wrong::field("wait_for", "the level is not one that this gateway knows".to_owned())),
+        Err(_) => return Err(unknown("wait_for")),
     };
     if let Some(ttl) = request.ttl {
         let ttl = ttl.try_into().map_err(|_| Wrong::field("ttl", "the time to live is negative".to_owned()))?;
@@ -275,7 +275,29 @@ fn read(request: proto::PushRequest) -> Result<Read, Wrong> {
     }
     let excluded = request.exclude_connection_ids.iter().map(|id| connection_id(id, "exclude_connection_ids"));
     push = push.excluding(excluded.collect::<Result<Vec<_>, _>>()?);
+    push = match proto::Priority::try_from(request.priority) {
+        Ok(proto::Priority::Unspecified | proto::Priority::Normal) => push,
+        Ok(proto::Priority::Bulk) => push.with_priority(Priority::Bulk),
+        Ok(proto::Priority::High) => push.with_priority(Priority::High),
+        Err(_) => return Err(unknown("priority")),
+    };
+    if !request.collapse_key.is_empty() {
+        push = push.with_collapse_key(request.collapse_key)?;
+    }
+    push = match proto::SlowReaderPolicy::try_from(request.slow_reader_policy) {
+        Ok(proto::SlowReaderPolicy::Unspecified) => push,
+        Ok(proto::SlowReaderPolicy::Disconnect) => push.with_slow_reader_policy(SlowReaderPolicy::Disconnect),
+        Ok(proto::SlowReaderPolicy::DropNewest) => push.with_slow_reader_policy(SlowReaderPolicy::DropNewest),
+        Ok(proto::SlowReaderPolicy::DropOldest) => push.with_slow_reader_policy(SlowReaderPolicy::DropOldest),
+        Ok(proto::SlowReaderPolicy::Conflate) => push.with_slow_reader_policy(SlowReaderPolicy::Conflate),
+        Err(_) => return Err(unknown("slow_reader_policy")),
+    };
     Ok(Read { push, wait_for, per_connection: request.per_connection })
+}
+
+/// A number that names nothing, most likely from a caller that is newer than this gateway.
+fn unknown(field: &'static str) -> Wrong {
+    Wrong::field(field, "the value is not one that this gateway knows".to_owned())
 }
 
 fn connection_id(text: &str, field: &'static str) -> Result<ConnectionId, Wrong> {
@@ -310,6 +332,7 @@ fn reason(reason: DropReason) -> proto::DropReason {
         DropReason::QueueFull => proto::DropReason::QueueFull,
         DropReason::Closed => proto::DropReason::Closed,
         DropReason::Expired => proto::DropReason::Expired,
+        DropReason::Superseded => proto::DropReason::Superseded,
     }
 }
 
@@ -368,6 +391,7 @@ impl From<InvalidPush> for Wrong {
             Field::UserId => "user_id",
             Field::Event => "event",
             Field::Message => "message",
+            Field::CollapseKey => "collapse_key",
         };
         Self::field(name, error.to_string())
     }

@@ -350,3 +350,74 @@ async fn a_stream_ends_with_the_gateway_after_its_last_result() {
     let report = gateway.stop().await;
     assert_eq!((report.connections_cut, report.http_connections_cut), (0, 0));
 }
+
+#[tokio::test]
+async fn a_slow_reader_is_treated_as_the_push_its_event_or_the_gateway_says() {
+    use pushgate::proto::SlowReaderPolicy as Policy;
+    let gateway = TestGateway::with(|config| {
+        roomy(config);
+        config.outbox_messages_max = 6;
+        config.slow_reader_policy = pushgate::SlowReaderPolicy::DropNewest;
+        let by_event = [("mail", pushgate::SlowReaderPolicy::DropOldest)];
+        config.slow_reader_policy_by_event = pushgate::EventPolicies::new(by_event);
+    })
+    .await;
+    let mut stuck = narrow(&gateway, "ann").await;
+    gateway.bind_also(&mut stuck, "ann", "chat").await;
+    let mut grpc = gateway.grpc().await;
+    let fill = push_request("ann", "chat", &"m".repeat(200_000));
+    let mut taken = 0;
+    let newest = loop {
+        let response = grpc.try_push(fill.clone()).await.unwrap();
+        taken += response.accepted;
+        if response.dropped > 0 {
+            break response;
+        }
+    };
+    assert_eq!((newest.matched, newest.accepted, newest.drops[0].reason()), (1, 0, DropReason::QueueFull));
+    // What is in the writer's hands cannot be dropped any more, so this takes the place of one behind it or of none.
+    let oldest = grpc.push("ann", "mail", "of an event that drops the oldest").await;
+    assert_eq!(gateway.metric("pushgate_connections").await, 1, "neither policy closes the connection");
+    let disconnect = PushRequest { slow_reader_policy: Policy::Disconnect.into(), ..push_request("ann", "chat", "m") };
+    let last = grpc.try_push(disconnect).await.unwrap();
+    assert_eq!((last.accepted, last.drops[0].reason()), (0, DropReason::QueueFull));
+    gateway.until_closed("queue_full").await;
+    let lost = gateway.metric("pushgate_messages_undelivered_total{reason=\"queue_full\"}").await;
+    let written = gateway.metric("pushgate_messages_written_total").await;
+    let superseded = gateway.metric("pushgate_messages_displaced_total").await;
+    assert_eq!(taken + oldest.accepted, written + lost + superseded, "every accepted message is accounted for");
+}
+
+#[tokio::test]
+async fn a_high_message_overtakes_and_a_collapsed_one_is_told_as_superseded() {
+    use pushgate::proto::Priority;
+    let gateway = TestGateway::with(roomy).await;
+    let mut stuck = narrow(&gateway, "ann").await;
+    let mut grpc = gateway.grpc().await;
+    let mut clogged = clog(&gateway, &mut grpc, "ann").await;
+    // More than the writer takes into its hands at once.
+    for _ in 0..70 {
+        clogged += grpc.push("ann", "mail", &"m".repeat(1000)).await.accepted;
+    }
+    let with_key = |text: &str| PushRequest { collapse_key: "price".to_owned(), ..push_request("ann", "mail", text) };
+    let mut waiting = grpc.clone();
+    let old = written(with_key("old price"));
+    let wait = tokio::spawn(async move { waiting.try_push(old).await });
+    let sample = "pushgate_pushes_total{door=\"grpc\",result=\"accepted\"}";
+    gateway.until(sample, |pushes| pushes == clogged + 1).await;
+    assert_eq!(grpc.try_push(with_key("new price")).await.unwrap().accepted, 1);
+    let response = soon(wait).await.unwrap().unwrap();
+    assert_eq!((in_all(&response), response.losses[0].reason()), ((1, 1, 0, 1), DropReason::Superseded));
+    let high = PushRequest { priority: Priority::High.into(), ..push_request("ann", "mail", "urgent") };
+    assert_eq!(grpc.try_push(high).await.unwrap().accepted, 1);
+    let mut order = Vec::new();
+    for arrived in 0..clogged + 2 {
+        match stuck.next_text().await.as_str() {
+            text @ ("urgent" | "new price" | "old price") => order.push((text.to_owned(), arrived)),
+            _ => {}
+        }
+    }
+    assert_eq!(order[1], ("new price".to_owned(), clogged + 1));
+    assert!(order[0].0 == "urgent" && order[0].1 < clogged, "{order:?}");
+    assert_eq!(gateway.metric("pushgate_messages_displaced_total").await, 1);
+}

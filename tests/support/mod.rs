@@ -125,6 +125,13 @@ impl TestGateway {
         })
     }
 
+    /// Watches until a connection ended for this reason.
+    #[track_caller]
+    pub fn until_closed(&self, reason: &str) -> impl Future<Output = ()> {
+        let sample = format!("pushgate_closes_total{{reason=\"{reason}\"}}");
+        async move { self.until(&sample, |closes| closes > 0).await }
+    }
+
     /// Watches until no connection and no binding is left.
     #[track_caller]
     pub fn until_empty(&self) -> impl Future<Output = ()> {
