@@ -158,7 +158,7 @@ enum Rule {
     Custom(Arc<CustomRule>),
 }
 
-type CustomRule = dyn Fn(&UserId, Option<&Event>) -> bool + Send + Sync;
+type CustomRule = dyn Fn(Option<&UserId>, Option<&Event>) -> bool + Send + Sync;
 
 struct Patterns {
     users: Vec<WildMatch>,
@@ -180,9 +180,10 @@ impl PushScope {
         Self { name: name.into(), rule: Rule::Patterns(Arc::new(patterns)) }
     }
 
-    /// Whatever the rule allows. The event is `None` when the caller drops all of a user's connections.
+    /// Whatever the rule allows. The user is `None` for a broadcast, the event when the caller drops all of a user's
+    /// connections.
     #[must_use]
-    pub fn custom(name: &str, rule: impl Fn(&UserId, Option<&Event>) -> bool + Send + Sync + 'static) -> Self {
+    pub fn custom(name: &str, rule: impl Fn(Option<&UserId>, Option<&Event>) -> bool + Send + Sync + 'static) -> Self {
         Self { name: name.into(), rule: Rule::Custom(Arc::new(rule)) }
     }
 
@@ -194,22 +195,25 @@ impl PushScope {
 
     /// Whether the caller may push to this user and event, or drop the user's connections.
     ///
-    /// Without an event, only a caller whose patterns match every event may.
+    /// Without a user, or without an event, only a caller whose patterns match every one may.
     #[must_use]
-    pub fn allows(&self, user_id: &UserId, event: Option<&Event>) -> bool {
+    pub fn allows(&self, user_id: Option<&UserId>, event: Option<&Event>) -> bool {
         match &self.rule {
             Rule::Everything => true,
             Rule::Patterns(patterns) => {
-                let Patterns { users, events } = &**patterns;
-                users.iter().any(|pattern| pattern.matches(user_id.as_str()))
-                    && events.iter().any(|pattern| match event {
-                        Some(event) => pattern.matches(event.as_str()),
-                        None => pattern.pattern_chars().iter().all(|c| *c == '*'),
-                    })
+                matches(&patterns.users, user_id.map(UserId::as_str))
+                    && matches(&patterns.events, event.map(Event::as_str))
             }
             Rule::Custom(rule) => rule(user_id, event),
         }
     }
+}
+
+fn matches(patterns: &[WildMatch], text: Option<&str>) -> bool {
+    patterns.iter().any(|pattern| match text {
+        Some(text) => pattern.matches(text),
+        None => pattern.pattern_chars().iter().all(|c| *c == '*'),
+    })
 }
 
 impl fmt::Debug for PushScope {
@@ -297,12 +301,14 @@ mod tests {
         let scope = PushScope::patterns("billing", &["customer-*"], &["invoice.*", "receipt"]);
         let user = |name: &str| UserId::new(name).expect("valid");
         let event = |name: &str| Event::new(name).expect("valid");
-        assert!(scope.allows(&user("customer-7"), Some(&event("invoice.paid"))));
-        assert!(scope.allows(&user("customer-7"), Some(&event("receipt"))));
-        assert!(!scope.allows(&user("staff-7"), Some(&event("receipt"))));
-        assert!(!scope.allows(&user("customer-7"), Some(&event("receipts"))));
-        assert!(!scope.allows(&user("customer-7"), None), "all events are more than these events");
-        assert!(PushScope::patterns("ops", &["*"], &["*"]).allows(&user("customer-7"), None));
+        assert!(scope.allows(Some(&user("customer-7")), Some(&event("invoice.paid"))));
+        assert!(scope.allows(Some(&user("customer-7")), Some(&event("receipt"))));
+        assert!(!scope.allows(Some(&user("staff-7")), Some(&event("receipt"))));
+        assert!(!scope.allows(Some(&user("customer-7")), Some(&event("receipts"))));
+        assert!(!scope.allows(Some(&user("customer-7")), None), "all events are more than these events");
+        assert!(!scope.allows(None, Some(&event("receipt"))), "everyone is more than these users");
+        assert!(PushScope::patterns("ops", &["*"], &["receipt"]).allows(None, Some(&event("receipt"))));
+        assert!(PushScope::patterns("ops", &["*"], &["*"]).allows(Some(&user("customer-7")), None));
     }
 
     #[test]

@@ -22,7 +22,28 @@ pub(crate) struct Binder {
 #[derive(Debug, Default)]
 struct Index {
     users: HashMap<UserId, User>,
+    /// Every binding once more by its event, for broadcasts.
+    events: HashMap<Event, HashMap<ConnectionId, Arc<Outbox>>>,
     bindings: usize,
+}
+
+impl Index {
+    fn insert(&mut self, user_id: &UserId, event: &Event, outbox: &Arc<Outbox>) -> usize {
+        self.bindings += 1;
+        self.events.entry(event.clone()).or_default().insert(outbox.id(), outbox.clone());
+        let user = self.users.entry(user_id.clone()).or_default();
+        user.events.entry(event.clone()).or_default().insert(outbox.clone())
+    }
+
+    fn remove(&mut self, event: &Event, connection_id: ConnectionId) {
+        self.bindings -= 1;
+        if let Some(outboxes) = self.events.get_mut(event) {
+            outboxes.remove(&connection_id);
+            if outboxes.is_empty() {
+                self.events.remove(event);
+            }
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -69,8 +90,7 @@ impl Binder {
             return Err(BindError::TooManyConnections { limit });
         }
         user.connections += 1;
-        let place = user.events.entry(event.clone()).or_default().insert(outbox.clone());
-        index.bindings += 1;
+        let place = index.insert(&user_id, &event, outbox);
         drop(index);
         Ok(Bindings {
             binder: self.clone(),
@@ -88,6 +108,12 @@ impl Binder {
         bound.into_iter().flatten().map(|(_, outbox)| outbox.clone()).collect()
     }
 
+    /// All connections bound to an event, whoever's they are.
+    pub(crate) fn receivers_of_all(&self, event: &Event) -> Receivers {
+        let index = self.index();
+        index.events.get(event).into_iter().flat_map(HashMap::values).cloned().collect()
+    }
+
     /// Unbinds a user's connections that are bound to the event, or all of them, from everything, and returns each
     /// once. From here on no push matches them, though their tasks may still be writing what was accepted before.
     pub(crate) fn evict(&self, user_id: &UserId, event: Option<&Event>) -> Vec<Arc<Outbox>> {
@@ -99,14 +125,20 @@ impl Binder {
                 evicted.extend(outboxes.iter().map(|(_, outbox)| (outbox.id(), outbox.clone())));
             }
         }
-        let mut unbound = 0;
-        user.events.retain(|_, outboxes| {
-            let before = outboxes.len();
-            outboxes.retain(|_, outbox| !evicted.contains_key(&outbox.id()));
-            unbound += before - outboxes.len();
+        let mut unbound = Vec::new();
+        user.events.retain(|event, outboxes| {
+            outboxes.retain(|_, outbox| {
+                let stays = !evicted.contains_key(&outbox.id());
+                if !stays {
+                    unbound.push((event.clone(), outbox.id()));
+                }
+                stays
+            });
             !outboxes.is_empty()
         });
-        index.bindings -= unbound;
+        for (event, connection_id) in unbound {
+            index.remove(&event, connection_id);
+        }
         evicted.into_values().collect()
     }
 
@@ -155,9 +187,7 @@ impl Bindings {
             return Err(BindError::TooManyEvents { limit });
         }
         let mut index = self.binder.index();
-        let user = index.users.entry(self.user_id.clone()).or_default();
-        let place = user.events.entry(event.clone()).or_default().insert(self.outbox.clone());
-        index.bindings += 1;
+        let place = index.insert(&self.user_id, &event, &self.outbox);
         self.events.push((event, place));
         Ok(())
     }
@@ -167,13 +197,13 @@ impl Drop for Bindings {
     fn drop(&mut self) {
         let mut index = self.binder.index();
         let Some(user) = index.users.get_mut(&self.user_id) else { return };
-        let mut unbound = 0;
+        let mut unbound: SmallVec<[&Event; 4]> = SmallVec::new();
         for (event, place) in &self.events {
             let Some(outboxes) = user.events.get_mut(event) else { continue };
             // After an eviction the place is free, or another connection's.
             if outboxes.get(*place).is_some_and(|outbox| outbox.id() == self.outbox.id()) {
                 outboxes.remove(*place);
-                unbound += 1;
+                unbound.push(event);
                 if outboxes.is_empty() {
                     user.events.remove(event);
                 }
@@ -183,6 +213,8 @@ impl Drop for Bindings {
         if user.connections == 0 {
             index.users.remove(&self.user_id);
         }
-        index.bindings -= unbound;
+        for event in unbound {
+            index.remove(event, self.outbox.id());
+        }
     }
 }

@@ -120,6 +120,11 @@ settings! {
     /// Pushes that wait for more than acceptance at one time; over it, RESOURCE_EXHAUSTED at once. Each keeps a few dozen
     /// bytes for every connection it matched.
     waiting_pushes_max: usize = 10_000;
+    /// How long a push with an idempotency key is remembered, so that the same key again is told of the first.
+    idempotency_window: Duration = Duration::from_secs(300);
+    /// Pushes with an idempotency key that are remembered; over it, the oldest is forgotten before its time. Each keeps a
+    /// few hundred bytes and a few dozen for every connection it matched.
+    idempotency_keys_max: usize = 100_000;
     /// What happens to a message whose outbox is full: "disconnect", "drop_newest", "drop_oldest" or "conflate". A push
     /// may say otherwise.
     slow_reader_policy: SlowReaderPolicy = SlowReaderPolicy::Disconnect;
@@ -234,6 +239,7 @@ impl Config {
             ("close_timeout", self.close_timeout),
             ("http_header_timeout", self.http_header_timeout),
             ("request_timeout", self.request_timeout),
+            ("idempotency_window", self.idempotency_window),
         ] {
             let in_range = duration >= Duration::from_millis(1) && duration <= Duration::from_secs(86_400);
             require(in_range, name, "must be between 1ms and 24h");
@@ -245,6 +251,7 @@ impl Config {
             ("batch_pushes_max", self.batch_pushes_max),
             ("push_concurrency_max", self.push_concurrency_max),
             ("waiting_pushes_max", self.waiting_pushes_max),
+            ("idempotency_keys_max", self.idempotency_keys_max),
             ("outbox_messages_max", self.outbox_messages_max),
             ("message_bytes_max", self.message_bytes_max),
         ] {

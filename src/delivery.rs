@@ -24,11 +24,12 @@ pub(crate) struct Delivery {
     event: Option<Event>,
     collapse_key: Option<Box<str>>,
     /// Present when somebody wants to know more than that it was accepted.
-    receipt: Option<Receipt>,
+    receipt: Option<Arc<Receipt>>,
 }
 
+/// How far one message got on each of its receivers. Outlives the message itself.
 #[derive(Debug)]
-struct Receipt {
+pub(crate) struct Receipt {
     state: Mutex<ReceiptState>,
     settled: Notify,
 }
@@ -61,34 +62,38 @@ impl Delivery {
         let outcomes: Vec<_> = receivers.map(ConnectionOutcome::accepted).collect();
         let pending = outcomes.len();
         let state = Mutex::new(ReceiptState { outcomes, pending });
-        self.receipt = Some(Receipt { state, settled: Notify::new() });
+        self.receipt = Some(Arc::new(Receipt { state, settled: Notify::new() }));
         self
+    }
+
+    /// Where it is written down how far it got, when it is followed.
+    pub(crate) fn receipt(&self) -> Option<Arc<Receipt>> {
+        self.receipt.clone()
     }
 
     /// What one receiver's outbox is offered.
     pub(crate) fn ticket(self: &Arc<Self>, place: usize) -> Ticket {
         Ticket { delivery: self.clone(), place }
     }
+}
 
+impl Receipt {
     /// Waits until each receiver has the message or has lost it.
     pub(crate) async fn settled(&self) {
-        let Some(receipt) = &self.receipt else { return };
         loop {
-            let settled = receipt.settled.notified();
-            if receipt.state().pending == 0 {
+            let settled = self.settled.notified();
+            if self.state().pending == 0 {
                 return;
             }
             settled.await;
         }
     }
 
-    /// How far the message got on each receiver by now; empty when it is not followed.
+    /// How far the message got on each receiver by now.
     pub(crate) fn outcomes(&self) -> Vec<ConnectionOutcome> {
-        self.receipt.as_ref().map_or_else(Vec::new, |receipt| receipt.state().outcomes.clone())
+        self.state().outcomes.clone()
     }
-}
 
-impl Receipt {
     fn state(&self) -> MutexGuard<'_, ReceiptState> {
         // A panic under this lock could only be the place that is out of bounds, and then nothing was changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -245,8 +250,8 @@ mod tests {
         let delivery = Arc::new(delivery.followed(ids.into_iter()));
         let [written, lost, expired, refused] = [0, 1, 2, 3].map(|place| delivery.ticket(place));
         let waiting = tokio::spawn({
-            let delivery = delivery.clone();
-            async move { delivery.settled().await }
+            let receipt = delivery.receipt().expect("followed");
+            async move { receipt.settled().await }
         });
         assert!(expired.is_expired());
         refused.refused(DropReason::QueueFull);
@@ -256,7 +261,8 @@ mod tests {
         assert!(!waiting.is_finished(), "one is still on its way");
         drop(lost);
         waiting.await.expect("no panic");
-        let progress: Vec<_> = delivery.outcomes().into_iter().map(|outcome| outcome.progress).collect();
+        let progress: Vec<_> =
+            delivery.receipt().expect("followed").outcomes().into_iter().map(|outcome| outcome.progress).collect();
         assert!(matches!(progress[0], Progress::Written { .. }));
         let rest = [
             Progress::Lost(DropReason::Closed),

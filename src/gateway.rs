@@ -1,7 +1,8 @@
 //! Push and drop: the one operation behind both push doors and the library.
 
-use std::sync::Arc;
-use std::time::Instant;
+use std::num::NonZeroU32;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -10,13 +11,14 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, debug_span};
 
 use crate::auth::{PushAuthorizer, PushScope, ReloadError, TokenAuthenticator};
-use crate::binder::Binder;
+use crate::binder::{Binder, Receivers};
 use crate::config::Config;
-use crate::delivery::Delivery;
-use crate::message::{Event, Field, InvalidPush, Level, Names, Outcome, Push, UserId};
+use crate::delivery::{Delivery, Receipt, Ticket};
+use crate::message::{Event, Field, InvalidPush, Level, Names, Outcome, Push, Target, UserId};
 use crate::metrics::{Door, Metrics, PushResult};
-use crate::outbox::Stop;
+use crate::outbox::{Outbox, Stop};
 use crate::registry::Registry;
+use crate::replays::{Key, Made, Replays};
 
 /// A running gateway, for the program that embeds it. Cloning is a reference count.
 ///
@@ -39,6 +41,9 @@ pub(crate) struct Rooms {
     pub(crate) names: Arc<Names>,
     pub(crate) token_authenticator: Arc<dyn TokenAuthenticator>,
     pub(crate) push_authorizer: Arc<dyn PushAuthorizer>,
+    /// What was pushed under an idempotency key. A std mutex, held while one such push is offered; no other room's lock is
+    /// taken by it that could wait for this one.
+    pub(crate) replays: Mutex<Replays>,
     /// Pushes that may still wait for more than acceptance.
     pub(crate) waiting: Arc<Semaphore>,
     /// Cancelled when the gateway begins to stop.
@@ -57,6 +62,12 @@ pub enum PushError {
     /// The caller may not push to this user or event.
     #[error("the API key may not push to this user or event")]
     PermissionDenied,
+    /// A broadcast at this pace would not be done in time. It was not sent.
+    #[error("at this pace a broadcast to {matched} connections takes longer than the call has left")]
+    TooSlow {
+        /// How many connections it matched.
+        matched: usize,
+    },
     /// `waiting_pushes_max` pushes are waiting for more than acceptance already. This one was not sent.
     #[error("too many pushes are waiting, try again later or do not wait")]
     TooManyWaiting,
@@ -155,6 +166,41 @@ impl Gateway {
         result
     }
 
+    /// A broadcast that offers the message to at most so many connections a second. Refused with nothing sent if that
+    /// cannot be done by `until`.
+    pub(crate) async fn broadcast_paced(
+        &self,
+        scope: Option<&PushScope>,
+        push: &Push,
+        per_second: NonZeroU32,
+        until: Instant,
+    ) -> Result<Sent, PushError> {
+        if scope.is_some_and(|scope| !scope.allows(push.user_id(), Some(push.event()))) {
+            return Err(PushError::PermissionDenied);
+        }
+        let accepted_at = Instant::now();
+        let receivers = self.receivers(push);
+        let due = |place: usize| accepted_at + Duration::from_secs_f64(place as f64 / f64::from(per_second.get()));
+        if due(receivers.len()) > until {
+            return Err(PushError::TooSlow { matched: receivers.len() });
+        }
+        let waiting = self.may_wait(Follow::Each)?;
+        let (delivery, mut outcome) = self.prepare(push, &receivers, Follow::Each, accepted_at);
+        if let Some(delivery) = &delivery {
+            let mut displaced = 0;
+            for (place, outbox) in receivers.iter().enumerate() {
+                if due(place) > Instant::now() {
+                    tokio::time::sleep_until(due(place).into()).await;
+                }
+                displaced += offer(outbox, delivery.ticket(place), &mut outcome);
+            }
+            self.count(&outcome, displaced);
+        }
+        let receipt = delivery.and_then(|delivery| delivery.receipt());
+        self.0.metrics.pushed(Door::Grpc, result_label(Ok(&outcome)));
+        Ok(Sent { outcome, receipt, _waiting: waiting })
+    }
+
     /// A drop by a door, for a caller with a scope.
     pub(crate) fn drop_from(
         &self,
@@ -162,7 +208,7 @@ impl Gateway {
         user_id: &UserId,
         event: Option<&Event>,
     ) -> Result<u64, PushError> {
-        if !scope.allows(user_id, event) {
+        if !scope.allows(Some(user_id), event) {
             return Err(PushError::PermissionDenied);
         }
         Ok(self.drop_user(user_id, event))
@@ -175,7 +221,8 @@ impl Gateway {
         follow: Follow,
         accepted_at: Instant,
     ) -> Result<Sent, PushError> {
-        let span = debug_span!("push", event = ?push.event(), caller = scope.map(PushScope::name));
+        let caller = scope.map(PushScope::name);
+        let span = debug_span!("push", event = ?push.event(), caller);
         let _entered = span.enter();
         if scope.is_some_and(|scope| !scope.allows(push.user_id(), Some(push.event()))) {
             return Err(PushError::PermissionDenied);
@@ -184,45 +231,98 @@ impl Gateway {
         if push.payload().as_bytes().len() > limit_bytes {
             return Err(InvalidPush::TooLong { field: Field::Message, limit_bytes }.into());
         }
-        let sent = self.fan_out(push, follow, accepted_at)?;
-        debug!(id = %sent.outcome.message_id, sent.outcome.matched, sent.outcome.accepted, "pushed");
+        // Taken before anything is sent: a push that is refused must have done nothing.
+        let waiting = self.may_wait(follow)?;
+        let (outcome, receipt) = match push.idempotency_key() {
+            None => self.fan_out(push, follow, accepted_at),
+            Some(key) => self.fan_out_once(Key::new(caller.unwrap_or_default(), key), push, accepted_at),
+        };
+        let sent = Sent { outcome, receipt, _waiting: waiting };
+        let Outcome { message_id, matched, accepted, replayed, .. } = sent.outcome;
+        debug!(id = %message_id, matched, accepted, replayed, "pushed");
         Ok(sent)
     }
 
-    fn fan_out(&self, push: &Push, follow: Follow, accepted_at: Instant) -> Result<Sent, PushError> {
-        let mut receivers = self.0.binder.receivers(push.user_id(), push.event());
+    /// The lock is held while the message is offered, so that the same key at the same time waits and is then known.
+    fn fan_out_once(&self, key: Key, push: &Push, accepted_at: Instant) -> (Outcome, Option<Arc<Receipt>>) {
+        let mut replays = self.0.replays.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(made) = replays.find(&key, accepted_at) {
+            return (Outcome { replayed: true, ..made.outcome.clone() }, made.receipt.clone());
+        }
+        // Followed even if nobody asks now: whoever repeats it may ask.
+        let (outcome, receipt) = self.fan_out(push, Follow::Each, accepted_at);
+        replays.remember(key, Made { outcome: outcome.clone(), receipt: receipt.clone() }, accepted_at);
+        (outcome, receipt)
+    }
+
+    fn may_wait(&self, follow: Follow) -> Result<Option<OwnedSemaphorePermit>, PushError> {
+        match follow {
+            Follow::Nobody => Ok(None),
+            Follow::Each => self.0.waiting.clone().try_acquire_owned().map(Some).map_err(|_| PushError::TooManyWaiting),
+        }
+    }
+
+    fn receivers(&self, push: &Push) -> Receivers {
+        let binder = &self.0.binder;
+        let mut receivers = match push.target() {
+            Target::User(user_id) => binder.receivers(user_id, push.event()),
+            Target::Everyone => binder.receivers_of_all(push.event()),
+        };
         receivers.retain(|outbox| push.is_for(outbox.id()));
-        let mut outcome = Outcome::count(self.0.names.message_id(), Level::Accepted, Vec::new());
-        outcome.matched = receivers.len() as u64;
-        let mut followed = None;
-        if !receivers.is_empty() {
-            let policy = push.slow_reader_policy().unwrap_or_else(|| self.0.config.slow_reader_policy(push.event()));
-            let mut delivery = Delivery::new(push, policy, accepted_at);
-            if follow == Follow::Each {
-                // Taken before anything is sent: a push that is refused must have done nothing.
-                let waiting = self.0.waiting.clone().try_acquire_owned().map_err(|_| PushError::TooManyWaiting)?;
-                delivery = delivery.followed(receivers.iter().map(|outbox| outbox.id()));
-                followed = Some(waiting);
-            }
-            let delivery = Arc::new(delivery);
+        receivers
+    }
+
+    fn fan_out(&self, push: &Push, follow: Follow, accepted_at: Instant) -> (Outcome, Option<Arc<Receipt>>) {
+        let receivers = self.receivers(push);
+        let (delivery, mut outcome) = self.prepare(push, &receivers, follow, accepted_at);
+        if let Some(delivery) = &delivery {
             let mut displaced = 0;
             for (place, outbox) in receivers.iter().enumerate() {
-                let offered = outbox.offer(delivery.ticket(place));
-                match offered.refused {
-                    None => outcome.accepted += 1,
-                    Some(reason) => outcome.drops.add(reason),
-                }
-                displaced += offered.displaced;
+                displaced += offer(outbox, delivery.ticket(place), &mut outcome);
             }
-            let metrics = &self.0.metrics;
-            metrics.matched.inc_by(outcome.matched);
-            metrics.accepted.inc_by(outcome.accepted);
-            metrics.dropped(&outcome.drops);
-            metrics.displaced.inc_by(displaced as u64);
-            return Ok(Sent { outcome, followed: followed.map(|waiting| Followed { delivery, _waiting: waiting }) });
+            self.count(&outcome, displaced);
         }
-        Ok(Sent { outcome, followed: None })
+        (outcome, delivery.and_then(|delivery| delivery.receipt()))
     }
+
+    /// The message in the form that outboxes take, if there is anyone to take it, and an outcome to count into.
+    fn prepare(
+        &self,
+        push: &Push,
+        receivers: &Receivers,
+        follow: Follow,
+        accepted_at: Instant,
+    ) -> (Option<Arc<Delivery>>, Outcome) {
+        let mut outcome = Outcome::count(self.0.names.message_id(), Level::Accepted, Vec::new());
+        outcome.matched = receivers.len() as u64;
+        if receivers.is_empty() {
+            return (None, outcome);
+        }
+        let policy = push.slow_reader_policy().unwrap_or_else(|| self.0.config.slow_reader_policy(push.event()));
+        let mut delivery = Delivery::new(push, policy, accepted_at);
+        if follow == Follow::Each {
+            delivery = delivery.followed(receivers.iter().map(|outbox| outbox.id()));
+        }
+        (Some(Arc::new(delivery)), outcome)
+    }
+
+    fn count(&self, outcome: &Outcome, displaced: usize) {
+        let metrics = &self.0.metrics;
+        metrics.matched.inc_by(outcome.matched);
+        metrics.accepted.inc_by(outcome.accepted);
+        metrics.dropped(&outcome.drops);
+        metrics.displaced.inc_by(displaced as u64);
+    }
+}
+
+/// Offers one receiver its share, counts what it did, and says how many messages had to go for it.
+fn offer(outbox: &Outbox, ticket: Ticket, outcome: &mut Outcome) -> usize {
+    let offered = outbox.offer(ticket);
+    match offered.refused {
+        None => outcome.accepted += 1,
+        Some(reason) => outcome.drops.add(reason),
+    }
+    offered.displaced
 }
 
 /// Whether each receiver is followed past acceptance.
@@ -238,28 +338,25 @@ pub(crate) enum Follow {
 pub(crate) struct Sent {
     /// As it was when the outboxes had taken it.
     pub(crate) outcome: Outcome,
-    followed: Option<Followed>,
-}
-
-struct Followed {
-    delivery: Arc<Delivery>,
-    /// One of `waiting_pushes_max`.
-    _waiting: OwnedSemaphorePermit,
+    receipt: Option<Arc<Receipt>>,
+    /// One of `waiting_pushes_max`, where it may be waited for.
+    _waiting: Option<OwnedSemaphorePermit>,
 }
 
 impl Sent {
     /// What became of it by now.
     pub(crate) fn now(&self, level: Level) -> Outcome {
-        match &self.followed {
-            Some(followed) => Outcome::count(self.outcome.message_id, level, followed.delivery.outcomes()),
+        let Outcome { message_id, replayed, .. } = self.outcome;
+        match &self.receipt {
+            Some(receipt) => Outcome { replayed, ..Outcome::count(message_id, level, receipt.outcomes()) },
             None => Outcome { level, ..self.outcome.clone() },
         }
     }
 
     /// What became of it once every receiver is settled, or at `until` as far as it is known then.
     pub(crate) async fn settled(&self, until: Instant) -> Outcome {
-        if let Some(followed) = &self.followed {
-            let _in_time = tokio::time::timeout_at(until.into(), followed.delivery.settled()).await;
+        if let Some(receipt) = &self.receipt {
+            let _in_time = tokio::time::timeout_at(until.into(), receipt.settled()).await;
         }
         self.now(Level::Written)
     }
@@ -274,21 +371,20 @@ fn result_label(result: Result<&Outcome, &PushError>) -> PushResult {
         Err(PushError::Invalid(InvalidPush::Empty { .. })) => PushResult::Invalid,
         Err(PushError::PermissionDenied) => PushResult::PermissionDenied,
         Err(PushError::TooManyWaiting) => PushResult::Overloaded,
+        Err(PushError::TooSlow { .. }) => PushResult::TimedOut,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet, VecDeque};
-    use std::task::{Context, Waker};
-    use std::time::Duration;
-
     use super::*;
     use crate::auth::{OpenPush, TokenIsUser};
     use crate::binder::{BindLimits, Bindings};
     use crate::message::Drops;
     use crate::outbox::{Capacity, Depth};
     use crate::registry::{Limits, Registration};
+    use std::collections::{BTreeMap, BTreeSet, VecDeque};
+    use std::task::{Context, Waker};
 
     const STEPS: usize = 10_000;
     const OUTBOX_MESSAGES: usize = 4;
@@ -311,6 +407,7 @@ mod tests {
             names,
             token_authenticator: Arc::new(TokenIsUser),
             push_authorizer: Arc::new(OpenPush),
+            replays: Mutex::new(Replays::new(Duration::from_secs(1), 1)),
             waiting: Arc::new(Semaphore::new(1)),
             stopping: CancellationToken::new(),
             streams: TaskTracker::new(),

@@ -80,6 +80,7 @@ mod message;
 mod metrics;
 mod outbox;
 mod registry;
+mod replays;
 mod server;
 
 pub use auth::{
@@ -90,7 +91,7 @@ pub use config::{Config, EventPolicies, Invalid, Loaded, LogFormat, Mistake, Pag
 pub use gateway::{Gateway, PushError};
 pub use message::{
     ConnectionId, ConnectionOutcome, DropReason, Drops, Event, Field, InvalidConnectionId, InvalidPush, Level,
-    MessageId, Outcome, Payload, Priority, Progress, Push, SlowReaderPolicy, UserId,
+    MessageId, Outcome, Payload, Priority, Progress, Push, SlowReaderPolicy, Target, UserId,
 };
 pub use server::{Report, Server, ServerBuilder, ServerError};
 
@@ -109,14 +110,15 @@ mod rooms {
     use std::path::Path;
 
     /// Which rooms a room may know. Whatever is not here is a leaf, free to all, and knows only leaves.
-    const ARROWS: [(&str, &[&str]); 10] = [
+    const ARROWS: [(&str, &[&str]); 11] = [
         ("delivery", &[]),
         ("outbox", &["delivery"]),
         ("auth", &[]),
         ("binder", &["outbox"]),
         ("registry", &["outbox"]),
         ("connection", &["auth", "binder", "delivery", "outbox", "registry"]),
-        ("gateway", &["auth", "binder", "delivery", "outbox", "registry"]),
+        ("replays", &["delivery"]),
+        ("gateway", &["auth", "binder", "delivery", "outbox", "registry", "replays"]),
         ("doors/websocket", &["connection", "doors", "registry"]),
         ("doors/json", &["auth", "doors", "gateway"]),
         ("doors/grpc", &["auth", "doors", "gateway"]),

@@ -137,10 +137,19 @@ impl From<Bytes> for Payload {
     }
 }
 
-/// One message to a user's event.
+/// Whom a push is for: always those bound to its event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The connections of one user.
+    User(UserId),
+    /// All connections: a broadcast.
+    Everyone,
+}
+
+/// One message to a user's event, or to everyone's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Push {
-    user_id: UserId,
+    target: Target,
     event: Event,
     payload: Payload,
     ttl: Option<Duration>,
@@ -149,11 +158,12 @@ pub struct Push {
     slow_reader_policy: Option<SlowReaderPolicy>,
     only: Option<ConnectionId>,
     excluded: Vec<ConnectionId>,
+    idempotency_key: Option<String>,
 }
 
 impl Push {
-    /// The longest collapse key, in bytes.
-    pub const COLLAPSE_KEY_BYTES_MAX: usize = 256;
+    /// The longest collapse key and the longest idempotency key, in bytes.
+    pub const KEY_BYTES_MAX: usize = 256;
 
     /// # Errors
     /// Refuses an empty user id, event or payload, and a user id or event over its limit. The gateway's own
@@ -163,14 +173,27 @@ impl Push {
         event: impl Into<Arc<str>>,
         payload: impl Into<Payload>,
     ) -> Result<Self, InvalidPush> {
-        let user_id = UserId::new(user_id)?;
+        Self::to(Target::User(UserId::new(user_id)?), event, payload)
+    }
+
+    /// A broadcast.
+    ///
+    /// # Errors
+    /// As for [`Push::new`].
+    pub fn to_everyone(event: impl Into<Arc<str>>, payload: impl Into<Payload>) -> Result<Self, InvalidPush> {
+        Self::to(Target::Everyone, event, payload)
+    }
+
+    /// # Errors
+    /// As for [`Push::new`].
+    pub fn to(target: Target, event: impl Into<Arc<str>>, payload: impl Into<Payload>) -> Result<Self, InvalidPush> {
         let event = Event::new(event)?;
         let payload = payload.into();
         if payload.as_bytes().is_empty() {
             return Err(InvalidPush::Empty { field: Field::Message });
         }
         Ok(Self {
-            user_id,
+            target,
             event,
             payload,
             ttl: None,
@@ -179,6 +202,7 @@ impl Push {
             slow_reader_policy: None,
             only: None,
             excluded: Vec::new(),
+            idempotency_key: None,
         })
     }
 
@@ -199,16 +223,19 @@ impl Push {
     /// Lets it take the place of a queued older message with the same key, on each connection.
     ///
     /// # Errors
-    /// Refuses an empty key and one over [`Push::COLLAPSE_KEY_BYTES_MAX`].
+    /// Refuses an empty key and one over [`Push::KEY_BYTES_MAX`].
     pub fn with_collapse_key(mut self, key: impl Into<String>) -> Result<Self, InvalidPush> {
-        let (key, field, limit_bytes) = (key.into(), Field::CollapseKey, Self::COLLAPSE_KEY_BYTES_MAX);
-        if key.is_empty() {
-            return Err(InvalidPush::Empty { field });
-        }
-        if key.len() > limit_bytes {
-            return Err(InvalidPush::TooLong { field, limit_bytes });
-        }
-        self.collapse_key = Some(key);
+        self.collapse_key = Some(self::key(key.into(), Field::CollapseKey)?);
+        Ok(self)
+    }
+
+    /// Names the push, so that it is made once even when the caller, in doubt, sends it again within the config's
+    /// `idempotency_window`. The second time, what became of the first is told.
+    ///
+    /// # Errors
+    /// Refuses an empty key and one over [`Push::KEY_BYTES_MAX`].
+    pub fn with_idempotency_key(mut self, key: impl Into<String>) -> Result<Self, InvalidPush> {
+        self.idempotency_key = Some(self::key(key.into(), Field::IdempotencyKey)?);
         Ok(self)
     }
 
@@ -251,6 +278,12 @@ impl Push {
         self.collapse_key.as_deref()
     }
 
+    /// The name under which it is made only once.
+    #[must_use]
+    pub fn idempotency_key(&self) -> Option<&str> {
+        self.idempotency_key.as_deref()
+    }
+
     /// What happens where the outbox is full, if the push says so itself.
     #[must_use]
     pub fn slow_reader_policy(&self) -> Option<SlowReaderPolicy> {
@@ -262,10 +295,19 @@ impl Push {
         self.only.is_none_or(|only| only == connection_id) && !self.excluded.contains(&connection_id)
     }
 
-    /// The user it is for.
+    /// Whom it is for.
     #[must_use]
-    pub fn user_id(&self) -> &UserId {
-        &self.user_id
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// The user it is for, unless it is for everyone.
+    #[must_use]
+    pub fn user_id(&self) -> Option<&UserId> {
+        match &self.target {
+            Target::User(user_id) => Some(user_id),
+            Target::Everyone => None,
+        }
     }
 
     /// The event it belongs to.
@@ -281,6 +323,17 @@ impl Push {
     }
 }
 
+fn key(key: String, field: Field) -> Result<String, InvalidPush> {
+    let limit_bytes = Push::KEY_BYTES_MAX;
+    if key.is_empty() {
+        Err(InvalidPush::Empty { field })
+    } else if key.len() > limit_bytes {
+        Err(InvalidPush::TooLong { field, limit_bytes })
+    } else {
+        Ok(key)
+    }
+}
+
 /// The part of a push that was wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Field {
@@ -292,6 +345,8 @@ pub enum Field {
     Message,
     /// The collapse key.
     CollapseKey,
+    /// The idempotency key.
+    IdempotencyKey,
 }
 
 impl fmt::Display for Field {
@@ -301,6 +356,7 @@ impl fmt::Display for Field {
             Self::Event => "event",
             Self::Message => "message",
             Self::CollapseKey => "collapse key",
+            Self::IdempotencyKey => "idempotency key",
         })
     }
 }
@@ -383,6 +439,8 @@ pub struct Outcome {
     pub losses: Drops,
     /// Each connection by itself, when that was asked for.
     pub connections: Vec<ConnectionOutcome>,
+    /// Whether this is about an earlier push with the same idempotency key, and nothing was sent this time.
+    pub replayed: bool,
 }
 
 impl Outcome {
@@ -410,6 +468,7 @@ impl Outcome {
             written: 0,
             losses: Drops::default(),
             connections: Vec::new(),
+            replayed: false,
         };
         for connection in &connections {
             match connection.progress {

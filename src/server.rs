@@ -9,7 +9,7 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket};
@@ -35,6 +35,7 @@ use crate::metrics::Metrics;
 use crate::outbox::{Capacity, Stop};
 use crate::proto;
 use crate::registry::{Limits, Registry};
+use crate::replays::Replays;
 
 use accept::Http;
 use route::{Reflection, Router, Serves};
@@ -217,6 +218,7 @@ fn gateway(
         registry: Arc::new(Registry::new(limits, names.clone(), config.tick())),
         metrics: Arc::new(Metrics::new()),
         waiting: Arc::new(Semaphore::new(config.waiting_pushes_max)),
+        replays: Mutex::new(Replays::new(config.idempotency_window, config.idempotency_keys_max)),
         stopping: CancellationToken::new(),
         streams: TaskTracker::new(),
         config: Arc::new(config),

@@ -1,5 +1,6 @@
 //! The gRPC door: `pushgate.v1.PushService`.
 
+use std::num::NonZeroU32;
 use std::time::Instant;
 
 use futures_util::StreamExt;
@@ -14,7 +15,7 @@ use crate::doors::Refusal;
 use crate::gateway::{Follow, Gateway, PushError, Sent};
 use crate::message::{
     ConnectionId, ConnectionOutcome, DropReason, Drops, Event, Field, InvalidPush, Level, Outcome, Priority, Progress,
-    Push, SlowReaderPolicy, UserId,
+    Push, SlowReaderPolicy, Target, UserId,
 };
 use crate::metrics::{Door, PushResult};
 use crate::proto;
@@ -37,13 +38,15 @@ impl PushDoor {
 
     /// Makes one push and says who took it.
     fn send(&self, scope: &PushScope, request: proto::PushRequest) -> Result<Asked, Wrong> {
-        let request = read(request).inspect_err(|_| {
-            self.gateway.rooms().metrics.pushed(Door::Grpc, PushResult::Invalid);
-        })?;
+        let request = read(request).inspect_err(|_| self.invalid())?;
         let waits = request.wait_for > Level::Accepted;
         let follow = if waits || request.per_connection { Follow::Each } else { Follow::Nobody };
         let sent = self.gateway.send_from(Door::Grpc, Some(scope), &request.push, follow)?;
         Ok(Asked { sent, waits, per_connection: request.per_connection })
+    }
+
+    fn invalid(&self) {
+        self.gateway.rooms().metrics.pushed(Door::Grpc, PushResult::Invalid);
     }
 }
 
@@ -101,6 +104,22 @@ impl PushService for PushDoor {
             });
         }
         Ok(Response::new(proto::PushBatchResponse { results }))
+    }
+
+    async fn broadcast(
+        &self,
+        request: Request<proto::BroadcastRequest>,
+    ) -> Result<Response<proto::BroadcastResponse>, Status> {
+        let (caller, request) = called(request)?;
+        let per_second = NonZeroU32::new(request.connections_per_second);
+        let read = read_for(|_| Ok(Target::Everyone), of_broadcast(request)).inspect_err(|_| self.invalid())?;
+        let follow = if read.wait_for > Level::Accepted { Follow::Each } else { Follow::Nobody };
+        let sent = match per_second {
+            None => self.gateway.send_from(Door::Grpc, Some(&caller.scope), &read.push, follow),
+            Some(pace) => self.gateway.broadcast_paced(Some(&caller.scope), &read.push, pace, caller.wait_until).await,
+        };
+        let asked = Asked { sent: sent.map_err(Wrong::from)?, waits: follow == Follow::Each, per_connection: false };
+        Ok(Response::new(proto::BroadcastResponse { outcome: Some(asked.answer(caller.wait_until).await) }))
     }
 
     type PushStreamStream = ReceiverStream<Result<proto::PushStreamResponse, Status>>;
@@ -251,12 +270,40 @@ const EXCLUDED_MAX: usize = 100;
 const CONNECTIONS_TOLD_MAX: usize = 1000;
 
 fn read(request: proto::PushRequest) -> Result<Read, Wrong> {
-    let (user_id, event) = (request.user_id, request.event);
+    read_for(|user_id| UserId::new(user_id).map(Target::User), request)
+}
+
+/// A broadcast as the push to nobody in particular that it is.
+fn of_broadcast(request: proto::BroadcastRequest) -> proto::PushRequest {
+    proto::PushRequest {
+        event: request.event,
+        payload: request.payload.map(|payload| match payload {
+            proto::broadcast_request::Payload::Message(text) => Payload::Message(text),
+            proto::broadcast_request::Payload::Binary(bytes) => Payload::Binary(bytes),
+        }),
+        wait_for: request.wait_for,
+        ttl: request.ttl,
+        exclude_connection_ids: request.exclude_connection_ids,
+        priority: request.priority,
+        collapse_key: request.collapse_key,
+        slow_reader_policy: request.slow_reader_policy,
+        ..proto::PushRequest::default()
+    }
+}
+
+fn read_for(
+    target: impl FnOnce(String) -> Result<Target, InvalidPush>,
+    request: proto::PushRequest,
+) -> Result<Read, Wrong> {
+    let (target, event) = (target(request.user_id)?, request.event);
     let mut push = match request.payload {
-        Some(Payload::Message(text)) => Push::new(user_id, event, text),
-        Some(Payload::Binary(bytes)) => Push::new(user_id, event, bytes),
-        None => Push::new(user_id, event, ""),
+        Some(Payload::Message(text)) => Push::to(target, event, text),
+        Some(Payload::Binary(bytes)) => Push::to(target, event, bytes),
+        None => Push::to(target, event, ""),
     }?;
+    if !request.idempotency_key.is_empty() {
+        push = push.with_idempotency_key(request.idempotency_key)?;
+    }
     let wait_for = match proto::Level::try_from(request.wait_for) {
         Ok(proto::Level::Unspecified | proto::Level::Accepted) => Level::Accepted,
         Ok(proto::Level::Written) => Level::Written,
@@ -317,6 +364,7 @@ fn write(outcome: &Outcome, per_connection: bool) -> proto::PushResponse {
         losses: if outcome.level >= Level::Written { counts(&outcome.losses) } else { Vec::new() },
         connections: told.iter().take(CONNECTIONS_TOLD_MAX).map(connection).collect(),
         connections_omitted: told.len().saturating_sub(CONNECTIONS_TOLD_MAX) as u64,
+        replayed: outcome.replayed,
     }
 }
 
@@ -392,6 +440,7 @@ impl From<InvalidPush> for Wrong {
             Field::Event => "event",
             Field::Message => "message",
             Field::CollapseKey => "collapse_key",
+            Field::IdempotencyKey => "idempotency_key",
         };
         Self::field(name, error.to_string())
     }
@@ -402,6 +451,7 @@ impl From<PushError> for Wrong {
         match error {
             PushError::Invalid(invalid) => invalid.into(),
             PushError::PermissionDenied => Self { code: Code::PermissionDenied, problem: error.to_string(), field: "" },
+            PushError::TooSlow { .. } => Self { code: Code::DeadlineExceeded, problem: error.to_string(), field: "" },
             PushError::TooManyWaiting => Self { code: Code::ResourceExhausted, problem: error.to_string(), field: "" },
         }
     }

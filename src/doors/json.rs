@@ -44,7 +44,9 @@ pub(crate) async fn push(gateway: &Gateway, request: Request<BoundedBody>) -> Re
         Err(PushError::Invalid(InvalidPush::Empty { .. })) => text(StatusCode::BAD_REQUEST, ILLEGAL),
         Err(PushError::Invalid(error @ InvalidPush::TooLong { .. })) => too_large(&error.to_string()),
         Err(PushError::PermissionDenied) => empty(StatusCode::UNAUTHORIZED),
-        Err(error @ PushError::TooManyWaiting) => try_later(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
+        Err(error @ (PushError::TooManyWaiting | PushError::TooSlow { .. })) => {
+            try_later(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use async_trait::async_trait;
-use pushgate::proto::{PushBatchRequest, push_result::Result as ResultOf};
+use pushgate::proto::{BroadcastRequest, PushBatchRequest, push_result::Result as ResultOf};
 use pushgate::{
     BindAttempt, Config, Identity, PushAuthorizer, PushCredentials, PushRefused, PushScope, Server, ServerError,
     TokenAuthenticator, TokenError, UserId,
@@ -189,6 +189,24 @@ async fn dropping_all_events_of_a_user_needs_a_key_for_all_events() {
         request.metadata_mut().insert("x-api-key", "key-for-ann's-mail".parse().unwrap());
         let answered = soon(grpc.client.drop(request)).await.map_or_else(|status| status.code(), |_| Code::Ok);
         assert_eq!(answered, code, "{event:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_broadcast_needs_a_key_for_all_users() {
+    let keys = file(KEYS);
+    let gateway = TestGateway::with(|config| config.push_keys_file = Some(keys.path().into())).await;
+    let mut grpc = gateway.grpc().await;
+    for (key, code) in [("key-for-ann's-mail", Code::PermissionDenied), ("key-for-everything", Code::Ok)] {
+        for connections_per_second in [0, 10] {
+            let payload = Some(pushgate::proto::broadcast_request::Payload::Message("m".to_owned()));
+            let event = "mail".to_owned();
+            let broadcast = BroadcastRequest { event, payload, connections_per_second, ..BroadcastRequest::default() };
+            let mut request = Request::new(broadcast);
+            request.metadata_mut().insert("x-api-key", key.parse().unwrap());
+            let answered = soon(grpc.client.broadcast(request)).await.map_or_else(|status| status.code(), |_| Code::Ok);
+            assert_eq!(answered, code, "{key}");
+        }
     }
 }
 

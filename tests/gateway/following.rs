@@ -5,7 +5,8 @@ use std::time::Duration;
 use pushgate::proto::push_result::Result as ResultOf;
 use pushgate::proto::push_service_client::PushServiceClient;
 use pushgate::proto::{
-    DropReason, Level, PushBatchRequest, PushRequest, PushResponse, PushStreamRequest, PushStreamResponse,
+    BroadcastRequest, DropReason, Level, PushBatchRequest, PushRequest, PushResponse, PushStreamRequest,
+    PushStreamResponse,
 };
 use tokio::net::TcpSocket;
 use tokio::sync::mpsc;
@@ -420,4 +421,91 @@ async fn a_high_message_overtakes_and_a_collapsed_one_is_told_as_superseded() {
     assert_eq!(order[1], ("new price".to_owned(), clogged + 1));
     assert!(order[0].0 == "urgent" && order[0].1 < clogged, "{order:?}");
     assert_eq!(gateway.metric("pushgate_messages_displaced_total").await, 1);
+}
+
+fn broadcast(event: &str, message: &str) -> BroadcastRequest {
+    let payload = Some(pushgate::proto::broadcast_request::Payload::Message(message.to_owned()));
+    BroadcastRequest { event: event.to_owned(), payload, ..BroadcastRequest::default() }
+}
+
+#[tokio::test]
+async fn a_broadcast_goes_to_everyone_bound_to_the_event_and_not_to_whom_it_leaves_out() {
+    let gateway = TestGateway::start().await;
+    let mut ann = gateway.bind("ann", "news").await;
+    let mut bob = gateway.bind("bob", "news").await;
+    let mut other = gateway.bind("carol", "mail").await;
+    let mut grpc = gateway.grpc().await;
+    let all = BroadcastRequest { wait_for: Level::Written.into(), ..broadcast("news", "all") };
+    let outcome = soon(grpc.client.broadcast(all)).await.unwrap().into_inner().outcome.unwrap();
+    assert_eq!((outcome.level(), in_all(&outcome)), (Level::Written, (2, 2, 2, 0)));
+    let bobs = grpc.try_push(told(push_request("bob", "news", "who"))).await.unwrap().connections[0].clone();
+    let exclude_connection_ids = vec![bobs.connection_id];
+    let rest = BroadcastRequest { exclude_connection_ids, connections_per_second: 1000, ..broadcast("news", "rest") };
+    let outcome = soon(grpc.client.broadcast(rest)).await.unwrap().into_inner().outcome.unwrap();
+    assert_eq!(in_all(&outcome), (1, 1, 0, 0));
+    assert_eq!((ann.next_text().await, ann.next_text().await), ("all".to_owned(), "rest".to_owned()));
+    assert_eq!((bob.next_text().await, bob.next_text().await), ("all".to_owned(), "who".to_owned()));
+    grpc.push("carol", "mail", "nothing before this").await;
+    assert_eq!(other.next_text().await, "nothing before this");
+    assert_eq!(grpc.drop_user("ann", "").await, 1);
+    let gone = soon(grpc.client.broadcast(broadcast("news", "m"))).await.unwrap().into_inner().outcome.unwrap();
+    assert_eq!(gone.matched, 1, "a dropped connection is bound to nothing");
+    let wrong = soon(grpc.client.broadcast(broadcast("", "m"))).await.unwrap_err();
+    assert_eq!(wrong.get_details_bad_request().unwrap().field_violations[0].field, "event");
+}
+
+#[tokio::test]
+async fn a_pace_that_cannot_be_kept_in_time_is_refused_and_nothing_is_sent() {
+    let gateway = TestGateway::with(|config| config.request_timeout = Duration::from_millis(500)).await;
+    let mut phones = [gateway.bind("ann", "news").await, gateway.bind("bob", "news").await];
+    let mut grpc = gateway.grpc().await;
+    let slow = BroadcastRequest { connections_per_second: 1, ..broadcast("news", "slow") };
+    let status = soon(grpc.client.broadcast(slow)).await.unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert!(status.message().contains("2 connections"), "{status:?}");
+    let quick = BroadcastRequest { connections_per_second: 100, ..broadcast("news", "quick") };
+    assert_eq!(soon(grpc.client.broadcast(quick)).await.unwrap().into_inner().outcome.unwrap().accepted, 2);
+    for phone in &mut phones {
+        assert_eq!(phone.next_text().await, "quick");
+    }
+}
+
+#[tokio::test]
+async fn a_push_repeated_under_its_idempotency_key_is_made_once_and_told_again() {
+    let gateway = TestGateway::start().await;
+    let mut phone = gateway.bind("ann", "mail").await;
+    let mut grpc = gateway.grpc().await;
+    let keyed = |text: &str| PushRequest { idempotency_key: "order 7".to_owned(), ..push_request("ann", "mail", text) };
+    let first = grpc.try_push(keyed("one")).await.unwrap();
+    assert_eq!((first.accepted, first.replayed), (1, false));
+    assert_eq!(phone.next_text().await, "one");
+    let _later = gateway.bind("ann", "mail").await;
+    let again = grpc.try_push(keyed("one")).await.unwrap();
+    assert_eq!(again, PushResponse { replayed: true, ..first.clone() }, "as it was then, though one more is bound now");
+    let followed = grpc.try_push(written(keyed("one"))).await.unwrap();
+    assert_eq!((followed.message_id, followed.written, followed.replayed), (first.message_id, 1, true));
+    let other = PushRequest { idempotency_key: "order 8".to_owned(), ..push_request("ann", "mail", "two") };
+    assert!(!grpc.try_push(other).await.unwrap().replayed);
+    assert_eq!(phone.next_text().await, "two", "and nothing in between");
+    let too_long = PushRequest { idempotency_key: "k".repeat(257), ..push_request("ann", "mail", "m") };
+    let status = grpc.try_push(too_long).await.unwrap_err();
+    assert_eq!(status.get_details_bad_request().unwrap().field_violations[0].field, "idempotency_key");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_key_at_the_same_time_is_made_once() {
+    let gateway = TestGateway::start().await;
+    let mut phone = gateway.bind("ann", "mail").await;
+    let grpc = gateway.grpc().await;
+    let calls = (0..16).map(|_| {
+        let mut grpc = grpc.clone();
+        let push = PushRequest { idempotency_key: "once".to_owned(), ..push_request("ann", "mail", "once") };
+        tokio::spawn(async move { grpc.try_push(push).await.unwrap() })
+    });
+    let responses: Vec<_> = futures_util::future::join_all(calls.collect::<Vec<_>>()).await;
+    let made = responses.into_iter().filter(|response| !response.as_ref().unwrap().replayed).count();
+    assert_eq!(made, 1);
+    assert_eq!(phone.next_text().await, "once");
+    gateway.json().push("ann", "mail", "next").await;
+    assert_eq!(phone.next_text().await, "next");
 }
