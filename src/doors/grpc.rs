@@ -187,7 +187,11 @@ impl PushStreaming {
                 message = messages.message(), if waiting.len() < STREAM_WAITING_MAX => match message {
                     Ok(Some(message)) => waiting.extend(self.push(message).await?),
                     Ok(None) => break Ok(()),
-                    Err(status) => break Err(status),
+                    // tonic's word for a message over the limit; unary calls have it mapped in the stack.
+                    Err(error) if error.code() == Code::OutOfRange => break Err(status(Refusal::TooLarge {
+                        limit_bytes: self.door.gateway.rooms().config.request_bytes_max,
+                    })),
+                    Err(error) => break Err(error),
                 },
             }
         };
@@ -230,10 +234,11 @@ impl PushStreaming {
         };
         self.tell(response).await?;
         let until = Instant::now() + self.door.gateway.rooms().config.request_timeout;
-        Ok((!is_final).then(|| async move {
+        let second = async move {
             let result = Some(asked.answer(until).await.into());
             proto::PushStreamResponse { correlation_id, result, r#final: true }
-        }))
+        };
+        Ok((!is_final).then_some(second))
     }
 
     async fn tell(&self, response: proto::PushStreamResponse) -> Result<(), Gone> {

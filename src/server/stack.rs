@@ -13,6 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use tokio::sync::Semaphore;
+use tonic::Status;
 use tower::limit::{ConcurrencyLimit, GlobalConcurrencyLimitLayer};
 use tower::load_shed::{LoadShed, LoadShedLayer};
 use tower::{BoxError, Service, ServiceBuilder, layer::layer_fn};
@@ -43,6 +44,9 @@ pub(super) fn push_stack(gateway: &Gateway, permits: Arc<Semaphore>) -> PushStac
 }
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// `OUT_OF_RANGE` as a header has it.
+const OUT_OF_RANGE: &str = "11";
 
 /// The method whose requests have no end.
 const PUSH_STREAM: &str = "/pushgate.v1.PushService/PushStream";
@@ -257,7 +261,17 @@ impl Service<Request<BoundedBody>> for PushDoors {
                     }
                 })
             });
-            Box::pin(self.grpc.call(bounded))
+            let (gateway, answer) = (self.gateway.clone(), self.grpc.call(bounded));
+            Box::pin(async move {
+                let response = answer.await?;
+                // tonic's word for a message whose length is told to be over the limit, before our own limit sees it.
+                let is_too_large = response.headers().get(Status::GRPC_STATUS).is_some_and(|code| code == OUT_OF_RANGE);
+                Ok(if is_too_large {
+                    grpc::refuse(&gateway, Refusal::TooLarge { limit_bytes }).into_http()
+                } else {
+                    response
+                })
+            })
         } else {
             let gateway = self.gateway.clone();
             Box::pin(async move { Ok(json::push(&gateway, request).await) })

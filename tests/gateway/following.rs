@@ -413,9 +413,9 @@ async fn a_high_message_overtakes_and_a_collapsed_one_is_told_as_superseded() {
     assert_eq!(grpc.try_push(high).await.unwrap().accepted, 1);
     let mut order = Vec::new();
     for arrived in 0..clogged + 2 {
-        match stuck.next_text().await.as_str() {
-            text @ ("urgent" | "new price" | "old price") => order.push((text.to_owned(), arrived)),
-            _ => {}
+        let text = stuck.next_text().await;
+        if ["urgent", "new price", "old price"].contains(&text.as_str()) {
+            order.push((text, arrived));
         }
     }
     assert_eq!(order[1], ("new price".to_owned(), clogged + 1));
@@ -508,4 +508,22 @@ async fn the_same_key_at_the_same_time_is_made_once() {
     assert_eq!(phone.next_text().await, "once");
     gateway.json().push("ann", "mail", "next").await;
     assert_eq!(phone.next_text().await, "next");
+}
+
+#[tokio::test]
+async fn a_message_over_the_limit_ends_its_stream_and_says_why() {
+    let gateway = TestGateway::with(|config| {
+        config.message_bytes_max = 1000;
+        config.request_bytes_max = 2000;
+    })
+    .await;
+    let mut stream = Stream::open(&gateway).await;
+    // Far more than the limit in all: it holds for each message.
+    for number in 0..10 {
+        stream.send(&number.to_string(), push_request("ann", "mail", &"m".repeat(900))).await;
+        assert!(stream.result().await.r#final);
+    }
+    stream.send("too large", push_request("ann", "mail", &"m".repeat(3000))).await;
+    let status = soon(stream.results.message()).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
 }

@@ -1,0 +1,13 @@
+//! The gateway's command as programs of other makers see it: grpcurl, buf, generated clients, a browser. They are
+//! installed by `.ci/tools` and run with `cargo test --test outside -- --ignored`.
+
+#[path = "../support/process.rs"]
+mod process;
+
+mod clients;
+mod grpcurl;
+mod page;
+mod proto;
+mod readme;
+mod tools;
+mod user;
