@@ -106,11 +106,12 @@ async fn a_request_over_the_limit_is_resource_exhausted() {
     let mut grpc = gateway.grpc().await;
     let batch = |count| PushBatchRequest { pushes: vec![push_request("ann", "mail", &"m".repeat(900)); count] };
     assert!(soon(grpc.client.push_batch(batch(2))).await.is_ok());
-    let status = soon(grpc.client.push_batch(batch(3))).await.unwrap_err();
-    assert_eq!(
-        (status.code(), status.message()),
-        (Code::ResourceExhausted, "the request is over the limit of 2000 bytes")
-    );
+    // Over it by one message, and by so much that the length alone tells before the rest has come.
+    for count in [3, 10_000] {
+        let status = soon(grpc.client.push_batch(batch(count))).await.unwrap_err();
+        let expected = (Code::ResourceExhausted, "the request is over the limit of 2000 bytes");
+        assert_eq!((status.code(), status.message()), expected);
+    }
 }
 
 #[tokio::test]
