@@ -6,9 +6,8 @@ use std::time::{Duration, Instant};
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::sync::Notify;
 
-use crate::message::{
-    ConnectionId, ConnectionOutcome, DropReason, Event, Payload, Priority, Progress, Push, SlowReaderPolicy,
-};
+use crate::message::{ConnectionId, Event, Payload, Priority, Push, SlowReaderPolicy};
+use crate::outcome::{ConnectionOutcome, DropReason, Progress};
 
 /// One message, shared by the outboxes of all its receivers.
 #[derive(Debug)]

@@ -79,6 +79,7 @@ mod legacy;
 mod message;
 mod metrics;
 mod outbox;
+mod outcome;
 mod registry;
 mod replays;
 mod server;
@@ -90,9 +91,10 @@ pub use auth::{
 pub use config::{Config, EventPolicies, Invalid, Loaded, LogFormat, Mistake, Page, Source};
 pub use gateway::{Gateway, PushError};
 pub use message::{
-    ConnectionId, ConnectionOutcome, DropReason, Drops, Event, Field, InvalidConnectionId, InvalidPush, Level,
-    MessageId, Outcome, Payload, Priority, Progress, Push, SlowReaderPolicy, Target, UserId,
+    ConnectionId, Event, Field, InvalidConnectionId, InvalidPush, MessageId, Payload, Priority, Push, SlowReaderPolicy,
+    Target, UserId,
 };
+pub use outcome::{ConnectionOutcome, DropReason, Drops, Level, Outcome, Progress};
 pub use server::{Report, Server, ServerBuilder, ServerError};
 
 /// The gRPC API, generated from `proto/pushgate/v1`: messages, client and server.
@@ -110,7 +112,7 @@ mod rooms {
     use std::path::Path;
 
     /// Which rooms a room may know. Whatever is not here is a leaf, free to all, and knows only leaves.
-    const ARROWS: [(&str, &[&str]); 11] = [
+    const ARROWS: [(&str, &[&str]); 12] = [
         ("delivery", &[]),
         ("outbox", &["delivery"]),
         ("auth", &[]),
@@ -120,10 +122,11 @@ mod rooms {
         ("replays", &["delivery"]),
         ("gateway", &["auth", "binder", "delivery", "outbox", "registry", "replays"]),
         ("doors/websocket", &["connection", "doors", "registry"]),
+        ("doors/api", &["gateway"]),
         ("doors/json", &["auth", "doors", "gateway"]),
         ("doors/grpc", &["auth", "doors", "gateway"]),
     ];
-    const LEAVES: [&str; 6] = ["close", "config", "legacy", "message", "metrics", "proto"];
+    const LEAVES: [&str; 7] = ["close", "config", "legacy", "message", "metrics", "outcome", "proto"];
 
     fn check(path: &Path, room: &str, wrong: &mut Vec<String>) {
         let allowed = ARROWS.iter().find(|(name, _)| *name == room).map_or(&[][..], |(_, allowed)| allowed);

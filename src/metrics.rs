@@ -11,7 +11,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::close::CloseReason;
-use crate::message::{DropReason, Drops};
+use crate::outcome::{DropReason, Drops};
 
 /// Everything that is counted in one gateway. Not global, so that two gateways in one process do not mix.
 #[derive(Debug)]

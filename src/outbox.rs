@@ -1,7 +1,8 @@
 //! One connection's bounded queue of messages: a push offers and never waits, the connection's task takes.
 
 use crate::delivery::Ticket;
-use crate::message::{ConnectionId, DropReason, SlowReaderPolicy};
+use crate::message::{ConnectionId, SlowReaderPolicy};
+use crate::outcome::DropReason;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::delivery::Receipt;
-use crate::message::Outcome;
+use crate::outcome::Outcome;
 
 /// The pushes of the last while, at most so many.
 #[derive(Debug)]
@@ -71,7 +71,8 @@ impl Replays {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{Level, Names};
+    use crate::message::Names;
+    use crate::outcome::Level;
 
     fn made() -> Made {
         let outcome = Outcome::count(Names::new().message_id(), Level::Accepted, Vec::new());

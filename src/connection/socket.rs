@@ -20,8 +20,8 @@ use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
 
 use crate::close::CloseReason;
 use crate::delivery::Ticket;
-use crate::message::DropReason;
 use crate::outbox::{Depth, shrink};
+use crate::outcome::DropReason;
 
 /// Frames written with one system call. Linux takes at most 1024 (`IOV_MAX`); past a few dozen the call's own cost no
 /// longer shows.

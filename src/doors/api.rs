@@ -1,0 +1,233 @@
+//! Between the messages of the API and the nouns: what a request asks for, how an outcome is told, what was wrong.
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::gateway::PushError;
+use crate::message::{ConnectionId, Field, InvalidPush, Priority, Push, SlowReaderPolicy, Target, UserId};
+use crate::outcome::{ConnectionOutcome, DropReason, Drops, Level, Outcome, Progress};
+use crate::proto;
+use crate::proto::push_request::Payload;
+use crate::proto::push_result::Result as ResultOf;
+
+/// A valid request.
+pub(super) struct Read {
+    pub(super) push: Push,
+    pub(super) wait_for: Level,
+    pub(super) per_connection: bool,
+}
+
+/// Connections that one push may name to leave out.
+const EXCLUDED_MAX: usize = 100;
+
+/// Connections that one answer tells of by themselves.
+const CONNECTIONS_TOLD_MAX: usize = 1000;
+
+pub(super) fn read(request: proto::PushRequest) -> Result<Read, Wrong> {
+    read_for(|user_id| UserId::new(user_id).map(Target::User), request)
+}
+
+pub(super) fn read_broadcast(request: proto::BroadcastRequest) -> Result<Read, Wrong> {
+    read_for(|_| Ok(Target::Everyone), of_broadcast(request))
+}
+
+/// A broadcast as the push to nobody in particular that it is.
+fn of_broadcast(request: proto::BroadcastRequest) -> proto::PushRequest {
+    proto::PushRequest {
+        event: request.event,
+        payload: request.payload.map(|payload| match payload {
+            proto::broadcast_request::Payload::Message(text) => Payload::Message(text),
+            proto::broadcast_request::Payload::Binary(bytes) => Payload::Binary(bytes),
+        }),
+        wait_for: request.wait_for,
+        ttl: request.ttl,
+        exclude_connection_ids: request.exclude_connection_ids,
+        priority: request.priority,
+        collapse_key: request.collapse_key,
+        slow_reader_policy: request.slow_reader_policy,
+        ..proto::PushRequest::default()
+    }
+}
+
+fn read_for(
+    target: impl FnOnce(String) -> Result<Target, InvalidPush>,
+    request: proto::PushRequest,
+) -> Result<Read, Wrong> {
+    let (target, event) = (target(request.user_id)?, request.event);
+    let mut push = match request.payload {
+        Some(Payload::Message(text)) => Push::to(target, event, text),
+        Some(Payload::Binary(bytes)) => Push::to(target, event, bytes),
+        None => Push::to(target, event, ""),
+    }?;
+    if !request.idempotency_key.is_empty() {
+        push = push.with_idempotency_key(request.idempotency_key)?;
+    }
+    let wait_for = match proto::Level::try_from(request.wait_for) {
+        Ok(proto::Level::Unspecified | proto::Level::Accepted) => Level::Accepted,
+        Ok(proto::Level::Written) => Level::Written,
+        Err(_) => return Err(unknown("wait_for")),
+    };
+    if let Some(ttl) = request.ttl {
+        let ttl = ttl.try_into().map_err(|_| Wrong::field("ttl", "the time to live is negative".to_owned()))?;
+        push = push.with_ttl(ttl);
+    }
+    if !request.connection_id.is_empty() {
+        push = push.only_to(connection_id(&request.connection_id, "connection_id")?);
+    }
+    if request.exclude_connection_ids.len() > EXCLUDED_MAX {
+        let problem = format!("more connections are excluded than the limit of {EXCLUDED_MAX}");
+        return Err(Wrong::field("exclude_connection_ids", problem));
+    }
+    let excluded = request.exclude_connection_ids.iter().map(|id| connection_id(id, "exclude_connection_ids"));
+    push = push.excluding(excluded.collect::<Result<Vec<_>, _>>()?);
+    push = match proto::Priority::try_from(request.priority) {
+        Ok(proto::Priority::Unspecified | proto::Priority::Normal) => push,
+        Ok(proto::Priority::Bulk) => push.with_priority(Priority::Bulk),
+        Ok(proto::Priority::High) => push.with_priority(Priority::High),
+        Err(_) => return Err(unknown("priority")),
+    };
+    if !request.collapse_key.is_empty() {
+        push = push.with_collapse_key(request.collapse_key)?;
+    }
+    push = match proto::SlowReaderPolicy::try_from(request.slow_reader_policy) {
+        Ok(proto::SlowReaderPolicy::Unspecified) => push,
+        Ok(proto::SlowReaderPolicy::Disconnect) => push.with_slow_reader_policy(SlowReaderPolicy::Disconnect),
+        Ok(proto::SlowReaderPolicy::DropNewest) => push.with_slow_reader_policy(SlowReaderPolicy::DropNewest),
+        Ok(proto::SlowReaderPolicy::DropOldest) => push.with_slow_reader_policy(SlowReaderPolicy::DropOldest),
+        Ok(proto::SlowReaderPolicy::Conflate) => push.with_slow_reader_policy(SlowReaderPolicy::Conflate),
+        Err(_) => return Err(unknown("slow_reader_policy")),
+    };
+    Ok(Read { push, wait_for, per_connection: request.per_connection })
+}
+
+/// A number that names nothing, most likely from a caller that is newer than this gateway.
+fn unknown(field: &'static str) -> Wrong {
+    Wrong::field(field, "the value is not one that this gateway knows".to_owned())
+}
+
+fn connection_id(text: &str, field: &'static str) -> Result<ConnectionId, Wrong> {
+    text.parse().map_err(|_| Wrong::field(field, "the text is not a connection id".to_owned()))
+}
+
+pub(super) fn write(outcome: &Outcome, per_connection: bool) -> proto::PushResponse {
+    let told = if per_connection { &outcome.connections[..] } else { &[] };
+    proto::PushResponse {
+        message_id: outcome.message_id.to_string(),
+        level: level(outcome.level).into(),
+        matched: outcome.matched,
+        accepted: outcome.accepted,
+        dropped: outcome.dropped(),
+        drops: counts(&outcome.drops),
+        written: if outcome.level >= Level::Written { outcome.written } else { 0 },
+        losses: if outcome.level >= Level::Written { counts(&outcome.losses) } else { Vec::new() },
+        connections: told.iter().take(CONNECTIONS_TOLD_MAX).map(connection).collect(),
+        connections_omitted: told.len().saturating_sub(CONNECTIONS_TOLD_MAX) as u64,
+        replayed: outcome.replayed,
+    }
+}
+
+fn level(level: Level) -> proto::Level {
+    match level {
+        Level::Accepted => proto::Level::Accepted,
+        Level::Written => proto::Level::Written,
+    }
+}
+
+fn reason(reason: DropReason) -> proto::DropReason {
+    match reason {
+        DropReason::QueueFull => proto::DropReason::QueueFull,
+        DropReason::Closed => proto::DropReason::Closed,
+        DropReason::Expired => proto::DropReason::Expired,
+        DropReason::Superseded => proto::DropReason::Superseded,
+    }
+}
+
+fn counts(drops: &Drops) -> Vec<proto::DropCount> {
+    let occurred = drops.by_reason().into_iter().filter(|(_, count)| *count > 0);
+    occurred.map(|(why, count)| proto::DropCount { reason: reason(why).into(), count }).collect()
+}
+
+fn connection(outcome: &ConnectionOutcome) -> proto::ConnectionOutcome {
+    let (level, why, written_after) = match outcome.progress {
+        Progress::Dropped(why) => (proto::Level::Unspecified, reason(why), None),
+        Progress::Accepted => (proto::Level::Accepted, proto::DropReason::Unspecified, None),
+        Progress::Written { after } => {
+            (proto::Level::Written, proto::DropReason::Unspecified, prost_types::Duration::try_from(after).ok())
+        }
+        Progress::Lost(why) => (proto::Level::Accepted, reason(why), None),
+    };
+    proto::ConnectionOutcome {
+        connection_id: outcome.connection_id.to_string(),
+        level: level.into(),
+        reason: why.into(),
+        queued_before: outcome.queued_before as u64,
+        written_after,
+    }
+}
+
+impl From<proto::PushResponse> for proto::PushResult {
+    fn from(outcome: proto::PushResponse) -> Self {
+        Self { result: Some(ResultOf::Outcome(outcome)) }
+    }
+}
+
+impl From<Wrong> for proto::PushResult {
+    fn from(wrong: Wrong) -> Self {
+        Self { result: Some(ResultOf::Error(wrong.into())) }
+    }
+}
+
+/// What was wrong with a request, before it becomes a status or a batch item's error.
+pub(super) struct Wrong {
+    code: Code,
+    problem: String,
+    field: &'static str,
+}
+
+impl Wrong {
+    pub(super) fn field(field: &'static str, problem: String) -> Self {
+        Self { code: Code::InvalidArgument, problem, field }
+    }
+}
+
+impl From<InvalidPush> for Wrong {
+    fn from(error: InvalidPush) -> Self {
+        let (InvalidPush::Empty { field } | InvalidPush::TooLong { field, .. }) = error;
+        let name = match field {
+            Field::UserId => "user_id",
+            Field::Event => "event",
+            Field::Message => "message",
+            Field::CollapseKey => "collapse_key",
+            Field::IdempotencyKey => "idempotency_key",
+        };
+        Self::field(name, error.to_string())
+    }
+}
+
+impl From<PushError> for Wrong {
+    fn from(error: PushError) -> Self {
+        match error {
+            PushError::Invalid(invalid) => invalid.into(),
+            PushError::PermissionDenied => Self { code: Code::PermissionDenied, problem: error.to_string(), field: "" },
+            PushError::TooSlow { .. } => Self { code: Code::DeadlineExceeded, problem: error.to_string(), field: "" },
+            PushError::TooManyWaiting => Self { code: Code::ResourceExhausted, problem: error.to_string(), field: "" },
+        }
+    }
+}
+
+impl From<Wrong> for Status {
+    fn from(wrong: Wrong) -> Self {
+        if wrong.field.is_empty() {
+            Self::new(wrong.code, wrong.problem)
+        } else {
+            let details = ErrorDetails::with_bad_request_violation(wrong.field, &wrong.problem);
+            Self::with_error_details(wrong.code, wrong.problem, details)
+        }
+    }
+}
+
+impl From<Wrong> for proto::PushError {
+    fn from(wrong: Wrong) -> Self {
+        Self { code: wrong.code.into(), message: wrong.problem, field: wrong.field.to_owned() }
+    }
+}
