@@ -116,7 +116,7 @@ pub trait PushAuthorizer: Send + Sync + 'static {
     /// Says what the caller may push to.
     ///
     /// # Errors
-    /// Any error answers `401` at the JSON door and `UNAUTHENTICATED` (or `UNAVAILABLE`) at the gRPC door.
+    /// Answers `401` and `UNAUTHENTICATED`, or `503` and `UNAVAILABLE` when the check could not be made.
     async fn authorize(&self, credentials: &PushCredentials) -> Result<PushScope, PushRefused>;
 
     /// Reads again whatever the check is made from.

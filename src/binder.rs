@@ -187,9 +187,24 @@ impl Bindings {
             return Err(BindError::TooManyEvents { limit });
         }
         let mut index = self.binder.index();
+        if !self.holds(&index) {
+            // Evicted: the connection is on its way out, and must not come back into the index.
+            return Ok(());
+        }
         let place = index.insert(&self.user_id, &event, &self.outbox);
         self.events.push((event, place));
         Ok(())
+    }
+}
+
+impl Bindings {
+    /// Whether the first binding is still in the index. An eviction takes all at once.
+    fn holds(&self, index: &Index) -> bool {
+        let user = index.users.get(&self.user_id);
+        self.events.first().is_some_and(|(event, place)| {
+            let outbox = user.and_then(|user| user.events.get(event)).and_then(|outboxes| outboxes.get(*place));
+            outbox.is_some_and(|outbox| outbox.id() == self.outbox.id())
+        })
     }
 }
 

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use pushgate::{Invalid, Loaded, PushKeys, ReloadError, ServerError, TokenFile};
+use pushgate::{Invalid, Loaded, PushKeys, ServerError, TokenFile};
 
 /// `EX_USAGE` of sysexits.h: the configuration is wrong, and starting again will not help.
 const EXIT_CONFIG: u8 = 64;
@@ -107,8 +107,9 @@ pub(crate) fn main() -> ExitCode {
         Command::CheckConfig(settings) => check_config(settings),
         Command::PrintConfig(settings) => print_config(settings),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "pushgate", &mut io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "pushgate", &mut script);
+            print(&script)
         }
         Command::Man => man(),
     };
@@ -121,10 +122,22 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
+/// Files that the settings name and that are not as they should be.
+#[derive(Debug)]
+struct WrongFiles(String);
+
+impl std::fmt::Display for WrongFiles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Error for WrongFiles {}
+
 /// Whether the error is in the settings or in a file that they name.
 fn is_config(error: &(dyn Error + 'static)) -> bool {
     let in_server = matches!(error.downcast_ref(), Some(ServerError::Invalid(_) | ServerError::Auth(_)));
-    in_server || error.is::<Invalid>() || error.is::<ReloadError>()
+    in_server || error.is::<Invalid>() || error.is::<WrongFiles>()
 }
 
 /// What a command ends with. Boxed: here an error is only ever printed.
@@ -151,22 +164,33 @@ fn check_config(settings: Settings) -> Outcome {
     for name in &loaded.unknown_environment {
         eprintln!("note: the environment variable {name} is no setting and is ignored");
     }
-    if let Some(path) = &loaded.config.tokens_file {
-        TokenFile::open(path)?;
-    }
-    if let Some(path) = &loaded.config.push_keys_file {
-        PushKeys::open(path)?;
+    let tokens = loaded.config.tokens_file.as_ref().and_then(|path| TokenFile::open(path).err());
+    let keys = loaded.config.push_keys_file.as_ref().and_then(|path| PushKeys::open(path).err());
+    let wrong: Vec<_> = [("tokens_file", tokens), ("push_keys_file", keys)]
+        .into_iter()
+        .filter_map(|(name, error)| Some(format!("{name} ({}): {}", loaded.source(name), chain(&error?))))
+        .collect();
+    if !wrong.is_empty() {
+        return Err(Box::new(WrongFiles(wrong.join("\n"))));
     }
     println!("the configuration is good");
     Ok(())
 }
 
 fn print_config(settings: Settings) -> Outcome {
-    io::stdout().write_all(settings.load()?.print().as_bytes())?;
-    Ok(())
+    print(settings.load()?.print().as_bytes())
 }
 
 fn man() -> Outcome {
-    clap_mangen::Man::new(Cli::command()).render(&mut io::stdout())?;
-    Ok(())
+    let mut page = Vec::new();
+    clap_mangen::Man::new(Cli::command()).render(&mut page)?;
+    print(&page)
+}
+
+/// Prints, and takes it as it is when the reader has seen enough, as `head` has.
+fn print(bytes: &[u8]) -> Outcome {
+    match io::stdout().write_all(bytes) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
 }

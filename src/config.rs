@@ -89,8 +89,9 @@ settings! {
     /// How to log: "text" for people, "json" for machines, one object a line.
     log_format: LogFormat = LogFormat::Text;
 
-    /// WebSocket connections in all; over it, an upgrade is answered 503. One costs a file and a few KiB, so this is
-    /// what bounds memory. Lowered at start to what the open-file limit allows. At most 16777216.
+    /// WebSocket connections in all; over it, an upgrade is answered 503. One costs a file and a few KiB while it is
+    /// quiet, and at most an outbox (`outbox_bytes_max`) and two messages of its own (`client_message_bytes_max`).
+    /// Lowered at start to what the open-file limit allows.
     connections_max: usize = 100_000;
     /// Connections of one user, 0 for no limit; over it, a bind is closed with 4429. Far above any person's devices, low
     /// enough that one stolen token cannot use up `connections_max`.
@@ -104,11 +105,11 @@ settings! {
     /// closed at once, so that idle callers cannot use up the files that clients need.
     http_connections_max: usize = 4096;
 
-    /// Bytes of one message from a client; over it, the connection is closed with 1009. Clients only send small JSON.
-    client_message_bytes_max: usize = 64 * 1024;
+    /// Bytes of one message from a client; over it, the connection is closed with 1009. Twice what the longest token needs.
+    client_message_bytes_max: usize = 32 * 1024;
     /// Bytes of one frame from a client. The frame's header claims its length before any byte of it came, so this also
     /// bounds what a claim can reserve.
-    client_frame_bytes_max: usize = 64 * 1024;
+    client_frame_bytes_max: usize = 32 * 1024;
     /// Bytes of one pushed message; over it, a push is answered 413 or INVALID_ARGUMENT.
     message_bytes_max: usize = 256 * 1024;
     /// Bytes of one request at a push door; over it, the answer is 413 or RESOURCE_EXHAUSTED.
@@ -142,7 +143,8 @@ settings! {
     /// A quiet connection is pinged after this long. Below the idle timeouts of common proxies (60 s and up), and often
     /// enough to keep phones' network address translation open.
     ping_interval: Duration = Duration::from_secs(25);
-    /// How long the answer to a ping, or any other sign of life, may take; over it, the connection is closed.
+    /// How long the answer to a ping, or any other byte from the client, may take once the ping is with the kernel; over
+    /// it, the connection is closed. A slow client has to get through what was written before the ping in this time.
     pong_timeout: Duration = Duration::from_secs(10);
     /// How long a client may take no byte while something waits to be written; over it, the connection is closed.
     write_timeout: Duration = Duration::from_secs(10);
@@ -245,24 +247,27 @@ impl Config {
             require(in_range, name, "must be between 1ms and 24h");
         }
         require(self.shutdown_grace <= Duration::from_secs(86_400), "shutdown_grace", "must be at most 24h");
-        for (name, limit) in [
-            ("events_per_connection_max", self.events_per_connection_max),
-            ("http_connections_max", self.http_connections_max),
-            ("batch_pushes_max", self.batch_pushes_max),
-            ("push_concurrency_max", self.push_concurrency_max),
-            ("waiting_pushes_max", self.waiting_pushes_max),
-            ("idempotency_keys_max", self.idempotency_keys_max),
-            ("outbox_messages_max", self.outbox_messages_max),
-            ("message_bytes_max", self.message_bytes_max),
+        for (name, limit, most) in [
+            ("connections_max", self.connections_max, 1 << 24),
+            ("events_per_connection_max", self.events_per_connection_max, 1 << 20),
+            ("http_connections_max", self.http_connections_max, 1 << 24),
+            ("batch_pushes_max", self.batch_pushes_max, 1 << 20),
+            ("push_concurrency_max", self.push_concurrency_max, 1 << 20),
+            ("waiting_pushes_max", self.waiting_pushes_max, 1 << 24),
+            ("idempotency_keys_max", self.idempotency_keys_max, 1 << 24),
+            ("outbox_messages_max", self.outbox_messages_max, 1 << 24),
+            ("message_bytes_max", self.message_bytes_max, 1 << 28),
+            ("outbox_bytes_max", self.outbox_bytes_max, 1 << 32),
         ] {
-            require(limit >= 1, name, "must be at least 1");
+            require((1..=most).contains(&limit), name, &format!("must be between 1 and {most}"));
         }
-        require((1..=1 << 24).contains(&self.connections_max), "connections_max", "must be between 1 and 16777216");
+        // A frame's header alone makes room for what it claims.
         for (name, limit) in [
             ("client_message_bytes_max", self.client_message_bytes_max),
             ("client_frame_bytes_max", self.client_frame_bytes_max),
         ] {
-            require(limit >= 1024, name, "must be at least 1024, to hold a token and an event");
+            let expected = "must be at least 1024, to hold a token and an event, and at most 16777216";
+            require((1024..=1 << 24).contains(&limit), name, expected);
         }
         require(
             self.outbox_bytes_max >= self.message_bytes_max.saturating_add(10),
@@ -336,6 +341,14 @@ mod tests {
             config.log = "loud=very".to_owned();
         });
         assert_eq!(names, ["ws_path", "push_path", "bind_timeout", "outbox_bytes_max", "log"]);
+    }
+
+    #[test]
+    fn a_number_that_would_exhaust_the_machine_or_a_library_is_a_mistake() {
+        assert_eq!(mistaken(|config| config.push_concurrency_max = usize::MAX), ["push_concurrency_max"]);
+        assert_eq!(mistaken(|config| config.waiting_pushes_max = usize::MAX), ["waiting_pushes_max"]);
+        assert_eq!(mistaken(|config| config.client_frame_bytes_max = 1 << 62), ["client_frame_bytes_max"]);
+        assert_eq!(mistaken(|config| config.connections_max = 0), ["connections_max"]);
     }
 
     #[test]

@@ -271,17 +271,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
     }
 
     fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<Input> {
-        if let Poll::Ready(input) = self.poll_client(cx) {
-            return Poll::Ready(input);
-        }
         loop {
+            if let Poll::Ready(input) = self.poll_client(cx) {
+                return Poll::Ready(input);
+            }
             if let Poll::Ready(reason) = self.poll_deliver(cx) {
                 return Poll::Ready(Input::End(reason));
             }
+            if self.socket.take_control_went() {
+                self.ping_went();
+                continue;
+            }
             match self.check_deadlines() {
                 Err(reason) => return Poll::Ready(Input::End(reason)),
-                Ok(Something::ToWrite) => {}
-                Ok(Something::ToWaitFor(tick)) => {
+                Ok(NextStep::Write) => {}
+                Ok(NextStep::WaitFor(tick)) => {
                     self.registration.outbox().set_alarm(tick);
                     return Poll::Pending;
                 }
@@ -297,8 +301,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             });
         }
         loop {
-            let Poll::Ready(received) = self.socket.poll_read(cx) else { return Poll::Pending };
-            self.heartbeat = Heartbeat::ToPing(self.clock().after(self.shared.config.ping_interval));
+            let received = self.socket.poll_read(cx);
+            if self.socket.take_heard() {
+                self.heartbeat = Heartbeat::ToPing(self.clock().after(self.shared.config.ping_interval));
+            }
+            let Poll::Ready(received) = received else { return Poll::Pending };
             match received {
                 Received::Life => {}
                 Received::Data(data) => return Poll::Ready(Input::Data(data)),
@@ -357,7 +364,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         result
     }
 
-    fn check_deadlines(&mut self) -> Result<Something, CloseReason> {
+    /// Starts the time for the answer, if it was a ping of ours that was written.
+    fn ping_went(&mut self) {
+        if let Heartbeat::ForPong(due) = &mut self.heartbeat
+            && *due == NEVER
+        {
+            *due = self.registration.clock().after(self.shared.config.pong_timeout);
+        }
+    }
+
+    fn check_deadlines(&mut self) -> Result<NextStep, CloseReason> {
         let now = self.clock().now();
         if self.write_deadline <= now {
             return Err(CloseReason::WriteTimeout);
@@ -369,12 +385,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             Heartbeat::ForPong(due) if due <= now => return Err(CloseReason::PongTimeout),
             Heartbeat::ToPing(due) if due <= now => {
                 self.socket.queue_control(OPCODE_PING, &[]);
-                self.heartbeat = Heartbeat::ForPong(self.clock().after(self.shared.config.pong_timeout));
-                return Ok(Something::ToWrite);
+                // Its time begins when it is written; until then the write deadline holds.
+                self.heartbeat = Heartbeat::ForPong(NEVER);
+                return Ok(NextStep::Write);
             }
             _ => {}
         }
-        Ok(Something::ToWaitFor(self.write_deadline.min(self.bind_deadline).min(self.heartbeat.due())))
+        Ok(NextStep::WaitFor(self.write_deadline.min(self.bind_deadline).min(self.heartbeat.due())))
     }
 
     /// Ends the connection: refuses more messages, writes those already accepted if the reason allows, tells the client
@@ -444,10 +461,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             return Poll::Ready(());
         }
         self.registration.outbox().set_alarm(deadline);
-        match self.poll_write(cx) {
-            Poll::Ready(Ok(())) => {}
-            Poll::Ready(Err(_)) => return Poll::Ready(()),
-            Poll::Pending => return Poll::Pending,
+        loop {
+            match self.poll_write(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Poll::Ready(()),
+                Poll::Pending => return Poll::Pending,
+            }
+            if !self.socket.take_control_went() {
+                break;
+            }
+            // The answer to a close frame may have been held back behind pongs. What else comes is of no interest.
+            let _ended = self.socket.poll_read(cx);
         }
         match self.socket.poll_shutdown(cx) {
             Poll::Ready(Ok(())) => self.socket.poll_discard(cx),
@@ -458,10 +482,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
 }
 
 /// What the deadlines leave to do.
-enum Something {
-    ToWrite,
-    /// The tick of the next deadline.
-    ToWaitFor(u64),
+enum NextStep {
+    Write,
+    /// Until the tick of the next deadline.
+    WaitFor(u64),
 }
 
 impl<S> Drop for Link<S> {

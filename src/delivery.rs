@@ -44,13 +44,14 @@ struct ReceiptState {
 impl Delivery {
     /// Encodes the frame: the allocation of a push, whatever the number of receivers.
     pub(crate) fn new(push: &Push, policy: SlowReaderPolicy, accepted_at: Instant) -> Self {
+        let supersedes = policy == SlowReaderPolicy::Conflate || push.collapse_key().is_some();
         Self {
             bytes: encode(push.payload()),
             accepted_at,
             expires_at: push.ttl().and_then(|ttl| accepted_at.checked_add(ttl)),
             priority: push.priority(),
             policy,
-            event: (policy == SlowReaderPolicy::Conflate).then(|| push.event().clone()),
+            event: supersedes.then(|| push.event().clone()),
             collapse_key: push.collapse_key().map(Into::into),
             receipt: None,
         }
@@ -142,14 +143,11 @@ impl Ticket {
         self.delivery.collapse_key.is_some()
     }
 
-    /// Whether a newer message takes this one's place: by its collapse key, or in a full outbox by being conflated with
-    /// others of its event.
+    /// Whether a newer message of the same event takes this one's place: by its collapse key, or in a full outbox by being
+    /// conflated where neither has one.
     pub(crate) fn is_superseded_by(&self, newer: &Self) -> bool {
-        match (&self.delivery.collapse_key, &newer.delivery.collapse_key) {
-            (Some(key), Some(newer_key)) => key == newer_key,
-            (None, None) => self.delivery.event.is_some() && self.delivery.event == newer.delivery.event,
-            _ => false,
-        }
+        let (older, newer) = (&self.delivery, &newer.delivery);
+        older.event.is_some() && older.event == newer.event && older.collapse_key == newer.collapse_key
     }
 
     /// Whether the message is no longer worth writing.

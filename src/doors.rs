@@ -1,6 +1,6 @@
 //! The three doors, and what they have in common: a body type, and why a request is turned away before it is read.
 
-mod api;
+pub(crate) mod api;
 pub(crate) mod grpc;
 pub(crate) mod json;
 pub(crate) mod websocket;

@@ -1,4 +1,4 @@
-//! Push and drop: the one operation behind both push doors and the library.
+//! Push and drop: what both push doors and the library share.
 
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -122,14 +122,12 @@ impl Gateway {
         self.0.registry.len()
     }
 
-    /// Reads tokens and push keys again. Open connections stay as they are.
-    ///
-    /// # Errors
-    /// The first check that could not be read again; it goes on with what it had.
-    pub async fn reload(&self) -> Result<(), ReloadError> {
+    /// Reads tokens and push keys again, each by itself. Open connections stay as they are. Returns what could not be
+    /// read again and goes on with what it had; empty when all is well.
+    pub async fn reload(&self) -> Vec<ReloadError> {
         let tokens = self.0.token_authenticator.reload().await;
         let push_keys = self.0.push_authorizer.reload().await;
-        tokens.and(push_keys)
+        [tokens.err(), push_keys.err()].into_iter().flatten().collect()
     }
 
     /// All metrics as OpenMetrics text. What can be counted when asked is counted now, not kept in step by hand.
@@ -176,9 +174,7 @@ impl Gateway {
         per_second: NonZeroU32,
         until: Instant,
     ) -> Result<Sent, PushError> {
-        if scope.is_some_and(|scope| !scope.allows(push.user_id(), Some(push.event()))) {
-            return Err(PushError::PermissionDenied);
-        }
+        self.admit(scope, push)?;
         let accepted_at = Instant::now();
         let receivers = self.receivers(push);
         let due = |place: usize| accepted_at + Duration::from_secs_f64(place as f64 / f64::from(per_second.get()));
@@ -186,20 +182,21 @@ impl Gateway {
             return Err(PushError::TooSlow { matched: receivers.len() });
         }
         let waiting = self.may_wait(Follow::Each)?;
-        let (delivery, mut outcome) = self.prepare(push, &receivers, Follow::Each, accepted_at);
+        let (delivery, outcome) = self.prepare(push, &receivers, Follow::Each, accepted_at);
+        let mut tally = Tally { gateway: self, outcome, displaced: 0 };
         if let Some(delivery) = &delivery {
-            let mut displaced = 0;
+            // Counted up, so that a caller who leaves half way leaves counts that add up.
+            tally.outcome.matched = 0;
             for (place, outbox) in receivers.iter().enumerate() {
                 if due(place) > Instant::now() {
                     tokio::time::sleep_until(due(place).into()).await;
                 }
-                displaced += offer(outbox, delivery.ticket(place), &mut outcome);
+                tally.outcome.matched += 1;
+                tally.displaced += offer(outbox, delivery.ticket(place), &mut tally.outcome);
             }
-            self.count(&outcome, displaced);
         }
         let receipt = delivery.and_then(|delivery| delivery.receipt());
-        self.0.metrics.pushed(Door::Grpc, result_label(Ok(&outcome)));
-        Ok(Sent { outcome, receipt, _waiting: waiting })
+        Ok(Sent { outcome: tally.outcome.clone(), receipt, _waiting: waiting })
     }
 
     /// A drop by a door, for a caller with a scope.
@@ -225,13 +222,7 @@ impl Gateway {
         let caller = scope.map(PushScope::name);
         let span = debug_span!("push", event = ?push.event(), caller);
         let _entered = span.enter();
-        if scope.is_some_and(|scope| !scope.allows(push.user_id(), Some(push.event()))) {
-            return Err(PushError::PermissionDenied);
-        }
-        let limit_bytes = self.0.config.message_bytes_max;
-        if push.payload().as_bytes().len() > limit_bytes {
-            return Err(InvalidPush::TooLong { field: Field::Message, limit_bytes }.into());
-        }
+        self.admit(scope, push)?;
         // Taken before anything is sent: a push that is refused must have done nothing.
         let waiting = self.may_wait(follow)?;
         let (outcome, receipt) = match push.idempotency_key() {
@@ -242,6 +233,18 @@ impl Gateway {
         let Outcome { message_id, matched, accepted, replayed, .. } = sent.outcome;
         debug!(id = %message_id, matched, accepted, replayed, "pushed");
         Ok(sent)
+    }
+
+    /// What must hold before anything is done.
+    fn admit(&self, scope: Option<&PushScope>, push: &Push) -> Result<(), PushError> {
+        if scope.is_some_and(|scope| !scope.allows(push.user_id(), Some(push.event()))) {
+            return Err(PushError::PermissionDenied);
+        }
+        let limit_bytes = self.0.config.message_bytes_max;
+        if push.payload().as_bytes().len() > limit_bytes {
+            return Err(InvalidPush::TooLong { field: Field::Message, limit_bytes }.into());
+        }
+        Ok(())
     }
 
     /// The lock is held while the message is offered, so that the same key at the same time waits and is then known.
@@ -313,6 +316,20 @@ impl Gateway {
         metrics.accepted.inc_by(outcome.accepted);
         metrics.dropped(&outcome.drops);
         metrics.displaced.inc_by(displaced as u64);
+    }
+}
+
+/// A broadcast on its way. Dropped, it counts what was done, also when its caller has left.
+struct Tally<'a> {
+    gateway: &'a Gateway,
+    outcome: Outcome,
+    displaced: usize,
+}
+
+impl Drop for Tally<'_> {
+    fn drop(&mut self) {
+        self.gateway.count(&self.outcome, self.displaced);
+        self.gateway.0.metrics.pushed(Door::Grpc, result_label(Ok(&self.outcome)));
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! That service used Go's `encoding/json`: keys match in any letter case, unknown keys are skipped, the last of a
 //! repeated key holds, `null` leaves a field empty, bytes that are not UTF-8 and lone surrogates become U+FFFD, and
-//! what follows the first value is not looked at.
+//! what follows the first value is not looked at. Only its limit of 10,000 nested values is not kept: the nesting is
+//! skipped without a stack, so it can do no harm.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -19,12 +20,17 @@ pub(crate) struct NotUnderstood {
 
 /// The values of the named fields, in the order of the names; empty where there is none.
 pub(crate) fn fields<const N: usize>(json: &[u8], names: [&str; N]) -> Result<[String; N], NotUnderstood> {
-    let text = replace_lone_surrogates(replace_invalid(json));
+    let text = text(json);
     let mut deserializer = serde_json::Deserializer::from_str(&text);
     // The end is not asked for: what follows the first value is not looked at.
     Object { names }
         .deserialize(&mut deserializer)
         .map_err(|error| NotUnderstood { line: error.line(), column: error.column() })
+}
+
+/// The JSON as text that serde_json takes, with what Go would replace replaced.
+pub(crate) fn text(json: &[u8]) -> Cow<'_, str> {
+    replace_lone_surrogates(replace_invalid(json))
 }
 
 /// Each byte that belongs to no UTF-8 sequence becomes one U+FFFD, as Go has it; Rust's own lossy conversion would

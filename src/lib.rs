@@ -122,7 +122,7 @@ mod rooms {
         ("replays", &["delivery"]),
         ("gateway", &["auth", "binder", "delivery", "outbox", "registry", "replays"]),
         ("doors/websocket", &["connection", "doors", "registry"]),
-        ("doors/api", &["gateway"]),
+        ("doors/api", &["auth", "gateway"]),
         ("doors/json", &["auth", "doors", "gateway"]),
         ("doors/grpc", &["auth", "doors", "gateway"]),
     ];

@@ -220,7 +220,7 @@ impl Push {
         self
     }
 
-    /// Lets it take the place of a queued older message with the same key, on each connection.
+    /// Lets it take the place of a queued older message of its event with the same key, on each connection.
     ///
     /// # Errors
     /// Refuses an empty key and one over [`Push::KEY_BYTES_MAX`].

@@ -68,6 +68,20 @@ struct State {
     wants_messages: bool,
 }
 
+/// Messages that are to leave a queue.
+#[derive(Debug, Default)]
+struct Leaving {
+    places: Vec<(usize, DropReason)>,
+    bytes: usize,
+}
+
+impl Leaving {
+    fn add(&mut self, place: usize, ticket: &Ticket, reason: DropReason) {
+        self.places.push((place, reason));
+        self.bytes += ticket.bytes().len();
+    }
+}
+
 impl State {
     fn queue(
         &mut self,
@@ -78,22 +92,16 @@ impl State {
         if self.stop.is_some() {
             return Err((ticket, DropReason::Closed));
         }
-        if ticket.collapses() {
-            self.supersede(&ticket, out);
+        let mut leaving = self.leaving_for(&ticket, capacity);
+        if !self.has_room_without(&leaving, &ticket, capacity) {
+            if ticket.policy() == SlowReaderPolicy::Disconnect {
+                self.stop = Some(Stop::QueueFull);
+            }
+            return Err((ticket, DropReason::QueueFull));
         }
-        if !self.has_room(&ticket, capacity) {
-            match ticket.policy() {
-                SlowReaderPolicy::Disconnect => self.stop = Some(Stop::QueueFull),
-                SlowReaderPolicy::DropNewest => {}
-                SlowReaderPolicy::DropOldest => self.make_room(&ticket, capacity, out),
-                SlowReaderPolicy::Conflate => {
-                    self.supersede(&ticket, out);
-                    self.make_room(&ticket, capacity, out);
-                }
-            }
-            if !self.has_room(&ticket, capacity) {
-                return Err((ticket, DropReason::QueueFull));
-            }
+        leaving.places.sort_unstable_by_key(|(place, _)| *place);
+        for (place, reason) in leaving.places.into_iter().rev() {
+            self.remove(place, reason, out);
         }
         ticket.behind(self.depth.messages);
         self.depth.messages += 1;
@@ -104,36 +112,49 @@ impl State {
         Ok(())
     }
 
-    fn has_room(&self, ticket: &Ticket, capacity: Capacity) -> bool {
-        self.depth.messages < capacity.messages_max && self.depth.bytes + ticket.bytes().len() <= capacity.bytes_max
-    }
-
-    fn supersede(&mut self, newer: &Ticket, out: &mut Vec<(Ticket, DropReason)>) {
-        for place in (0..self.queue.len()).rev() {
-            if self.queue[place].is_superseded_by(newer) {
-                self.remove(place, DropReason::Superseded, out);
+    /// Which messages leave for a newer one, and why. Only planned: a message that is refused in the end must not have
+    /// cost another.
+    fn leaving_for(&self, newer: &Ticket, capacity: Capacity) -> Leaving {
+        let mut leaving = Leaving::default();
+        let conflates = newer.policy() == SlowReaderPolicy::Conflate;
+        if newer.collapses() || (conflates && !self.has_room_without(&leaving, newer, capacity)) {
+            for place in 0..self.queue.len() {
+                if self.queue[place].is_superseded_by(newer) {
+                    leaving.add(place, &self.queue[place], DropReason::Superseded);
+                }
             }
         }
+        if conflates || newer.policy() == SlowReaderPolicy::DropOldest {
+            self.plan_room(&mut leaving, newer, capacity);
+        }
+        leaving
     }
 
-    /// Drops the oldest messages of the least priority until there is room, none of a higher priority than the newer
-    /// one's, and none at all if that would not be enough.
-    fn make_room(&mut self, newer: &Ticket, capacity: Capacity, out: &mut Vec<(Ticket, DropReason)>) {
-        let first = self.queue.partition_point(|queued| queued.priority() > newer.priority());
-        let bytes: usize = self.queue.range(first..).map(|queued| queued.bytes().len()).sum();
-        let least = Depth {
-            messages: self.depth.messages - (self.queue.len() - first),
-            bytes: self.depth.bytes - bytes + newer.bytes().len(),
-        };
-        if least.messages >= capacity.messages_max || least.bytes > capacity.bytes_max {
-            return;
+    /// Adds the oldest messages of the least priority until there is room, none of a higher priority than the newer's.
+    fn plan_room(&self, leaving: &mut Leaving, newer: &Ticket, capacity: Capacity) {
+        let superseded = leaving.places.len();
+        let mut end = self.queue.len();
+        while let Some(least) = end.checked_sub(1).map(|last| self.queue[last].priority()) {
+            if least > newer.priority() {
+                return;
+            }
+            let start = self.queue.partition_point(|queued| queued.priority() > least);
+            for place in start..end {
+                if self.has_room_without(leaving, newer, capacity) {
+                    return;
+                }
+                // The superseded ones were added in order of place.
+                if leaving.places[..superseded].binary_search_by_key(&place, |(taken, _)| *taken).is_err() {
+                    leaving.add(place, &self.queue[place], DropReason::QueueFull);
+                }
+            }
+            end = start;
         }
-        while !self.has_room(newer, capacity) {
-            let Some(last) = self.queue.back() else { return };
-            let least = last.priority();
-            let oldest = self.queue.partition_point(|queued| queued.priority() > least);
-            self.remove(oldest, DropReason::QueueFull, out);
-        }
+    }
+
+    fn has_room_without(&self, leaving: &Leaving, ticket: &Ticket, capacity: Capacity) -> bool {
+        self.depth.messages - leaving.places.len() < capacity.messages_max
+            && self.depth.bytes - leaving.bytes + ticket.bytes().len() <= capacity.bytes_max
     }
 
     fn remove(&mut self, place: usize, reason: DropReason, out: &mut Vec<(Ticket, DropReason)>) {
@@ -456,6 +477,12 @@ mod tests {
         assert_eq!(outbox.depth().messages, 3);
         let too_large = "x".repeat(36);
         assert_eq!(oldest(&too_large, Priority::Normal), Err(DropReason::QueueFull), "the high one would have to go");
-        assert_eq!(taken(&outbox), ["high", "normal", "bulk 2"]);
+        let too_large = push(&too_large).with_collapse_key("key").expect("valid");
+        let keyed = push("keyed").with_collapse_key("key").expect("valid").with_priority(Priority::Bulk);
+        let keyed = keyed.with_slow_reader_policy(SlowReaderPolicy::DropOldest);
+        assert_eq!(offer(&outbox, ticket(&keyed)), Ok(()), "in place of the other bulk message");
+        let refused = too_large.with_slow_reader_policy(SlowReaderPolicy::DropNewest);
+        assert_eq!(offer(&outbox, ticket(&refused)), Err(DropReason::QueueFull));
+        assert_eq!(taken(&outbox), ["high", "normal", "keyed"], "a refused message costs no other");
     }
 }

@@ -17,7 +17,7 @@ const KEY_CHARS_MIN: usize = 16;
 /// ```toml
 /// [[key]]
 /// name = "billing"             # stands in logs
-/// key = "a long random secret" # at least 16 characters
+/// key = "a-long-random-secret" # at least 16 letters, digits or ASCII punctuation
 /// users = ["customer-*"]       # optional, default ["*"]
 /// events = ["invoice.*"]       # optional, default ["*"]
 /// ```
@@ -106,9 +106,25 @@ fn read(path: &Path) -> Result<Arc<[Key]>, ReloadError> {
     if file.key.is_empty() {
         return Err(malformed("there is no [[key]], so nobody could push".to_owned()));
     }
+    for (number, entry) in file.key.iter().enumerate() {
+        let earlier = &file.key[..number];
+        if earlier.iter().any(|earlier| earlier.name == entry.name) {
+            return Err(malformed(format!("the name {:?} stands twice", entry.name)));
+        }
+        if earlier.iter().any(|earlier| earlier.key == entry.key) {
+            return Err(malformed(format!("the key of {:?} is also another's", entry.name)));
+        }
+    }
     file.key
         .into_iter()
         .map(|entry| {
+            if !entry.key.bytes().all(|b| b.is_ascii_graphic()) {
+                // Whatever else a header could carry, some client or proxy would change on the way.
+                return Err(malformed(format!(
+                    "the key of {:?} has characters besides letters, digits and ASCII punctuation",
+                    entry.name
+                )));
+            }
             if entry.key.chars().count() < KEY_CHARS_MIN {
                 return Err(malformed(format!(
                     "the key of {:?} is shorter than {KEY_CHARS_MIN} characters",
@@ -158,6 +174,15 @@ mod tests {
             ("[[key]]\nname = \"a\"\nkey = \"s3cret\"", "the key of \"a\" is shorter than 16 characters"),
             ("[[key]]\nname = \"a\"\nkey = \"s3cret-s3cret-s3cret\"\nuser = []", "line 4"),
             ("[[key]]\nkey = \"s3cret-s3cret-s3cret\"", "name"),
+            ("[[key]]\nname = \"a\"\nkey = \"s3cret s3cret-s3cret\"", "the key of \"a\" has characters besides"),
+            (
+                "[[key]]\nname = \"a\"\nkey = \"s3cret-s3cret-s3cret\"\n[[key]]\nname = \"a\"\nkey = \"s3cret-s3cret-s3cre2\"",
+                "the name \"a\" stands twice",
+            ),
+            (
+                "[[key]]\nname = \"a\"\nkey = \"s3cret-s3cret-s3cret\"\n[[key]]\nname = \"b\"\nkey = \"s3cret-s3cret-s3cret\"",
+                "the key of \"b\" is also another's",
+            ),
         ] {
             std::fs::write(&path, text).expect("written");
             let error = PushKeys::open(&path).expect_err(text).to_string();

@@ -71,14 +71,17 @@ async fn serve(config: Config) -> Outcome {
     Ok(())
 }
 
-/// Reads tokens and push keys again on each SIGHUP. A mistake in them is logged, and the old ones stay.
+/// Reads tokens and push keys again on each SIGHUP. A file with a mistake is logged, and what it said before holds.
 fn reload_on_hangup(gateway: Gateway) -> io::Result<impl Future<Output = ()>> {
     let mut hangup = signal(SignalKind::hangup())?;
     Ok(async move {
         while hangup.recv().await.is_some() {
-            match gateway.reload().await {
-                Ok(()) => info!("reloaded"),
-                Err(error) => error!(error = super::chain(&error), "not reloaded, the old tokens and keys stay"),
+            let errors = gateway.reload().await;
+            for error in &errors {
+                error!(error = super::chain(error), "not reloaded, what this file said before still holds");
+            }
+            if errors.is_empty() {
+                info!("reloaded");
             }
         }
     })

@@ -45,6 +45,8 @@ pub(super) struct Socket<S> {
     unflushed: bool,
     /// Whether tungstenite has given up on what comes from the client.
     unreadable: bool,
+    /// Whether control frames were written since anybody asked, so that tungstenite can bring out what it held back.
+    control_went: bool,
 }
 
 /// What came from the client.
@@ -104,7 +106,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             .max_write_buffer_size(CONTROL_BYTES_MAX)
             .max_message_size(Some(message_bytes_max))
             .max_frame_size(Some(frame_bytes_max));
-        let wire = Wire { stream, control: Vec::new(), control_offset: 0 };
+        let wire = Wire { stream, control: Vec::new(), control_offset: 0, heard: false };
         let websocket =
             WebSocketStream::from_partially_read(wire, already_read.to_vec(), Role::Server, Some(config)).await;
         Self {
@@ -114,12 +116,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             done: Depth::default(),
             unflushed: false,
             unreadable: false,
+            control_went: false,
         }
     }
 
     /// Whether everything in hand is written.
     pub(super) fn is_idle(&self) -> bool {
         self.batch.is_empty() && !self.unflushed && self.websocket.get_ref().control.is_empty()
+    }
+
+    /// Whether control frames were written since the last call. tungstenite, which holds answers back while they wait,
+    /// must then be polled again.
+    pub(super) fn take_control_went(&mut self) -> bool {
+        std::mem::take(&mut self.control_went)
+    }
+
+    /// Whether bytes came from the client since the last call, be they part of a frame only.
+    pub(super) fn take_heard(&mut self) -> bool {
+        std::mem::take(&mut self.websocket.get_mut().heard)
     }
 
     /// Queues a control frame of the gateway's own, behind the frame that is being written.
@@ -145,6 +159,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                 let count = ready!(Pin::new(&mut wire.stream).poll_write(cx, &wire.control[wire.control_offset..]))?;
                 wire.control_offset += count;
                 if wire.control_offset == wire.control.len() {
+                    self.control_went = true;
                     // Freed, not cleared: most connections answer a ping now and then and are idle otherwise.
                     wire.control = Vec::new();
                     wire.control_offset = 0;
@@ -255,18 +270,21 @@ struct Wire<S> {
     stream: S,
     control: Vec<u8>,
     control_offset: usize,
+    heard: bool,
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        self.heard |= read.is_ready();
+        read
     }
 }
 
 impl<S: Unpin> AsyncWrite for Wire<S> {
     fn poll_write(mut self: Pin<&mut Self>, _cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if !self.control.is_empty() && self.control.len() + bytes.len() > CONTROL_BYTES_MAX {
-            // No waker: the task polls the reader again whenever the writer has moved.
+            // No waker: the task polls the reader again once these are written.
             return Poll::Pending;
         }
         self.control.extend_from_slice(bytes);

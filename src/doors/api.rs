@@ -1,14 +1,96 @@
 //! Between the messages of the API and the nouns: what a request asks for, how an outcome is told, what was wrong.
 
+use std::time::Instant;
+
+use http::Extensions;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::gateway::PushError;
+use crate::auth::PushScope;
+use crate::gateway::{Follow, Gateway, PushError, Sent};
 use crate::message::{ConnectionId, Field, InvalidPush, Priority, Push, SlowReaderPolicy, Target, UserId};
+use crate::metrics::{Door, PushResult};
 use crate::outcome::{ConnectionOutcome, DropReason, Drops, Level, Outcome, Progress};
 use crate::proto;
 use crate::proto::push_request::Payload;
 use crate::proto::push_result::Result as ResultOf;
+
+/// Who calls, as the layer before this door found it.
+pub(super) struct Caller {
+    pub(super) scope: PushScope,
+    pub(super) wait_until: Instant,
+}
+
+impl Caller {
+    /// What the layer noted; `None` on a path that goes past it.
+    pub(super) fn noted(extensions: &Extensions) -> Option<Self> {
+        let WaitUntil(wait_until) = *extensions.get()?;
+        Some(Self { scope: extensions.get::<PushScope>()?.clone(), wait_until })
+    }
+}
+
+/// Until when an answer may wait, as the layer before this door found it: a little less than the call has left.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WaitUntil(pub(crate) Instant);
+
+/// Makes one push and says who took it.
+pub(super) fn send(
+    gateway: &Gateway,
+    door: Door,
+    scope: &PushScope,
+    request: proto::PushRequest,
+) -> Result<Asked, Wrong> {
+    let request = read(request).inspect_err(|_| gateway.rooms().metrics.pushed(door, PushResult::Invalid))?;
+    let waits = request.wait_for > Level::Accepted;
+    let follow = if waits || request.per_connection { Follow::Each } else { Follow::Nobody };
+    let sent = gateway.send_from(door, Some(scope), &request.push, follow)?;
+    Ok(Asked { sent, waits, per_connection: request.per_connection })
+}
+
+/// Makes the pushes of a batch, all before any is waited for, and says what became of each.
+pub(super) async fn batch(
+    gateway: &Gateway,
+    door: Door,
+    caller: &Caller,
+    request: proto::PushBatchRequest,
+) -> Result<proto::PushBatchResponse, Wrong> {
+    let limit = gateway.rooms().config.batch_pushes_max;
+    if request.pushes.is_empty() {
+        return Err(Wrong::field("pushes", "there is no push in the batch".to_owned()));
+    }
+    if request.pushes.len() > limit {
+        let problem = format!("{} pushes are over the limit of {limit}", request.pushes.len());
+        return Err(Wrong::field("pushes", problem));
+    }
+    let sent: Vec<_> = request.pushes.into_iter().map(|push| send(gateway, door, &caller.scope, push)).collect();
+    let mut results = Vec::with_capacity(sent.len());
+    for asked in sent {
+        results.push(match asked {
+            Ok(asked) => asked.answer(caller.wait_until).await.into(),
+            Err(wrong) => wrong.into(),
+        });
+    }
+    Ok(proto::PushBatchResponse { results })
+}
+
+/// A push that was made, and what its caller asked to be told.
+pub(super) struct Asked {
+    pub(super) sent: Sent,
+    pub(super) waits: bool,
+    pub(super) per_connection: bool,
+}
+
+impl Asked {
+    /// Who took it.
+    pub(super) fn accepted(&self) -> proto::PushResponse {
+        write(&self.sent.now(Level::Accepted), self.per_connection)
+    }
+
+    /// What became of it, as far as the caller waits for it.
+    pub(super) async fn answer(&self, until: Instant) -> proto::PushResponse {
+        if self.waits { write(&self.sent.settled(until).await, self.per_connection) } else { self.accepted() }
+    }
+}
 
 /// A valid request.
 pub(super) struct Read {
@@ -23,7 +105,7 @@ const EXCLUDED_MAX: usize = 100;
 /// Connections that one answer tells of by themselves.
 const CONNECTIONS_TOLD_MAX: usize = 1000;
 
-pub(super) fn read(request: proto::PushRequest) -> Result<Read, Wrong> {
+fn read(request: proto::PushRequest) -> Result<Read, Wrong> {
     read_for(|user_id| UserId::new(user_id).map(Target::User), request)
 }
 
@@ -109,7 +191,7 @@ fn connection_id(text: &str, field: &'static str) -> Result<ConnectionId, Wrong>
     text.parse().map_err(|_| Wrong::field(field, "the text is not a connection id".to_owned()))
 }
 
-pub(super) fn write(outcome: &Outcome, per_connection: bool) -> proto::PushResponse {
+fn write(outcome: &Outcome, per_connection: bool) -> proto::PushResponse {
     let told = if per_connection { &outcome.connections[..] } else { &[] };
     proto::PushResponse {
         message_id: outcome.message_id.to_string(),
@@ -179,7 +261,7 @@ impl From<Wrong> for proto::PushResult {
 
 /// What was wrong with a request, before it becomes a status or a batch item's error.
 pub(super) struct Wrong {
-    code: Code,
+    pub(super) code: Code,
     problem: String,
     field: &'static str,
 }

@@ -3,14 +3,13 @@
 mod stream;
 
 use std::num::NonZeroU32;
-use std::time::Instant;
 
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::auth::PushScope;
 use crate::doors::Refusal;
-use crate::doors::api::{Wrong, read, read_broadcast, write};
-use crate::gateway::{Follow, Gateway, Sent};
+use crate::doors::api::{Asked, Caller, Wrong, batch, read_broadcast, send};
+use crate::gateway::{Follow, Gateway};
 use crate::message::{Event, UserId};
 use crate::metrics::{Door, PushResult};
 use crate::outcome::Level;
@@ -32,42 +31,14 @@ impl PushDoor {
         PushServiceServer::new(Self { gateway }).max_decoding_message_size(request_bytes_max)
     }
 
-    /// Makes one push and says who took it.
     fn send(&self, scope: &PushScope, request: proto::PushRequest) -> Result<Asked, Wrong> {
-        let request = read(request).inspect_err(|_| self.invalid())?;
-        let waits = request.wait_for > Level::Accepted;
-        let follow = if waits || request.per_connection { Follow::Each } else { Follow::Nobody };
-        let sent = self.gateway.send_from(Door::Grpc, Some(scope), &request.push, follow)?;
-        Ok(Asked { sent, waits, per_connection: request.per_connection })
+        send(&self.gateway, Door::Grpc, scope, request)
     }
 
     fn invalid(&self) {
         self.gateway.rooms().metrics.pushed(Door::Grpc, PushResult::Invalid);
     }
 }
-
-/// A push that was made, and what its caller asked to be told.
-struct Asked {
-    sent: Sent,
-    waits: bool,
-    per_connection: bool,
-}
-
-impl Asked {
-    /// Who took it.
-    fn accepted(&self) -> proto::PushResponse {
-        write(&self.sent.now(Level::Accepted), self.per_connection)
-    }
-
-    /// What became of it, as far as the caller waits for it.
-    async fn answer(&self, until: Instant) -> proto::PushResponse {
-        if self.waits { write(&self.sent.settled(until).await, self.per_connection) } else { self.accepted() }
-    }
-}
-
-/// Until when an answer may wait, as the layer before this door found it: a little less than the call has left.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct WaitUntil(pub(crate) Instant);
 
 #[tonic::async_trait]
 impl PushService for PushDoor {
@@ -82,24 +53,7 @@ impl PushService for PushDoor {
         request: Request<proto::PushBatchRequest>,
     ) -> Result<Response<proto::PushBatchResponse>, Status> {
         let (caller, request) = called(request)?;
-        let limit = self.gateway.rooms().config.batch_pushes_max;
-        if request.pushes.is_empty() {
-            return Err(Wrong::field("pushes", "there is no push in the batch".to_owned()).into());
-        }
-        if request.pushes.len() > limit {
-            let problem = format!("{} pushes are over the limit of {limit}", request.pushes.len());
-            return Err(Wrong::field("pushes", problem).into());
-        }
-        // All are sent before any is waited for.
-        let sent: Vec<_> = request.pushes.into_iter().map(|push| self.send(&caller.scope, push)).collect();
-        let mut results = Vec::with_capacity(sent.len());
-        for asked in sent {
-            results.push(match asked {
-                Ok(asked) => asked.answer(caller.wait_until).await.into(),
-                Err(wrong) => wrong.into(),
-            });
-        }
-        Ok(Response::new(proto::PushBatchResponse { results }))
+        Ok(Response::new(batch(&self.gateway, Door::Grpc, &caller, request).await?))
     }
 
     async fn broadcast(
@@ -142,19 +96,11 @@ impl PushService for PushDoor {
     }
 }
 
-/// Who calls, as the layer before this door found it.
-struct Caller {
-    scope: PushScope,
-    wait_until: Instant,
-}
-
 fn called<T>(request: Request<T>) -> Result<(Caller, T), Status> {
     let (_, extensions, message) = request.into_parts();
-    match (extensions.get::<PushScope>().cloned(), extensions.get::<WaitUntil>().copied()) {
-        (Some(scope), Some(WaitUntil(wait_until))) => Ok((Caller { scope, wait_until }, message)),
-        // Refused rather than let through: a path to this door past the layer would be a hole.
-        _ => Err(Status::unauthenticated("not authorized")),
-    }
+    // Refused rather than let through: a path to this door past the layer would be a hole.
+    let caller = Caller::noted(&extensions).ok_or_else(|| Status::unauthenticated("not authorized"))?;
+    Ok((caller, message))
 }
 
 /// Turns a request away in this door's words.

@@ -14,6 +14,7 @@ use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
+use crate::close::CloseReason;
 use crate::connection::{self, Shared};
 use crate::doors::{Body, text, try_later};
 use crate::metrics::UpgradeResult;
@@ -68,7 +69,10 @@ impl WebSocketDoor {
         self.tasks.spawn(async move {
             let upgraded = match upgrade.await {
                 Ok(upgraded) => upgraded,
-                Err(error) => return debug!(%error, "upgrade failed"),
+                Err(error) => {
+                    shared.metrics.closed(CloseReason::Reset, 0);
+                    return debug!(%error, "upgrade failed");
+                }
             };
             // From a connection whose HTTP version was told by its first bytes, or from one that is HTTP/1 only.
             let (io, already_read) = match downcast::<TokioIo<Served>>(upgraded) {

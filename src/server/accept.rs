@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
@@ -132,8 +133,8 @@ impl Http {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let started = Arc::new(AtomicUsize::new(0));
-        let counted = Counted { stream, read: started.clone() };
+        let traffic = Arc::new(Traffic::default());
+        let counted = Counted { stream, traffic: traffic.clone() };
         let service = service_fn(|request| {
             let answer = self.router.clone().route::<S>(serves, request, peer);
             async { Ok::<_, std::convert::Infallible>(answer.await) }
@@ -143,24 +144,24 @@ impl Http {
             // Clients have no use for HTTP/2, so there they cannot abuse it either.
             Serves::Clients => {
                 let connection = self.http1.serve_connection(io, service).with_upgrades();
-                self.drive(connection, |connection| connection.graceful_shutdown(), peer, &started).await;
+                self.drive(connection, |connection| connection.graceful_shutdown(), peer, &traffic).await;
             }
             Serves::All | Serves::Control => {
                 let connection = self.builder.serve_connection_with_upgrades(io, service);
-                self.drive(connection, |connection| connection.graceful_shutdown(), peer, &started).await;
+                self.drive(connection, |connection| connection.graceful_shutdown(), peer, &traffic).await;
             }
         }
     }
 
     /// Runs a connection to its end, which comes soon once no new request is wanted.
-    async fn drive<C, E>(&self, connection: C, finish: fn(Pin<&mut C>), peer: SocketAddr, started: &AtomicUsize)
+    async fn drive<C, E>(&self, connection: C, finish: fn(Pin<&mut C>), peer: SocketAddr, traffic: &Traffic)
     where
         C: Future<Output = Result<(), E>>,
         E: std::fmt::Display,
     {
         let mut connection = pin!(connection);
-        let mut head_deadline = pin!(tokio::time::sleep(self.head_timeout));
-        let (mut is_started, mut is_stopping) = (false, false);
+        let mut look = tokio::time::interval_at(Instant::now() + self.head_timeout, self.head_timeout);
+        let (mut is_stopping, mut written) = (false, 0);
         loop {
             tokio::select! {
                 result = &mut connection => {
@@ -169,12 +170,16 @@ impl Http {
                     }
                     return;
                 }
-                () = &mut head_deadline, if !is_started => {
-                    // hyper-util waits for the first bytes without a limit of its own.
-                    if started.load(Ordering::Relaxed) < HTTP2_START_BYTES {
+                _ = look.tick() => {
+                    // hyper-util waits for the first bytes without a limit of its own, and hyper for a peer that does
+                    // not read.
+                    if traffic.read.load(Ordering::Relaxed) < HTTP2_START_BYTES {
                         return debug!(%peer, "no request in time");
                     }
-                    is_started = true;
+                    let before = std::mem::replace(&mut written, traffic.written.load(Ordering::Relaxed));
+                    if traffic.is_blocked.load(Ordering::Relaxed) && written == before {
+                        return debug!(%peer, "no byte of the answer taken in time");
+                    }
                 }
                 () = self.stop.cancelled(), if !is_stopping => {
                     finish(connection.as_mut());
@@ -192,15 +197,32 @@ fn is_the_peers(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
-/// A stream that counts the bytes that came, for the deadline on the first of them.
+/// What went over one HTTP connection.
+#[derive(Debug, Default)]
+struct Traffic {
+    read: AtomicUsize,
+    written: AtomicUsize,
+    /// Whether something waits to be written that the peer does not take.
+    is_blocked: AtomicBool,
+}
+
+/// A stream whose traffic is counted, for the deadlines that hyper does not keep.
 pub(super) struct Counted<S> {
     stream: S,
-    read: Arc<AtomicUsize>,
+    traffic: Arc<Traffic>,
 }
 
 impl<S> Counted<S> {
     pub(super) fn into_stream(self) -> S {
         self.stream
+    }
+
+    fn wrote(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.traffic.is_blocked.store(result.is_pending(), Ordering::Relaxed);
+        if let Poll::Ready(Ok(count)) = &result {
+            self.traffic.written.fetch_add(*count, Ordering::Relaxed);
+        }
+        result
     }
 }
 
@@ -208,14 +230,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
-        self.read.fetch_add(buffer.filled().len() - before, Ordering::Relaxed);
+        self.traffic.read.fetch_add(buffer.filled().len() - before, Ordering::Relaxed);
         Poll::Ready(Ok(()))
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.wrote(result)
     }
 
     fn poll_write_vectored(
@@ -223,7 +246,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.wrote(result)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -73,7 +73,8 @@ impl Router {
         if serves == Serves::Clients {
             return not_found(&request);
         }
-        let is_json_push = path == config.push_path;
+        let is_json_push =
+            path.strip_prefix(&config.push_path).is_some_and(|rest| rest.is_empty() || rest == json::BATCH);
         if is_json_push && request.method() != Method::POST {
             // Before authorization, as the replaced service had it.
             return json::method_not_allowed();

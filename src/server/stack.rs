@@ -20,7 +20,8 @@ use tower::{BoxError, Service, ServiceBuilder, layer::layer_fn};
 use tracing::{Instrument, Span, debug_span, field};
 
 use crate::auth::{PushCredentials, PushRefused, Token};
-use crate::doors::grpc::{PushDoor, WaitUntil};
+use crate::doors::api::WaitUntil;
+use crate::doors::grpc::PushDoor;
 use crate::doors::{Body, BoundedBody, Refusal, grpc, json};
 use crate::gateway::Gateway;
 use crate::proto::push_service_server::{PushServiceServer, SERVICE_NAME};
@@ -189,6 +190,7 @@ where
                 let is_stream = request.uri().path() == PUSH_STREAM;
                 let limit_bytes = if is_stream { usize::MAX } else { config.request_bytes_max };
                 if content_length(request.headers()).is_some_and(|length| length > limit_bytes as u64) {
+                    take_some(request.into_body(), limit_bytes.saturating_mul(2)).await;
                     return Err(Refusal::TooLarge { limit_bytes });
                 }
                 let answer = inner.call(request.map(|body| Limited::new(body, limit_bytes))).await;
@@ -197,6 +199,21 @@ where
             tokio::time::timeout(deadline, guarded).await.unwrap_or(Err(Refusal::TimedOut))
         })
     }
+}
+
+/// Reads and throws away a body that is too large, for a second and so many bytes: a plain caller reads no answer before
+/// it has sent everything, and a connection closed on unread bytes is reset, answer and all.
+async fn take_some(mut body: Incoming, bytes_max: usize) {
+    let mut taken = 0;
+    let take = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            taken += frame.data_ref().map_or(0, |data| data.len());
+            if taken > bytes_max {
+                return;
+            }
+        }
+    };
+    let _in_time = tokio::time::timeout(Duration::from_secs(1), take).await;
 }
 
 /// The API key, from `authorization: Bearer KEY` or `x-api-key: KEY`.

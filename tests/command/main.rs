@@ -151,7 +151,8 @@ fn check_config_reads_the_files_that_the_config_names() {
     assert_eq!(stdout(&run(&["check-config"])), "the configuration is good\n");
     let missing = run(&["check-config", "--tokens-file", "/no/such/file"]);
     assert_eq!(missing.status.code(), Some(64));
-    assert!(stderr(&missing).contains("cannot read /no/such/file\n  because: "), "{missing:?}");
+    let told = "tokens_file (flag --tokens-file): cannot read /no/such/file\n  because: ";
+    assert!(stderr(&missing).contains(told), "{missing:?}");
 }
 
 #[test]

@@ -60,7 +60,7 @@ async fn a_reload_changes_the_tokens_and_loses_no_socket() {
     let gateway = TestGateway::with(|config| config.tokens_file = Some(tokens.path().into())).await;
     let mut phone = gateway.bind("t-1", "mail").await;
     std::fs::write(tokens.path(), "\"t-2\" = \"ann\"\n").unwrap();
-    gateway.gateway.reload().await.unwrap();
+    assert!(gateway.gateway.reload().await.is_empty());
     let mut late = gateway.connect().await;
     late.send_bind("t-1", "mail").await;
     assert_eq!(late.closed().await.0, 4401);
@@ -69,7 +69,7 @@ async fn a_reload_changes_the_tokens_and_loses_no_socket() {
     assert_eq!(phone.next_text().await, "m");
 
     std::fs::write(tokens.path(), "not a token file").unwrap();
-    assert!(gateway.gateway.reload().await.is_err());
+    assert_eq!(gateway.gateway.reload().await.len(), 1);
     let _newer = gateway.bind("t-2", "mail").await;
 }
 

@@ -335,3 +335,34 @@ async fn the_control_address_serves_all_but_clients_and_the_other_clients_alone(
     soon(stream.read_to_end(&mut answer)).await.unwrap();
     assert_eq!(answer, b"", "closed, for want of HTTP/2 where only clients are served");
 }
+
+/// Answers to pings are held back while others wait to be written, and the last ones were never brought out.
+#[tokio::test]
+async fn the_newest_of_many_pings_is_answered_and_so_is_a_close_frame_behind_them() {
+    let gateway = TestGateway::start().await;
+    let mut stream = soon(TcpStream::connect(gateway.clients)).await.unwrap();
+    let pings: Vec<u8> = (0..6).flat_map(|number| masked(9, &[number; 125])).collect();
+    soon(stream.write_all(&[UPGRADE.as_bytes(), &pings].concat())).await.unwrap();
+    assert_eq!(read_answer(&mut stream).await.status, 101);
+    let mut pong = [0; 127];
+    while pong[2..] != [5; 125] {
+        soon(stream.read_exact(&mut pong)).await.unwrap();
+        assert_eq!(pong[..2], [0x8a, 125]);
+    }
+    let close = masked(8, &4000u16.to_be_bytes());
+    soon(stream.write_all(&[pings, close].concat())).await.unwrap();
+    let mut rest = Vec::new();
+    soon(stream.read_to_end(&mut rest)).await.unwrap();
+    assert!(rest.ends_with(&[0x88, 2, 0x0f, 0xa0]), "{rest:?}");
+}
+
+/// One that sends requests and reads no answer held its connection, and a place among the HTTP connections, for ever.
+#[tokio::test]
+async fn a_peer_that_reads_no_answer_is_cut() {
+    let gateway = TestGateway::with(|config| config.http_header_timeout = Duration::from_millis(200)).await;
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut stream = soon(socket.connect(gateway.clients)).await.unwrap();
+    let request = "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n".repeat(100);
+    soon(async { while stream.write_all(request.as_bytes()).await.is_ok() {} }).await;
+}

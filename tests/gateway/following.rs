@@ -463,6 +463,9 @@ async fn a_pace_that_cannot_be_kept_in_time_is_refused_and_nothing_is_sent() {
     let status = soon(grpc.client.broadcast(slow)).await.unwrap_err();
     assert_eq!(status.code(), Code::DeadlineExceeded);
     assert!(status.message().contains("2 connections"), "{status:?}");
+    let large = BroadcastRequest { connections_per_second: 100, ..broadcast("news", &"m".repeat(256 * 1024 + 1)) };
+    let status = soon(grpc.client.broadcast(large)).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "a pace does not lift the limit of a message");
     let quick = BroadcastRequest { connections_per_second: 100, ..broadcast("news", "quick") };
     assert_eq!(soon(grpc.client.broadcast(quick)).await.unwrap().into_inner().outcome.unwrap().accepted, 2);
     for phone in &mut phones {

@@ -267,3 +267,12 @@ async fn a_slow_reader_stalls_neither_the_caller_nor_its_neighbour() {
     assert_eq!(gateway.metric("pushgate_push_dropped_total{reason=\"queue_full\"}").await, 1);
     drop(slow);
 }
+
+/// A plain caller sends all of its body before it reads, and saw a reset instead of the answer.
+#[tokio::test]
+async fn a_caller_that_reads_only_after_sending_sees_the_413() {
+    let gateway = TestGateway::with(|config| config.message_bytes_max = 1000).await;
+    let limit = 4 * 1024 * 1024;
+    let answer = gateway.json().post("x".repeat(limit + 1)).await;
+    assert_eq!((answer.status, answer.body), (413, format!("the request is over the limit of {limit} bytes")));
+}

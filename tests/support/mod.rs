@@ -96,7 +96,7 @@ impl TestGateway {
     }
 
     pub fn json(&self) -> JsonCaller {
-        JsonCaller { address: self.control, path: "/push".to_owned(), key: None, stream: None }
+        JsonCaller { address: self.control, path: "/push".to_owned(), key: None, accept: None, stream: None }
     }
 
     pub async fn grpc(&self) -> GrpcCaller {
@@ -265,12 +265,19 @@ pub struct JsonCaller {
     address: SocketAddr,
     path: String,
     key: Option<String>,
+    accept: Option<&'static str>,
     stream: Option<TcpStream>,
 }
 
 impl JsonCaller {
     pub fn key(mut self, key: &str) -> Self {
         self.key = Some(key.to_owned());
+        self
+    }
+
+    /// Asks for the whole outcome.
+    pub fn accept(mut self, kind: &'static str) -> Self {
+        self.accept = Some(kind);
         self
     }
 
@@ -282,7 +289,8 @@ impl JsonCaller {
     pub async fn post(&mut self, body: impl AsRef<[u8]>) -> Answer {
         let (path, body) = (&self.path, body.as_ref());
         let key = self.key.as_ref().map(|key| format!("x-api-key: {key}\r\n")).unwrap_or_default();
-        let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\n{key}content-length: {}\r\n\r\n", body.len());
+        let accept = self.accept.map(|kind| format!("accept: {kind}\r\n")).unwrap_or_default();
+        let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\n{key}{accept}content-length: {}\r\n\r\n", body.len());
         let stream = match &mut self.stream {
             Some(stream) => stream,
             none => none.insert(soon(TcpStream::connect(self.address)).await.unwrap()),
