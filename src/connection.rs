@@ -474,6 +474,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             let _ended = self.socket.poll_read(cx);
         }
         match self.socket.poll_shutdown(cx) {
+            // It has said its last word, and has our answer.
+            Poll::Ready(Ok(())) if self.reason == Some(CloseReason::ClientClosed) => Poll::Ready(()),
             Poll::Ready(Ok(())) => self.socket.poll_discard(cx),
             Poll::Ready(Err(_)) => Poll::Ready(()),
             Poll::Pending => Poll::Pending,

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::symlink;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::process::{GatewayProcess, PATIENCE, Process, pushgate};
 use crate::readme;
@@ -102,7 +102,6 @@ fn a_python_websocket_client_receives() {
     let started = Instant::now();
     while !push().starts_with("accepted by 1 of 1 connection") {
         assert!(started.elapsed() < PATIENCE, "it never bound\n{}{}", client.stdout(), client.stderr());
-        std::thread::sleep(Duration::from_millis(20));
     }
     assert_eq!(client.stdout_line("hello"), "hello");
 }
