@@ -24,10 +24,6 @@ use crate::registry::{Clock, Registration};
 
 use socket::{Received, Socket};
 
-/// RFC 6455 section 5.2.
-const OPCODE_CLOSE: u8 = 0x8;
-const OPCODE_PING: u8 = 0x9;
-
 /// The longest token, in bytes. Signed tokens with a few claims stay below it.
 const TOKEN_BYTES_MAX: usize = 16 * 1024;
 
@@ -384,7 +380,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         match self.heartbeat {
             Heartbeat::ForPong(due) if due <= now => return Err(CloseReason::PongTimeout),
             Heartbeat::ToPing(due) if due <= now => {
-                self.socket.queue_control(OPCODE_PING, &[]);
+                self.socket.queue_ping();
                 // Its time begins when it is written; until then the write deadline holds.
                 self.heartbeat = Heartbeat::ForPong(NEVER);
                 return Ok(NextStep::Write);
@@ -411,10 +407,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             return;
         }
         match reason.frame() {
-            Some((code, text)) => {
-                let body = [&code.to_be_bytes(), text.as_bytes()].concat();
-                self.socket.queue_control(OPCODE_CLOSE, &body);
-            }
+            Some((code, text)) => self.socket.queue_close(code, text),
             // The answer to the client's own close frame is queued already.
             None if reason == CloseReason::ClientClosed => {}
             None => return,

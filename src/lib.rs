@@ -55,10 +55,11 @@
 //!
 //! # The rooms
 //!
-//! A push comes in by a door (`doors/json`, `doors/grpc`) behind one tower stack (`server/stack`). The door decodes it
-//! into the nouns of `message` and calls `gateway`, which asks the `binder` who is bound and offers the message, now a
-//! `delivery`, to each one's `outbox`. The door encodes what became of it. Later, in the task of each `connection`, the outbox is emptied
-//! into the socket.
+//! A push comes in by a door (`doors/json`, `doors/grpc`) behind one tower stack (`server/stack`). The door decodes it,
+//! by way of the API's messages (`doors/api`), into the nouns of `message` and calls `gateway`, which asks the `binder`
+//! who is bound and offers the message, now a `delivery`, to each one's `outbox`; under an idempotency key, `replays`
+//! knows whether that was done already. The door encodes the `outcome`. Later, in the task of each `connection`, the
+//! outbox is emptied into the socket.
 //!
 //! A client comes in by `doors/websocket`, which has the `registry` admit it and hands the socket to a `connection`:
 //! bind in time, then read, write, ping, stop. Whatever ends it, dropping its guards unbinds it.

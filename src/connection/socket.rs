@@ -27,6 +27,10 @@ use crate::outcome::DropReason;
 /// longer shows.
 pub(super) const BATCH_MAX: usize = 64;
 
+/// RFC 6455 section 5.2.
+const OPCODE_CLOSE: u8 = 0x8;
+const OPCODE_PING: u8 = 0x9;
+
 /// Held per connection from its first read on. Clients send little: a token once, then pongs.
 const READ_BUFFER_BYTES: usize = 512;
 
@@ -106,7 +110,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             .max_write_buffer_size(CONTROL_BYTES_MAX)
             .max_message_size(Some(message_bytes_max))
             .max_frame_size(Some(frame_bytes_max));
-        let wire = Wire { stream, control: Vec::new(), control_offset: 0, heard: false };
+        let wire = Wire { stream, control: Vec::new(), control_offset: 0, heard: false, is_closed: false };
         let websocket =
             WebSocketStream::from_partially_read(wire, already_read.to_vec(), Role::Server, Some(config)).await;
         Self {
@@ -136,8 +140,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         std::mem::take(&mut self.websocket.get_mut().heard)
     }
 
-    /// Queues a control frame of the gateway's own, behind the frame that is being written.
-    pub(super) fn queue_control(&mut self, opcode: u8, body: &[u8]) {
+    /// Queues the gateway's close frame. Nothing that tungstenite has to answer afterwards is written any more.
+    pub(super) fn queue_close(&mut self, code: u16, text: &str) {
+        self.queue_control(OPCODE_CLOSE, &[&code.to_be_bytes(), text.as_bytes()].concat());
+        self.websocket.get_mut().is_closed = true;
+    }
+
+    /// Queues a ping of the gateway's.
+    pub(super) fn queue_ping(&mut self) {
+        self.queue_control(OPCODE_PING, &[]);
+    }
+
+    /// Queues a control frame behind the frame that is being written.
+    fn queue_control(&mut self, opcode: u8, body: &[u8]) {
         debug_assert!(body.len() <= 125, "RFC 6455 section 5.5");
         let control = &mut self.websocket.get_mut().control;
         control.extend([0x80 | opcode, body.len() as u8]);
@@ -271,6 +286,8 @@ struct Wire<S> {
     control: Vec<u8>,
     control_offset: usize,
     heard: bool,
+    /// Whether the gateway's close frame is queued, after which RFC 6455 section 5.5.1 allows no other frame.
+    is_closed: bool,
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
@@ -283,6 +300,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
 
 impl<S: Unpin> AsyncWrite for Wire<S> {
     fn poll_write(mut self: Pin<&mut Self>, _cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.is_closed {
+            return Poll::Ready(Ok(bytes.len()));
+        }
         if !self.control.is_empty() && self.control.len() + bytes.len() > CONTROL_BYTES_MAX {
             // No waker: the task polls the reader again once these are written.
             return Poll::Pending;

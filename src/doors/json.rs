@@ -56,11 +56,14 @@ pub(crate) async fn push(gateway: &Gateway, request: Request<BoundedBody>) -> Re
     }
 }
 
-/// Whether the caller asks for more than the replaced service answered.
+/// Whether the caller asks for more than the replaced service answered: it accepts JSON, and would not as well accept
+/// the plain text that it got there. Some HTTP libraries accept JSON and everything else unasked, and their callers must
+/// see what they see today.
 fn accepts_json(headers: &HeaderMap) -> bool {
-    headers.get_all(ACCEPT).iter().filter_map(|accept| accept.to_str().ok()).any(|accept| {
-        accept.split(',').any(|kind| kind.split(';').next().unwrap_or_default().trim() == "application/json")
-    })
+    let accepts: Vec<&str> = headers.get_all(ACCEPT).iter().filter_map(|accept| accept.to_str().ok()).collect();
+    let kinds = || accepts.iter().flat_map(|accept| accept.split(',')).filter_map(|kind| kind.split(';').next());
+    let accepts = |wanted: &[&str]| kinds().any(|kind| wanted.contains(&kind.trim()));
+    accepts(&["application/json"]) && !accepts(&["text/plain", "text/*", "*/*"])
 }
 
 /// The legacy contract.

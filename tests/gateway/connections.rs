@@ -366,3 +366,21 @@ async fn a_peer_that_reads_no_answer_is_cut() {
     let request = "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n".repeat(100);
     soon(async { while stream.write_all(request.as_bytes()).await.is_ok() {} }).await;
 }
+
+#[tokio::test]
+async fn nothing_follows_the_gateways_close_frame_not_even_a_pong_that_was_held_back() {
+    let gateway = TestGateway::start().await;
+    let mut stream = soon(TcpStream::connect(gateway.clients)).await.unwrap();
+    let pings: Vec<u8> = (0..6).flat_map(|number| masked(9, &[number; 125])).collect();
+    let no_bind = masked(1, b"hello");
+    soon(stream.write_all(&[UPGRADE.as_bytes(), &pings, &no_bind, &pings].concat())).await.unwrap();
+    assert_eq!(read_answer(&mut stream).await.status, 101);
+    let mut frames = Vec::new();
+    soon(stream.read_to_end(&mut frames)).await.unwrap();
+    let mut opcodes = Vec::new();
+    while let [first, length, ..] = frames[..] {
+        opcodes.push(first);
+        frames.drain(..2 + usize::from(length));
+    }
+    assert_eq!(opcodes.iter().position(|opcode| *opcode == 0x88), Some(opcodes.len() - 1), "{opcodes:x?}");
+}
