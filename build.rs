@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use prost::Message;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    println!("cargo::rerun-if-changed=proto");
+    println!("cargo::rerun-if-changed=proto/pushgate");
     let descriptors = protox::compile(["pushgate/v1/push.proto"], ["proto"])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     // Served to grpcurl and its like by server reflection.

@@ -13,4 +13,5 @@ mod json;
 mod legacy;
 mod operating;
 mod parity;
+mod session_schema;
 mod shutdown;

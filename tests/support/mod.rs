@@ -3,6 +3,8 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
+pub mod schema;
+
 use std::future::Future;
 use std::net::SocketAddr;
 use std::time::Duration;
