@@ -7,6 +7,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use wildmatch::WildMatch;
@@ -83,13 +84,23 @@ impl fmt::Debug for Token {
 pub struct Identity {
     /// The user that pushes will name.
     pub user_id: UserId,
+    /// When the token is over. The connection is then closed with 4410, unless its client has shown another token of the
+    /// same user before: by binding once more, or with `refresh` in the session protocol.
+    pub expires_at: Option<SystemTime>,
 }
 
 impl Identity {
     /// An identity with no more to it than a user.
     #[must_use]
     pub fn new(user_id: UserId) -> Self {
-        Self { user_id }
+        Self { user_id, expires_at: None }
+    }
+
+    /// The same, until then.
+    #[must_use]
+    pub fn expiring_at(mut self, expires_at: SystemTime) -> Self {
+        self.expires_at = Some(expires_at);
+        self
     }
 }
 

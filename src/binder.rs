@@ -49,6 +49,8 @@ impl Index {
 #[derive(Debug, Default)]
 struct User {
     connections: usize,
+    /// Sessions without a connection, which keep their bindings.
+    away: usize,
     /// The slab gives each binding a place of its own, so that unbinding one of many does not search.
     events: HashMap<Event, Slab<Arc<Outbox>>>,
 }
@@ -98,6 +100,7 @@ impl Binder {
             user_id,
             events: SmallVec::from_buf([(event, place)]),
             limits,
+            is_away: false,
         })
     }
 
@@ -167,6 +170,7 @@ pub(crate) struct Bindings {
     /// Each event with its place in the event's slab.
     events: SmallVec<[(Event, usize); 1]>,
     limits: BindLimits,
+    is_away: bool,
 }
 
 impl Bindings {
@@ -198,6 +202,55 @@ impl Bindings {
 }
 
 impl Bindings {
+    /// The events that are bound.
+    pub(crate) fn events(&self) -> impl Iterator<Item = &Event> {
+        self.events.iter().map(|(event, _)| event)
+    }
+
+    /// Unbinds an event, and says whether it is unbound now: the last one stays.
+    pub(crate) fn remove(&mut self, event: &Event) -> bool {
+        let Some(at) = self.events.iter().position(|(bound, _)| bound == event) else { return true };
+        if self.events.len() == 1 {
+            return false;
+        }
+        let (event, place) = self.events.remove(at);
+        let mut index = self.binder.index();
+        let Some(user) = index.users.get_mut(&self.user_id) else { return true };
+        let Some(outboxes) = user.events.get_mut(&event) else { return true };
+        if outboxes.get(place).is_some_and(|outbox| outbox.id() == self.outbox.id()) {
+            outboxes.remove(place);
+            if outboxes.is_empty() {
+                user.events.remove(&event);
+            }
+            index.remove(&event, self.outbox.id());
+        }
+        true
+    }
+
+    /// The connection is gone and the bindings stay, for the session.
+    pub(crate) fn leave(&mut self) {
+        if let Some(user) = self.binder.index().users.get_mut(&self.user_id) {
+            (user.connections, user.away) = (user.connections - 1, user.away + 1);
+            self.is_away = true;
+        }
+    }
+
+    /// The session has another connection.
+    ///
+    /// # Errors
+    /// Refuses a connection over the user's limit.
+    pub(crate) fn come_back(&mut self) -> Result<(), BindError> {
+        let limit = self.limits.connections_per_user_max;
+        let mut index = self.binder.index();
+        let Some(user) = index.users.get_mut(&self.user_id) else { return Ok(()) };
+        if limit != 0 && user.connections >= limit {
+            return Err(BindError::TooManyConnections { limit });
+        }
+        (user.connections, user.away) = (user.connections + 1, user.away - 1);
+        self.is_away = false;
+        Ok(())
+    }
+
     /// Whether the first binding is still in the index. An eviction takes all at once.
     fn holds(&self, index: &Index) -> bool {
         let user = index.users.get(&self.user_id);
@@ -224,8 +277,8 @@ impl Drop for Bindings {
                 }
             }
         }
-        user.connections -= 1;
-        if user.connections == 0 {
+        *if self.is_away { &mut user.away } else { &mut user.connections } -= 1;
+        if user.connections + user.away == 0 {
             index.users.remove(&self.user_id);
         }
         for event in unbound {

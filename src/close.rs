@@ -41,8 +41,14 @@ pub(crate) enum CloseReason {
     QueueFull,
     /// An operator or service dropped it.
     Dropped,
+    /// The session goes on over another connection.
+    Replaced,
+    /// The token's time is over.
+    TokenExpired,
     /// The gateway shuts down.
     GoingAway,
+    /// The same to a client of the session protocol, which was told when to come back.
+    Drained,
     /// The shutdown grace was over.
     Cut,
     /// A panic, most likely in an embedder's token check.
@@ -55,6 +61,7 @@ impl CloseReason {
         Some(match self {
             Self::ClientClosed | Self::Reset | Self::Cut | Self::Panicked => return None,
             Self::GoingAway => (1001, "going away"),
+            Self::Drained => (1012, "shutting down, come back after the delay given"),
             Self::ProtocolError => (1002, "protocol error"),
             Self::NotUtf8 => (1007, "text is not UTF-8"),
             Self::TooBig => (1009, "message too big"),
@@ -66,6 +73,8 @@ impl CloseReason {
             Self::OtherUser => (4403, "bound to another user"),
             Self::BindTimeout => (4408, "did not bind in time"),
             Self::Dropped => (4409, "dropped"),
+            Self::Replaced => (4409, "replaced by a newer connection of the same session"),
+            Self::TokenExpired => (4410, "token expired"),
             Self::TooManyConnections => (4429, "too many connections for this user"),
             Self::TooManyEvents => (4429, "too many events on this connection"),
             Self::PongTimeout => (4429, "too slow: ping not answered in time"),
@@ -76,7 +85,7 @@ impl CloseReason {
 
     /// Whether what is queued is written before the close frame.
     pub(crate) fn flushes(self) -> bool {
-        matches!(self, Self::Dropped | Self::GoingAway)
+        matches!(self, Self::Dropped | Self::GoingAway | Self::Drained)
     }
 
     /// What a client does is no more than `debug`, or clients could flood the log.

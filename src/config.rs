@@ -138,6 +138,25 @@ settings! {
     /// reading. Must hold at least one message of `message_bytes_max`.
     outbox_bytes_max: usize = 1024 * 1024;
 
+    /// How long the journal keeps a message for a session's return, a session without a connection, and a message with a
+    /// time to live for a user without one. Reaches over a lift, a tunnel, a change of networks.
+    journal_age: Duration = Duration::from_secs(300);
+    /// Messages that the journal keeps for one user, over all of its sessions; over it, a session's oldest go, which it is
+    /// told when it comes back.
+    journal_messages_max: usize = 1024;
+    /// Bytes of messages that the journal keeps for one user.
+    journal_bytes_max: usize = 1024 * 1024;
+    /// Bytes of messages that the journal keeps in all.
+    journal_total_bytes_max: usize = 256 * 1024 * 1024;
+    /// Sessions without a connection that may come back; over it, the one that is away for longest is given up. Each costs
+    /// about a KiB, and what the journal keeps for it.
+    sessions_away_max: usize = 100_000;
+    /// The same for one user.
+    sessions_away_per_user_max: usize = 16;
+    /// On a shutdown, each client of the session protocol is told to come back after a delay of its own, drawn between
+    /// nothing and this.
+    reconnect_spread: Duration = Duration::from_secs(10);
+
     /// How long a client may take to bind after the upgrade, token check included; over it, it is closed with 4408.
     bind_timeout: Duration = Duration::from_secs(10);
     /// A quiet connection is pinged after this long. Below the idle timeouts of common proxies (60 s and up), and often
@@ -242,11 +261,14 @@ impl Config {
             ("http_header_timeout", self.http_header_timeout),
             ("request_timeout", self.request_timeout),
             ("idempotency_window", self.idempotency_window),
+            ("journal_age", self.journal_age),
         ] {
             let in_range = duration >= Duration::from_millis(1) && duration <= Duration::from_secs(86_400);
             require(in_range, name, "must be between 1ms and 24h");
         }
-        require(self.shutdown_grace <= Duration::from_secs(86_400), "shutdown_grace", "must be at most 24h");
+        for (name, duration) in [("shutdown_grace", self.shutdown_grace), ("reconnect_spread", self.reconnect_spread)] {
+            require(duration <= Duration::from_secs(86_400), name, "must be at most 24h");
+        }
         for (name, limit, most) in [
             ("connections_max", self.connections_max, 1 << 24),
             ("events_per_connection_max", self.events_per_connection_max, 1 << 20),
@@ -256,6 +278,11 @@ impl Config {
             ("waiting_pushes_max", self.waiting_pushes_max, 1 << 24),
             ("idempotency_keys_max", self.idempotency_keys_max, 1 << 24),
             ("outbox_messages_max", self.outbox_messages_max, 1 << 24),
+            ("journal_messages_max", self.journal_messages_max, 1 << 24),
+            ("journal_bytes_max", self.journal_bytes_max, 1 << 32),
+            ("journal_total_bytes_max", self.journal_total_bytes_max, 1 << 40),
+            ("sessions_away_max", self.sessions_away_max, 1 << 24),
+            ("sessions_away_per_user_max", self.sessions_away_per_user_max, 1 << 24),
             ("message_bytes_max", self.message_bytes_max, 1 << 28),
             ("outbox_bytes_max", self.outbox_bytes_max, 1 << 32),
         ] {

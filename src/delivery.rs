@@ -1,26 +1,34 @@
 //! One message on its way to its receivers: encoded once, and followed on each of them as far as somebody asked.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use bytes::{BufMut, Bytes, BytesMut};
+use serde::Serialize;
 use tokio::sync::Notify;
 
-use crate::message::{ConnectionId, Event, Payload, Priority, Push, SlowReaderPolicy};
-use crate::outcome::{ConnectionOutcome, DropReason, Progress};
+use crate::message::{ConnectionId, Event, MessageId, Payload, Priority, Push, SlowReaderPolicy};
+use crate::outcome::{ConnectionOutcome, DropReason, Level, Progress};
 
 /// One message, shared by the outboxes of all its receivers.
 #[derive(Debug)]
 pub(crate) struct Delivery {
+    message_id: MessageId,
+    event: Event,
     /// The WebSocket frame, header and payload.
     bytes: Bytes,
+    /// Where in it the payload begins.
+    payload_at: usize,
+    /// The same message as the session protocol tells it, behind the number that each session gives it. Made when the
+    /// first session is written to.
+    session_tail: OnceLock<Bytes>,
     accepted_at: Instant,
     /// From when on it is no longer worth writing.
     expires_at: Option<Instant>,
     priority: Priority,
     policy: SlowReaderPolicy,
-    /// Kept only where a later message may want to know them.
-    event: Option<Event>,
     collapse_key: Option<Box<str>>,
     /// Present when somebody wants to know more than that it was accepted.
     receipt: Option<Arc<Receipt>>,
@@ -36,22 +44,42 @@ pub(crate) struct Receipt {
 #[derive(Debug)]
 struct ReceiptState {
     /// One for each receiver, in the order in which they were offered the message.
-    outcomes: Vec<ConnectionOutcome>,
-    /// How many are accepted and neither written nor lost yet.
-    pending: usize,
+    entries: Vec<Entry>,
+    /// How many wait to be written, or lost.
+    unwritten: usize,
+    /// How many wait to be acknowledged, or to be given up; those that wait to be written too.
+    unacked: usize,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    outcome: ConnectionOutcome,
+    waits_for: WaitsFor,
+}
+
+/// What may still happen to a message on one receiver, for those who wait for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum WaitsFor {
+    Write,
+    Ack,
+    /// It is settled, or nobody knows when the client will be back.
+    Nothing,
 }
 
 impl Delivery {
     /// Encodes the frame: the allocation of a push, whatever the number of receivers.
-    pub(crate) fn new(push: &Push, policy: SlowReaderPolicy, accepted_at: Instant) -> Self {
-        let supersedes = policy == SlowReaderPolicy::Conflate || push.collapse_key().is_some();
+    pub(crate) fn new(message_id: MessageId, push: &Push, policy: SlowReaderPolicy, accepted_at: Instant) -> Self {
+        let bytes = encode(push.payload());
         Self {
-            bytes: encode(push.payload()),
+            message_id,
+            event: push.event().clone(),
+            payload_at: bytes.len() - push.payload().as_bytes().len(),
+            bytes,
+            session_tail: OnceLock::new(),
             accepted_at,
             expires_at: push.ttl().and_then(|ttl| accepted_at.checked_add(ttl)),
             priority: push.priority(),
             policy,
-            event: supersedes.then(|| push.event().clone()),
             collapse_key: push.collapse_key().map(Into::into),
             receipt: None,
         }
@@ -59,9 +87,10 @@ impl Delivery {
 
     /// The same, followed on each of the receivers.
     pub(crate) fn followed(mut self, receivers: impl Iterator<Item = ConnectionId>) -> Self {
-        let outcomes: Vec<_> = receivers.map(ConnectionOutcome::accepted).collect();
-        let pending = outcomes.len();
-        let state = Mutex::new(ReceiptState { outcomes, pending });
+        let entries: Vec<_> = receivers
+            .map(|id| Entry { outcome: ConnectionOutcome::accepted(id), waits_for: WaitsFor::Write })
+            .collect();
+        let state = Mutex::new(ReceiptState { unwritten: entries.len(), unacked: entries.len(), entries });
         self.receipt = Some(Arc::new(Receipt { state, settled: Notify::new() }));
         self
     }
@@ -75,23 +104,45 @@ impl Delivery {
     pub(crate) fn ticket(self: &Arc<Self>, place: usize) -> Ticket {
         Ticket { delivery: self.clone(), place }
     }
+
+    fn payload(&self) -> &[u8] {
+        &self.bytes[self.payload_at..]
+    }
+
+    fn is_text(&self) -> bool {
+        self.bytes[0] & 0x0f == OPCODE_TEXT
+    }
+
+    /// Whether it can take the place of an older message, and a newer one its.
+    fn supersedes(&self) -> bool {
+        self.policy == SlowReaderPolicy::Conflate || self.collapse_key.is_some()
+    }
+
+    fn session_tail(&self) -> Bytes {
+        self.session_tail.get_or_init(|| session_tail(self)).clone()
+    }
 }
 
 impl Receipt {
-    /// Waits until each receiver has the message or has lost it.
-    pub(crate) async fn settled(&self) {
+    /// Waits until each receiver has got the message as far as this level, or will not get it there.
+    pub(crate) async fn settled(&self, level: Level) {
         loop {
             let settled = self.settled.notified();
-            if self.state().pending == 0 {
+            if self.is_settled(level) {
                 return;
             }
             settled.await;
         }
     }
 
+    /// Whether no receiver can get it as far as this level any more that has not got it there yet.
+    pub(crate) fn is_settled(&self, level: Level) -> bool {
+        self.state().pending(level) == 0
+    }
+
     /// How far the message got on each receiver by now.
     pub(crate) fn outcomes(&self) -> Vec<ConnectionOutcome> {
-        self.state().outcomes.clone()
+        self.state().entries.iter().map(|entry| entry.outcome.clone()).collect()
     }
 
     fn state(&self) -> MutexGuard<'_, ReceiptState> {
@@ -99,25 +150,39 @@ impl Receipt {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Settles one receiver, the first time.
-    fn settle(&self, place: usize, progress: Progress) {
+    /// Notes a step of one receiver, and tells whoever waits if it was the last one they waited for.
+    fn note(&self, place: usize, step: impl FnOnce(&mut ConnectionOutcome) -> Option<WaitsFor>) {
         let mut state = self.state();
-        let Some(outcome) = state.outcomes.get_mut(place) else { return };
-        if outcome.progress != Progress::Accepted {
-            return;
-        }
-        outcome.progress = progress;
-        state.pending -= 1;
-        let is_last = state.pending == 0;
+        let Some(entry) = state.entries.get_mut(place) else { return };
+        let Some(now) = step(&mut entry.outcome) else { return };
+        let before = entry.waits_for;
+        // What is held is not waited for, and stays so when its client comes back.
+        let now = if before == WaitsFor::Nothing { before } else { now };
+        entry.waits_for = now;
+        let written = before == WaitsFor::Write && now != WaitsFor::Write;
+        let ended = before != WaitsFor::Nothing && now == WaitsFor::Nothing;
+        state.unwritten -= usize::from(written);
+        state.unacked -= usize::from(ended);
+        let tell = (written && state.unwritten == 0) || (ended && state.unacked == 0);
         drop(state);
-        if is_last {
+        if tell {
             self.settled.notify_waiters();
         }
     }
 }
 
+impl ReceiptState {
+    fn pending(&self, level: Level) -> usize {
+        match level {
+            Level::Accepted => 0,
+            Level::Written => self.unwritten,
+            Level::Acked => self.unacked,
+        }
+    }
+}
+
 /// One receiver's share of a delivery. Dropped without having been written, it says that the message was lost there:
-/// whatever way a connection ends, whoever waits is told.
+/// whatever way a connection or a session ends, whoever waits is told.
 #[derive(Debug)]
 pub(crate) struct Ticket {
     delivery: Arc<Delivery>,
@@ -125,8 +190,31 @@ pub(crate) struct Ticket {
 }
 
 impl Ticket {
+    pub(crate) fn message_id(&self) -> MessageId {
+        self.delivery.message_id
+    }
+
+    pub(crate) fn event(&self) -> &Event {
+        &self.delivery.event
+    }
+
+    /// The frame that a legacy client gets.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.delivery.bytes
+    }
+
+    pub(crate) fn payload(&self) -> Payload {
+        let payload = self.delivery.payload();
+        if self.delivery.is_text() {
+            Payload::Text(String::from_utf8_lossy(payload).into_owned())
+        } else {
+            Payload::Binary(self.delivery.bytes.slice(self.delivery.payload_at..))
+        }
+    }
+
+    /// What a session's frame has behind the number: the rest of the JSON object.
+    pub(crate) fn session_tail(&self) -> Bytes {
+        self.delivery.session_tail()
     }
 
     pub(crate) fn priority(&self) -> Priority {
@@ -147,7 +235,20 @@ impl Ticket {
     /// conflated where neither has one.
     pub(crate) fn is_superseded_by(&self, newer: &Self) -> bool {
         let (older, newer) = (&self.delivery, &newer.delivery);
-        older.event.is_some() && older.event == newer.event && older.collapse_key == newer.collapse_key
+        older.supersedes()
+            && newer.supersedes()
+            && older.event == newer.event
+            && older.collapse_key == newer.collapse_key
+    }
+
+    /// What it has in common with messages whose place it takes.
+    pub(crate) fn collapse_key(&self) -> Option<(Event, Box<str>)> {
+        self.delivery.collapse_key.clone().map(|key| (self.delivery.event.clone(), key))
+    }
+
+    /// When it is no longer worth writing.
+    pub(crate) fn expires_at(&self) -> Option<Instant> {
+        self.delivery.expires_at
     }
 
     /// Whether the message is no longer worth writing.
@@ -155,65 +256,162 @@ impl Ticket {
         self.delivery.expires_at.is_some_and(|expires_at| expires_at <= Instant::now())
     }
 
-    /// The last byte is with the kernel. Says how long that took.
+    /// The last byte is with the kernel, for a client that can say no more than that. Says how long that took.
     pub(crate) fn written(self, at: Instant) -> Duration {
-        let after = at.saturating_duration_since(self.delivery.accepted_at);
-        self.settle(Progress::Written { after });
+        let after = self.age(at);
+        self.note(|outcome| {
+            outcome.progress = Progress::Written { after };
+            outcome.cannot_ack = true;
+            Some(WaitsFor::Nothing)
+        });
         after
+    }
+
+    /// The same for a client that will acknowledge it.
+    pub(crate) fn sent(&self, at: Instant) -> Duration {
+        let after = self.age(at);
+        self.note(|outcome| match outcome.progress {
+            Progress::Accepted | Progress::Held => {
+                outcome.progress = Progress::Written { after };
+                Some(WaitsFor::Ack)
+            }
+            // Sent once more, to a client that came back.
+            _ => None,
+        });
+        after
+    }
+
+    /// The client has it. Says how long that took.
+    pub(crate) fn acked(self, at: Instant) -> Duration {
+        let after = self.age(at);
+        self.note(|outcome| {
+            let written_after = if let Progress::Written { after } = outcome.progress { after } else { after };
+            outcome.progress = Progress::Acked { written_after, after };
+            Some(WaitsFor::Nothing)
+        });
+        after
+    }
+
+    /// The client's session is away, and the message is kept for it.
+    pub(crate) fn held(&self) {
+        self.note(|outcome| {
+            outcome.progress = Progress::Held;
+            Some(WaitsFor::Nothing)
+        });
     }
 
     /// It will never be written, for a reason of its own.
     pub(crate) fn lost(self, reason: DropReason) {
-        self.settle(Progress::Lost(reason));
+        self.give_up(reason);
     }
 
     /// The outbox did not take it.
     pub(crate) fn refused(self, reason: DropReason) {
-        self.settle(Progress::Dropped(reason));
+        self.note(|outcome| {
+            outcome.progress = Progress::Dropped(reason);
+            Some(WaitsFor::Nothing)
+        });
     }
 
     /// Notes how many messages were queued before this one.
     pub(crate) fn behind(&self, messages: usize) {
         if let Some(receipt) = &self.delivery.receipt
-            && let Some(outcome) = receipt.state().outcomes.get_mut(self.place)
+            && let Some(entry) = receipt.state().entries.get_mut(self.place)
         {
-            outcome.queued_before = messages;
+            entry.outcome.queued_before = messages;
         }
     }
 
-    fn settle(&self, progress: Progress) {
+    fn give_up(&self, reason: DropReason) {
+        self.note(|outcome| match outcome.progress {
+            Progress::Accepted | Progress::Held => {
+                outcome.progress = Progress::Lost(reason);
+                Some(WaitsFor::Nothing)
+            }
+            // It was written, and no more than that will ever be known.
+            Progress::Written { .. } => Some(WaitsFor::Nothing),
+            Progress::Dropped(_) | Progress::Acked { .. } | Progress::Lost(_) => None,
+        });
+    }
+
+    fn age(&self, at: Instant) -> Duration {
+        at.saturating_duration_since(self.delivery.accepted_at)
+    }
+
+    fn note(&self, step: impl FnOnce(&mut ConnectionOutcome) -> Option<WaitsFor>) {
         if let Some(receipt) = &self.delivery.receipt {
-            receipt.settle(self.place, progress);
+            receipt.note(self.place, step);
         }
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.settle(Progress::Lost(DropReason::Closed));
+        self.give_up(DropReason::Closed);
+    }
+}
+
+/// The JSON of a push frame from behind `"seq":N,` to its end.
+fn session_tail(delivery: &Delivery) -> Bytes {
+    #[derive(Serialize)]
+    struct Tail<'a> {
+        id: String,
+        event: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        message: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        binary: Option<String>,
+    }
+    let payload = delivery.payload();
+    let message = std::str::from_utf8(payload).ok().filter(|_| delivery.is_text());
+    let tail = Tail {
+        id: delivery.message_id.to_string(),
+        event: delivery.event.as_str(),
+        message,
+        binary: message.is_none().then(|| BASE64_STANDARD.encode(payload)),
+    };
+    let mut json = Vec::with_capacity(payload.len() + 96);
+    serde_json::to_writer(&mut json, &tail).expect("strings are always JSON");
+    // Without the brace, which stands before the number.
+    Bytes::from(json).slice(1..)
+}
+
+/// RFC 6455 section 5.2.
+const OPCODE_TEXT: u8 = 0x1;
+const OPCODE_BINARY: u8 = 0x2;
+
+/// The longest header of a frame from a server.
+pub(crate) const HEADER_BYTES_MAX: usize = 10;
+
+/// Appends the header of a text frame that is sent in parts of this many bytes together.
+pub(crate) fn text_header(length: usize, into: &mut impl BufMut) {
+    header(OPCODE_TEXT, length, into);
+}
+
+fn header(opcode: u8, length: usize, into: &mut impl BufMut) {
+    // RFC 6455 section 5.2: FIN and opcode, then the length in 7, 16 or 64 bits; a server does not mask.
+    into.put_u8(0x80 | opcode);
+    match length {
+        ..126 => into.put_u8(length as u8),
+        126..=0xffff => {
+            into.put_u8(126);
+            into.put_u16(length as u16);
+        }
+        _ => {
+            into.put_u8(127);
+            into.put_u64(length as u64);
+        }
     }
 }
 
 fn encode(payload: &Payload) -> Bytes {
-    // RFC 6455 section 5.2: FIN and opcode, then the length in 7, 16 or 64 bits; a server does not mask.
     let opcode = match payload {
-        Payload::Text(_) => 0x1,
-        Payload::Binary(_) => 0x2,
+        Payload::Text(_) => OPCODE_TEXT,
+        Payload::Binary(_) => OPCODE_BINARY,
     };
     let body = payload.as_bytes();
-    let mut bytes = BytesMut::with_capacity(10 + body.len());
-    bytes.put_u8(0x80 | opcode);
-    match body.len() {
-        length @ ..126 => bytes.put_u8(length as u8),
-        length @ 126..=0xffff => {
-            bytes.put_u8(126);
-            bytes.put_u16(length as u16);
-        }
-        length => {
-            bytes.put_u8(127);
-            bytes.put_u64(length as u64);
-        }
-    }
+    let mut bytes = BytesMut::with_capacity(HEADER_BYTES_MAX + body.len());
+    header(opcode, body.len(), &mut bytes);
     bytes.put_slice(body);
     bytes.freeze()
 }
@@ -243,12 +441,12 @@ mod tests {
         let names = Names::new();
         let ids = [names.connection_id(), names.connection_id(), names.connection_id(), names.connection_id()];
         let push = Push::new("ann", "mail", "m").expect("valid").with_ttl(Duration::ZERO);
-        let delivery = Delivery::new(&push, SlowReaderPolicy::Disconnect, Instant::now());
+        let delivery = Delivery::new(names.message_id(), &push, SlowReaderPolicy::Disconnect, Instant::now());
         let delivery = Arc::new(delivery.followed(ids.into_iter()));
         let [written, lost, expired, refused] = [0, 1, 2, 3].map(|place| delivery.ticket(place));
         let waiting = tokio::spawn({
             let receipt = delivery.receipt().expect("followed");
-            async move { receipt.settled().await }
+            async move { receipt.settled(Level::Written).await }
         });
         assert!(expired.is_expired());
         refused.refused(DropReason::QueueFull);

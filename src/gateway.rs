@@ -14,12 +14,14 @@ use crate::auth::{PushAuthorizer, PushScope, ReloadError, TokenAuthenticator};
 use crate::binder::{Binder, Receivers};
 use crate::config::Config;
 use crate::delivery::{Delivery, Receipt, Ticket};
-use crate::message::{Event, Field, InvalidPush, Names, Push, Target, UserId};
+use crate::journal::Kept;
+use crate::message::{Event, Field, InvalidPush, MessageId, Names, Push, Target, UserId};
 use crate::metrics::{Door, Metrics, PushResult};
-use crate::outbox::{Outbox, Stop};
+use crate::outbox::{Offered, Outbox, Stop, Taken};
 use crate::outcome::{Level, Outcome};
 use crate::registry::Registry;
 use crate::replays::{Key, Made, Replays};
+use crate::sessions::Sessions;
 
 /// A running gateway, for the program that embeds it. Cloning is a reference count.
 ///
@@ -38,6 +40,7 @@ pub(crate) struct Rooms {
     pub(crate) config: Arc<Config>,
     pub(crate) binder: Arc<Binder>,
     pub(crate) registry: Arc<Registry>,
+    pub(crate) sessions: Arc<Sessions>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) names: Arc<Names>,
     pub(crate) token_authenticator: Arc<dyn TokenAuthenticator>,
@@ -97,14 +100,14 @@ impl Gateway {
         self.push_from(Door::Library, None, push)
     }
 
-    /// Pushes one message and waits until it is handed to the kernel on every connection that took it, but not past
-    /// `until`: the outcome then says what is known so far.
+    /// Pushes one message and waits until every connection that took it has got it as far as `level`, or will not, but
+    /// not past `until`: the outcome then says what is known so far.
     ///
     /// # Errors
     /// Refuses a message over the config's `message_bytes_max`, and any once `waiting_pushes_max` are waiting.
-    pub async fn push_written(&self, push: &Push, until: Instant) -> Result<Outcome, PushError> {
+    pub async fn push_and_wait(&self, push: &Push, level: Level, until: Instant) -> Result<Outcome, PushError> {
         let sent = self.send_from(Door::Library, None, push, Follow::Each)?;
-        Ok(sent.settled(until).await)
+        Ok(sent.settled(level, until).await)
     }
 
     /// Closes a user's connections that are bound to the event, all of them without one, and says how many. What is
@@ -132,7 +135,7 @@ impl Gateway {
 
     /// All metrics as OpenMetrics text. What can be counted when asked is counted now, not kept in step by hand.
     pub(crate) fn scrape(&self) -> String {
-        let Rooms { metrics, registry, binder, .. } = &*self.0;
+        let Rooms { metrics, registry, binder, sessions, .. } = &*self.0;
         let depths = registry.depths();
         let set = |gauge: &Gauge, value: usize| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         set(&metrics.connections, depths.connections);
@@ -141,6 +144,10 @@ impl Gateway {
         set(&metrics.outbox_messages, depths.total.messages);
         set(&metrics.outbox_bytes, depths.total.bytes);
         set(&metrics.outbox_messages_fullest, depths.messages_max);
+        let kept = sessions.journal().usage();
+        set(&metrics.sessions_away, sessions.away());
+        set(&metrics.journal_messages, kept.messages);
+        set(&metrics.journal_bytes, kept.bytes);
         metrics.encode()
     }
 
@@ -182,21 +189,20 @@ impl Gateway {
             return Err(PushError::TooSlow { matched: receivers.len() });
         }
         let waiting = self.may_wait(Follow::Each)?;
-        let (delivery, outcome) = self.prepare(push, &receivers, Follow::Each, accepted_at);
-        let mut tally = Tally { gateway: self, outcome, displaced: 0 };
+        let message_id = self.0.names.message_id();
+        let (delivery, outcome) = self.prepare(push, message_id, &receivers, Follow::Each, accepted_at);
+        // A caller who leaves half way leaves counts that add up.
+        let mut tally = Counted { gateway: self, counts: Counts { outcome, displaced: 0, forgotten: 0 } };
         if let Some(delivery) = &delivery {
-            // Counted up, so that a caller who leaves half way leaves counts that add up.
-            tally.outcome.matched = 0;
             for (place, outbox) in receivers.iter().enumerate() {
                 if due(place) > Instant::now() {
                     tokio::time::sleep_until(due(place).into()).await;
                 }
-                tally.outcome.matched += 1;
-                tally.displaced += offer(outbox, delivery.ticket(place), &mut tally.outcome);
+                tally.counts.offer(outbox, delivery.ticket(place));
             }
         }
         let receipt = delivery.and_then(|delivery| delivery.receipt());
-        Ok(Sent { outcome: tally.outcome.clone(), receipt, _waiting: waiting })
+        Ok(Sent { outcome: tally.counts.outcome.clone(), receipt, _waiting: waiting })
     }
 
     /// A drop by a door, for a caller with a scope.
@@ -267,80 +273,127 @@ impl Gateway {
     }
 
     fn receivers(&self, push: &Push) -> Receivers {
-        let binder = &self.0.binder;
-        let mut receivers = match push.target() {
-            Target::User(user_id) => binder.receivers(user_id, push.event()),
-            Target::Everyone => binder.receivers_of_all(push.event()),
-        };
+        let mut receivers = self.bound(push);
         receivers.retain(|outbox| push.is_for(outbox.id()));
         receivers
     }
 
-    fn fan_out(&self, push: &Push, follow: Follow, accepted_at: Instant) -> (Outcome, Option<Arc<Receipt>>) {
-        let receivers = self.receivers(push);
-        let (delivery, mut outcome) = self.prepare(push, &receivers, follow, accepted_at);
-        if let Some(delivery) = &delivery {
-            let mut displaced = 0;
-            for (place, outbox) in receivers.iter().enumerate() {
-                displaced += offer(outbox, delivery.ticket(place), &mut outcome);
-            }
-            self.count(&outcome, displaced);
+    fn bound(&self, push: &Push) -> Receivers {
+        match push.target() {
+            Target::User(user_id) => self.0.binder.receivers(user_id, push.event()),
+            Target::Everyone => self.0.binder.receivers_of_all(push.event()),
         }
-        (outcome, delivery.and_then(|delivery| delivery.receipt()))
+    }
+
+    fn fan_out(&self, push: &Push, follow: Follow, accepted_at: Instant) -> (Outcome, Option<Arc<Receipt>>) {
+        let mut receivers = self.receivers(push);
+        let message_id = self.0.names.message_id();
+        let is_held = receivers.is_empty() && self.hold(push, message_id, accepted_at, &mut receivers);
+        let (delivery, outcome) = self.prepare(push, message_id, &receivers, follow, accepted_at);
+        let mut counts = Counts { outcome, displaced: 0, forgotten: 0 };
+        counts.outcome.held = u64::from(is_held);
+        if let Some(delivery) = &delivery {
+            for (place, outbox) in receivers.iter().enumerate() {
+                counts.offer(outbox, delivery.ticket(place));
+            }
+        }
+        self.count(&counts);
+        (counts.outcome, delivery.and_then(|delivery| delivery.receipt()))
+    }
+
+    /// Keeps a message that is still worth something later, for a user who has no connection now, and says whether it did.
+    /// If one was bound meanwhile, it is among the receivers then.
+    fn hold(&self, push: &Push, message_id: MessageId, accepted_at: Instant, receivers: &mut Receivers) -> bool {
+        let Target::User(user_id) = push.target() else { return false };
+        if push.ttl().is_none_or(|ttl| ttl.is_zero()) || push.is_for_one() || !self.bound(push).is_empty() {
+            return false;
+        }
+        let journal = self.0.sessions.journal();
+        let delivery = Arc::new(self.delivery(push, message_id, accepted_at));
+        if journal.hold(user_id, Kept::new(delivery.ticket(0), 0)).is_err() {
+            return false;
+        }
+        // A connection that was bound since has looked for what is held before this was.
+        *receivers = self.receivers(push);
+        if !receivers.is_empty() && journal.withdraw(user_id, message_id).is_some() {
+            return false;
+        }
+        receivers.clear();
+        true
     }
 
     /// The message in the form that outboxes take, if there is anyone to take it, and an outcome to count into.
     fn prepare(
         &self,
         push: &Push,
+        message_id: MessageId,
         receivers: &Receivers,
         follow: Follow,
         accepted_at: Instant,
     ) -> (Option<Arc<Delivery>>, Outcome) {
-        let mut outcome = Outcome::count(self.0.names.message_id(), Level::Accepted, Vec::new());
-        outcome.matched = receivers.len() as u64;
+        let outcome = Outcome::count(message_id, Level::Accepted, Vec::new());
         if receivers.is_empty() {
             return (None, outcome);
         }
-        let policy = push.slow_reader_policy().unwrap_or_else(|| self.0.config.slow_reader_policy(push.event()));
-        let mut delivery = Delivery::new(push, policy, accepted_at);
+        let mut delivery = self.delivery(push, message_id, accepted_at);
         if follow == Follow::Each {
             delivery = delivery.followed(receivers.iter().map(|outbox| outbox.id()));
         }
         (Some(Arc::new(delivery)), outcome)
     }
 
-    fn count(&self, outcome: &Outcome, displaced: usize) {
+    fn delivery(&self, push: &Push, message_id: MessageId, accepted_at: Instant) -> Delivery {
+        let policy = push.slow_reader_policy().unwrap_or_else(|| self.0.config.slow_reader_policy(push.event()));
+        Delivery::new(message_id, push, policy, accepted_at)
+    }
+
+    fn count(&self, counts: &Counts) {
+        let Counts { outcome, displaced, forgotten } = counts;
         let metrics = &self.0.metrics;
         metrics.matched.inc_by(outcome.matched);
         metrics.accepted.inc_by(outcome.accepted);
         metrics.dropped(&outcome.drops);
-        metrics.displaced.inc_by(displaced as u64);
+        metrics.held.inc_by(outcome.held);
+        metrics.displaced.inc_by(*displaced as u64);
+        metrics.forgotten.inc_by(*forgotten as u64);
+    }
+}
+
+/// What a push has done so far.
+struct Counts {
+    outcome: Outcome,
+    /// Messages that were accepted before and had to go for it.
+    displaced: usize,
+    /// The same of messages that were held.
+    forgotten: usize,
+}
+
+impl Counts {
+    /// Offers one receiver its share, and counts what it did.
+    fn offer(&mut self, outbox: &Outbox, ticket: Ticket) {
+        let Offered { taken, displaced, forgotten } = outbox.offer(ticket);
+        match taken {
+            Taken::Queued => self.outcome.accepted += 1,
+            Taken::Held => self.outcome.held += 1,
+            Taken::Refused(reason) => self.outcome.drops.add(reason),
+        }
+        self.outcome.matched += u64::from(taken != Taken::Held);
+        self.displaced += displaced;
+        self.forgotten += forgotten;
     }
 }
 
 /// A broadcast on its way. Dropped, it counts what was done, also when its caller has left.
-struct Tally<'a> {
+struct Counted<'a> {
     gateway: &'a Gateway,
-    outcome: Outcome,
-    displaced: usize,
+    counts: Counts,
 }
 
-impl Drop for Tally<'_> {
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        self.gateway.count(&self.outcome, self.displaced);
-        self.gateway.0.metrics.pushed(Door::Grpc, result_label(Ok(&self.outcome)));
+        self.gateway.count(&self.counts);
+        self.gateway.0.metrics.pushed(Door::Grpc, result_label(Ok(&self.counts.outcome)));
     }
-}
-
-/// Offers one receiver its share, counts what it did, and says how many messages had to go for it.
-fn offer(outbox: &Outbox, ticket: Ticket, outcome: &mut Outcome) -> usize {
-    let offered = outbox.offer(ticket);
-    match offered.refused {
-        None => outcome.accepted += 1,
-        Some(reason) => outcome.drops.add(reason),
-    }
-    offered.displaced
 }
 
 /// Whether each receiver is followed past acceptance.
@@ -371,18 +424,24 @@ impl Sent {
         }
     }
 
-    /// What became of it once every receiver is settled, or at `until` as far as it is known then.
-    pub(crate) async fn settled(&self, until: Instant) -> Outcome {
+    /// Whether nothing more will become of it that is followed.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.receipt.as_ref().is_none_or(|receipt| receipt.is_settled(Level::Acked))
+    }
+
+    /// What became of it once every receiver is settled at this level, or at `until` as far as it is known then.
+    pub(crate) async fn settled(&self, level: Level, until: Instant) -> Outcome {
         if let Some(receipt) = &self.receipt {
-            let _in_time = tokio::time::timeout_at(until.into(), receipt.settled()).await;
+            let _in_time = tokio::time::timeout_at(until.into(), receipt.settled(level)).await;
         }
-        self.now(Level::Written)
+        self.now(level)
     }
 }
 
 fn result_label(result: Result<&Outcome, &PushError>) -> PushResult {
     match result {
-        Ok(Outcome { matched: 0, .. }) => PushResult::Unmatched,
+        Ok(Outcome { matched: 0, held: 0, .. }) => PushResult::Unmatched,
+        Ok(Outcome { matched: 0, .. }) => PushResult::Held,
         Ok(Outcome { accepted: 0, .. }) => PushResult::Dropped,
         Ok(_) => PushResult::Accepted,
         Err(PushError::Invalid(InvalidPush::TooLong { .. })) => PushResult::TooLarge,

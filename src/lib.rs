@@ -76,6 +76,7 @@ mod connection;
 mod delivery;
 mod doors;
 mod gateway;
+mod journal;
 mod legacy;
 mod message;
 mod metrics;
@@ -84,6 +85,7 @@ mod outcome;
 mod registry;
 mod replays;
 mod server;
+mod sessions;
 
 pub use auth::{
     BindAttempt, Identity, OpenPush, PushAuthorizer, PushCredentials, PushKeys, PushRefused, PushScope, ReloadError,
@@ -91,6 +93,7 @@ pub use auth::{
 };
 pub use config::{Config, EventPolicies, Invalid, Loaded, LogFormat, Mistake, Page, Source};
 pub use gateway::{Gateway, PushError};
+pub use journal::{Appended, Journal, Kept, SessionKey, Usage};
 pub use message::{
     ConnectionId, Event, Field, InvalidConnectionId, InvalidPush, MessageId, Payload, Priority, Push, SlowReaderPolicy,
     Target, UserId,
@@ -113,15 +116,17 @@ mod rooms {
     use std::path::Path;
 
     /// Which rooms a room may know. Whatever is not here is a leaf, free to all, and knows only leaves.
-    const ARROWS: [(&str, &[&str]); 12] = [
+    const ARROWS: [(&str, &[&str]); 14] = [
         ("delivery", &[]),
-        ("outbox", &["delivery"]),
+        ("journal", &["delivery"]),
+        ("outbox", &["delivery", "journal"]),
         ("auth", &[]),
         ("binder", &["outbox"]),
         ("registry", &["outbox"]),
-        ("connection", &["auth", "binder", "delivery", "outbox", "registry"]),
+        ("sessions", &["binder", "journal", "outbox"]),
+        ("connection", &["auth", "binder", "delivery", "journal", "outbox", "registry", "sessions"]),
         ("replays", &["delivery"]),
-        ("gateway", &["auth", "binder", "delivery", "outbox", "registry", "replays"]),
+        ("gateway", &["auth", "binder", "delivery", "journal", "outbox", "registry", "replays", "sessions"]),
         ("doors/websocket", &["connection", "doors", "registry"]),
         ("doors/api", &["auth", "gateway"]),
         ("doors/json", &["auth", "doors", "gateway"]),

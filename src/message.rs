@@ -295,6 +295,11 @@ impl Push {
         self.only.is_none_or(|only| only == connection_id) && !self.excluded.contains(&connection_id)
     }
 
+    /// Whether it is for one connection alone.
+    pub(crate) fn is_for_one(&self) -> bool {
+        self.only.is_some()
+    }
+
     /// Whom it is for.
     #[must_use]
     pub fn target(&self) -> &Target {

@@ -34,10 +34,18 @@ pub(crate) struct Metrics {
     pub(crate) undelivered: Family<CloseLabels, Counter>,
     pub(crate) expired: Counter,
     pub(crate) displaced: Counter,
+    pub(crate) acked: Counter,
+    pub(crate) held: Counter,
+    pub(crate) forgotten: Counter,
+    pub(crate) resumes: Family<ResumeLabels, Counter>,
+    pub(crate) sessions_away: Gauge,
+    pub(crate) journal_messages: Gauge,
+    pub(crate) journal_bytes: Gauge,
     pub(crate) http_refused: Counter,
     pub(crate) accept_errors: Counter,
     pub(crate) push_seconds: Histogram,
     pub(crate) delivery_seconds: Histogram,
+    pub(crate) ack_seconds: Histogram,
 }
 
 /// The door a push came by.
@@ -56,6 +64,8 @@ pub(crate) enum PushResult {
     Accepted,
     /// Nobody was bound.
     Unmatched,
+    /// No connection was bound, and it is kept for one that comes.
+    Held,
     /// Every connection that matched dropped it.
     Dropped,
     Invalid,
@@ -76,6 +86,22 @@ pub(crate) enum UpgradeResult {
     TooMany,
     TooManyFromAddress,
     Draining,
+}
+
+/// What became of a bind that asked to resume a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum ResumeResult {
+    /// Nothing is missing.
+    Recovered,
+    /// The session goes on, and something is missing.
+    Gap,
+    /// The session is not known any more.
+    Unknown,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct ResumeLabels {
+    pub(crate) result: ResumeResult,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -110,7 +136,7 @@ macro_rules! labelled {
     };
 }
 
-labelled!(Door, PushResult, DropReason, UpgradeResult, CloseReason);
+labelled!(Door, PushResult, DropReason, UpgradeResult, ResumeResult, CloseReason);
 
 fn snake_case(variant: &impl Debug, encoder: &mut impl Write) -> fmt::Result {
     for (at, letter) in format!("{variant:?}").char_indices() {
@@ -143,10 +169,18 @@ impl Metrics {
             undelivered: Family::default(),
             expired: Counter::default(),
             displaced: Counter::default(),
+            acked: Counter::default(),
+            held: Counter::default(),
+            forgotten: Counter::default(),
+            resumes: Family::default(),
+            sessions_away: Gauge::default(),
+            journal_messages: Gauge::default(),
+            journal_bytes: Gauge::default(),
             http_refused: Counter::default(),
             accept_errors: Counter::default(),
             push_seconds: Histogram::new(LATENCY_BUCKETS),
             delivery_seconds: Histogram::new(LATENCY_BUCKETS),
+            ack_seconds: Histogram::new(LATENCY_BUCKETS),
         };
         metrics.register();
         metrics
@@ -187,6 +221,25 @@ impl Metrics {
             "Messages accepted and not written because a newer one took their place or their room",
             self.displaced.clone(),
         );
+        registry.register("messages_acked", "Messages that clients acknowledged", self.acked.clone());
+        registry.register(
+            "messages_held",
+            "Messages kept for a session that is away, or for a user without a connection",
+            self.held.clone(),
+        );
+        registry.register(
+            "messages_forgotten",
+            "Messages held, or left behind by a connection, that the journal gave up before any client had them",
+            self.forgotten.clone(),
+        );
+        registry.register("resumes", "Binds that asked to resume a session, by result", self.resumes.clone());
+        registry.register(
+            "sessions_away",
+            "Sessions without a connection that may come back",
+            self.sessions_away.clone(),
+        );
+        registry.register("journal_messages", "Messages in the journal", self.journal_messages.clone());
+        registry.register("journal_bytes", "Bytes in the journal", self.journal_bytes.clone());
         registry.register("http_refused", "TCP connections over http_connections_max", self.http_refused.clone());
         registry.register("accept_errors", "Failures to accept a TCP connection", self.accept_errors.clone());
         registry.register_with_unit(
@@ -200,6 +253,12 @@ impl Metrics {
             "From a message's acceptance to its last byte in the kernel",
             Unit::Seconds,
             self.delivery_seconds.clone(),
+        );
+        registry.register_with_unit(
+            "ack",
+            "From a message's acceptance to its client's acknowledgement",
+            Unit::Seconds,
+            self.ack_seconds.clone(),
         );
     }
 
@@ -218,6 +277,15 @@ impl Metrics {
     pub(crate) fn delivered(&self, after: Duration) {
         self.written.inc();
         self.delivery_seconds.observe(after.as_secs_f64());
+    }
+
+    pub(crate) fn acknowledged(&self, after: Duration) {
+        self.acked.inc();
+        self.ack_seconds.observe(after.as_secs_f64());
+    }
+
+    pub(crate) fn resumed(&self, result: ResumeResult) {
+        self.resumes.get_or_create(&ResumeLabels { result }).inc();
     }
 
     pub(crate) fn upgrade(&self, result: UpgradeResult) {

@@ -1,12 +1,19 @@
 //! One connection's bounded queue of messages: a push offers and never waits, the connection's task takes.
 
-use crate::delivery::Ticket;
-use crate::message::{ConnectionId, SlowReaderPolicy};
-use crate::outcome::DropReason;
+mod numbering;
+
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
+
+use crate::delivery::Ticket;
+use crate::journal::{Journal, Kept, SessionKey};
+use crate::message::{ConnectionId, SlowReaderPolicy};
+use crate::outcome::DropReason;
+
+use numbering::Numbering;
+pub(crate) use numbering::{Numbered, Resumed};
 
 /// How much one outbox holds, counting what the writer has taken but not yet written.
 #[derive(Clone, Copy, Debug)]
@@ -18,10 +25,20 @@ pub(crate) struct Capacity {
 /// What became of an offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Offered {
-    /// Why the outbox did not take the message; `None` when it did.
-    pub(crate) refused: Option<DropReason>,
+    pub(crate) taken: Taken,
     /// How many messages that were accepted before had to go for it.
     pub(crate) displaced: usize,
+    /// How many messages that were held before had to go for it.
+    pub(crate) forgotten: usize,
+}
+
+/// Whether an outbox took a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Taken {
+    Queued,
+    /// Its session is away, and keeps it for its return.
+    Held,
+    Refused(DropReason),
 }
 
 /// Why the gateway, not the peer, ends a connection.
@@ -31,6 +48,8 @@ pub(crate) enum Stop {
     QueueFull,
     /// An operator or service dropped it; what is queued is written first.
     Dropped,
+    /// The session goes on over another connection.
+    Replaced,
     /// The gateway shuts down; what is queued is written first.
     GoingAway,
     /// The shutdown grace is over; everything is given up at once.
@@ -66,6 +85,8 @@ struct State {
     waker: Option<Waker>,
     /// Whether a message is reason enough to wake the task. It is not while the socket takes no more.
     wants_messages: bool,
+    /// Present when the outbox is a session's.
+    numbering: Option<Box<Numbering>>,
 }
 
 /// Messages that are to leave a queue.
@@ -83,6 +104,28 @@ impl Leaving {
 }
 
 impl State {
+    /// Takes off the books what was written.
+    fn settle(&mut self, done: Depth) {
+        self.depth.messages -= done.messages;
+        self.depth.bytes -= done.bytes;
+    }
+
+    /// Arranges for the task to be woken.
+    fn sleep(&mut self, cx: &Context<'_>, room: usize) {
+        self.wants_messages = room > 0;
+        if self.waker.is_none() {
+            // A connection keeps to one task, so a waker that is still here is the right one.
+            self.waker = Some(cx.waker().clone());
+        }
+    }
+
+    fn numbering_if_away(&mut self) -> Option<&mut Numbering> {
+        if self.stop.is_some() {
+            return None;
+        }
+        self.numbering.as_deref_mut().filter(|numbering| numbering.is_away())
+    }
+
     fn queue(
         &mut self,
         ticket: Ticket,
@@ -179,7 +222,22 @@ impl Outbox {
     pub(crate) fn offer(&self, ticket: Ticket) -> Offered {
         let mut out = Vec::new();
         let mut state = self.state();
+        if let Some(numbering) = state.numbering_if_away() {
+            let (refused, forgotten) = numbering.keep(ticket);
+            drop(state);
+            let taken = match refused {
+                None => Taken::Held,
+                Some(message) => {
+                    message.into_ticket().refused(DropReason::QueueFull);
+                    Taken::Refused(DropReason::QueueFull)
+                }
+            };
+            return Offered { taken, displaced: 0, forgotten };
+        }
         let queued = state.queue(ticket, self.capacity, &mut out);
+        if let Some(numbering) = &mut state.numbering {
+            numbering.lose(out.len() + usize::from(queued.is_err()));
+        }
         if queued.is_err() || state.wants_messages {
             wake(state);
         } else {
@@ -190,22 +248,27 @@ impl Outbox {
         for (ticket, reason) in out {
             ticket.lost(reason);
         }
-        let refused = queued.err().map(|(ticket, reason)| {
-            ticket.refused(reason);
-            reason
-        });
-        Offered { refused, displaced }
+        let taken = match queued {
+            Ok(()) => Taken::Queued,
+            Err((ticket, reason)) => {
+                ticket.refused(reason);
+                Taken::Refused(reason)
+            }
+        };
+        Offered { taken, displaced, forgotten: 0 }
     }
 
-    /// Tells the connection to end. Says whether this call was the one that did; `Cut` overrides an earlier reason.
+    /// Tells the connection to end. Says whether this call was the one that did; `Cut` overrides an earlier reason. A
+    /// session that is away has no connection to be told, and will not come back.
     pub(crate) fn stop(&self, stop: Stop) -> bool {
         let mut state = self.state();
         let first = state.stop.is_none();
+        let is_away = state.numbering_if_away().is_some();
         if first || stop == Stop::Cut {
             state.stop = Some(stop);
             wake(state);
         }
-        first
+        first && !is_away
     }
 
     /// The task's one visit: takes `done` off the books, moves at most `room` messages into `batch` in order, tells
@@ -218,8 +281,7 @@ impl Outbox {
         room: usize,
     ) -> Option<Stop> {
         let mut state = self.state();
-        state.depth.messages -= done.messages;
-        state.depth.bytes -= done.bytes;
+        state.settle(done);
         if batch.is_empty() && state.queue.len() <= room {
             std::mem::swap(batch, &mut state.queue);
         } else {
@@ -227,12 +289,79 @@ impl Outbox {
             batch.extend(state.queue.drain(..count));
         }
         shrink(&mut state.queue);
-        state.wants_messages = room > 0;
-        if state.waker.is_none() {
-            // A connection keeps to one task, so a waker that is still here is the right one.
-            state.waker = Some(cx.waker().clone());
-        }
+        state.sleep(cx, room);
         state.stop
+    }
+
+    /// The same visit for a connection of the session protocol: what it takes is numbered, and what was lost is told.
+    pub(crate) fn visit_numbered(
+        &self,
+        cx: &Context<'_>,
+        done: Depth,
+        batch: &mut VecDeque<Numbered>,
+        room: usize,
+    ) -> Option<Stop> {
+        let mut state = self.state();
+        state.settle(done);
+        let State { queue, numbering, .. } = &mut *state;
+        if let Some(numbering) = numbering {
+            numbering.number(queue, batch, room);
+        }
+        shrink(&mut state.queue);
+        state.sleep(cx, room);
+        state.stop
+    }
+
+    /// Makes the outbox a session's, before anything was offered to it.
+    pub(crate) fn begin_session(&self, key: SessionKey, journal: Arc<dyn Journal>) {
+        self.state().numbering = Some(Box::new(Numbering::new(key, journal)));
+    }
+
+    /// The session's connection is gone: from here on messages are kept for its return, beginning with those that were
+    /// accepted and not written, `in_hand` first. Says how many of them there was no room for; `None` if the session is
+    /// not to come back.
+    pub(crate) fn leave(&self, in_hand: Vec<Kept>) -> Option<usize> {
+        let mut state = self.state();
+        if !matches!(state.stop, None | Some(Stop::QueueFull | Stop::Replaced)) {
+            return None;
+        }
+        (state.stop, state.waker, state.wants_messages) = (None, None, false);
+        state.depth = Depth::default();
+        let queue = std::mem::take(&mut state.queue);
+        let appended = state.numbering.as_mut()?.leave(in_hand, queue);
+        drop(state);
+        let lost = appended.lost + appended.refused.len();
+        for message in appended.refused {
+            message.give_up(DropReason::QueueFull);
+        }
+        Some(lost)
+    }
+
+    /// The session is about to get another connection: from here on messages are queued again. Says whether it may: not
+    /// if it was dropped meanwhile.
+    pub(crate) fn come_back(&self) -> bool {
+        let mut state = self.state();
+        let may = state.stop.is_none();
+        if let Some(numbering) = &mut state.numbering {
+            numbering.come_back();
+        }
+        may
+    }
+
+    /// Goes on behind the last number that the client has, with what was kept from there on.
+    ///
+    /// # Errors
+    /// Hands back what was kept if the client claims a number that was never sent.
+    pub(crate) fn resume(&self, seq: u64, kept: Vec<Kept>) -> Result<Resumed, Vec<Kept>> {
+        match &mut self.state().numbering {
+            Some(numbering) => numbering.resume(seq, kept),
+            None => Err(kept),
+        }
+    }
+
+    /// The last number that the connection was handed to send, 0 before the first.
+    pub(crate) fn seq(&self) -> u64 {
+        self.state().numbering.as_ref().map_or(0, |numbering| numbering.told())
     }
 
     /// Gives up what is queued and refuses what comes, for a connection that has ended. Says how many messages were
@@ -324,7 +453,7 @@ mod tests {
 
     fn ticket(push: &Push) -> Ticket {
         let policy = push.slow_reader_policy().unwrap_or_default();
-        Arc::new(Delivery::new(push, policy, Instant::now())).ticket(0)
+        Arc::new(Delivery::new(Names::new().message_id(), push, policy, Instant::now())).ticket(0)
     }
 
     fn message(text: &str) -> Ticket {
@@ -332,7 +461,10 @@ mod tests {
     }
 
     fn offer(outbox: &Outbox, ticket: Ticket) -> Result<(), DropReason> {
-        outbox.offer(ticket).refused.map_or(Ok(()), Err)
+        match outbox.offer(ticket).taken {
+            Taken::Queued | Taken::Held => Ok(()),
+            Taken::Refused(reason) => Err(reason),
+        }
     }
 
     /// Everything that is queued, as text.

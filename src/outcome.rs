@@ -12,6 +12,8 @@ pub enum Level {
     Accepted,
     /// It was handed to the kernel.
     Written,
+    /// The client said that it has it. Only clients of the session protocol can.
+    Acked,
 }
 
 /// What became of one push. `matched` is always `accepted` plus [`Outcome::dropped`], and `accepted` is `written` plus
@@ -31,6 +33,13 @@ pub struct Outcome {
     pub drops: Drops,
     /// Accepted ones whose message was handed to the kernel.
     pub written: u64,
+    /// Written ones whose client said that it has the message.
+    pub acked: u64,
+    /// Written ones whose client has no way to say so: what is known of them ends with `written`.
+    pub cannot_ack: u64,
+    /// Kept for a client that is not connected: each session that is away, or the user as a whole. Not in `matched` as
+    /// long as it is kept.
+    pub held: u64,
     /// Accepted ones that will never be written, by reason.
     pub losses: Drops,
     /// Each connection by itself, when that was asked for.
@@ -54,28 +63,43 @@ impl Outcome {
 
     /// Counts what happened on each connection.
     pub(crate) fn count(message_id: MessageId, level: Level, connections: Vec<ConnectionOutcome>) -> Self {
-        let matched = connections.len() as u64;
         let mut outcome = Self {
             message_id,
             level,
-            matched,
+            matched: 0,
             accepted: 0,
             drops: Drops::default(),
             written: 0,
+            acked: 0,
+            cannot_ack: 0,
+            held: 0,
             losses: Drops::default(),
             connections: Vec::new(),
             replayed: false,
         };
         for connection in &connections {
             match connection.progress {
+                Progress::Held => {
+                    outcome.held += 1;
+                    continue;
+                }
                 Progress::Dropped(reason) => {
                     outcome.drops.add(reason);
+                    outcome.matched += 1;
                     continue;
                 }
                 Progress::Accepted => {}
-                Progress::Written { .. } => outcome.written += 1,
+                Progress::Written { .. } => {
+                    outcome.written += 1;
+                    outcome.cannot_ack += u64::from(connection.cannot_ack);
+                }
+                Progress::Acked { .. } => {
+                    outcome.written += 1;
+                    outcome.acked += 1;
+                }
                 Progress::Lost(reason) => outcome.losses.add(reason),
             }
+            outcome.matched += 1;
             outcome.accepted += 1;
         }
         outcome.connections = connections;
@@ -93,24 +117,36 @@ pub struct ConnectionOutcome {
     pub progress: Progress,
     /// Messages that were waiting in the outbox before this one.
     pub queued_before: usize,
+    /// Whether its client has no way to acknowledge, so that `Written` is the end. Known once it is written.
+    pub cannot_ack: bool,
 }
 
 impl ConnectionOutcome {
     pub(crate) fn accepted(connection_id: ConnectionId) -> Self {
-        Self { connection_id, progress: Progress::Accepted, queued_before: 0 }
+        Self { connection_id, progress: Progress::Accepted, queued_before: 0, cannot_ack: false }
     }
 }
 
 /// How far a message got on one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Progress {
     /// The outbox did not take it.
     Dropped(DropReason),
+    /// The client's session is away, and the message is kept for its return.
+    Held,
     /// The outbox has it.
     Accepted,
     /// It was handed to the kernel.
     Written {
         /// How long that took from when it was accepted.
+        after: Duration,
+    },
+    /// The client said that it has it.
+    Acked {
+        /// How long it took to be written, from when it was accepted.
+        written_after: Duration,
+        /// How long it took to be acknowledged, from when it was accepted.
         after: Duration,
     },
     /// The outbox had it, and it will never be written.

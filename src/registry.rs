@@ -221,6 +221,18 @@ impl Registration {
     pub(crate) fn clock(&self) -> &Clock {
         &self.registry.clock
     }
+
+    /// Takes the outbox of a session that goes on over this connection, in place of the connection's own.
+    pub(crate) fn adopt(&mut self, outbox: Arc<Outbox>) {
+        self.registry.connections().open[self.place] = outbox.clone();
+        self.outbox = outbox;
+    }
+
+    /// Leaves the outbox to its session, and goes on with an empty one until the connection is closed.
+    pub(crate) fn part_with_outbox(&mut self) {
+        let Registry { names, limits, .. } = &*self.registry;
+        self.adopt(Arc::new(Outbox::new(names.connection_id(), limits.outbox)));
+    }
 }
 
 impl Drop for Registration {

@@ -30,12 +30,14 @@ use crate::config::{Check, Config, Invalid, Page};
 use crate::connection::Shared;
 use crate::doors::websocket::WebSocketDoor;
 use crate::gateway::{Gateway, Rooms};
+use crate::journal::{Bounds, Journal, MemoryJournal};
 use crate::message::Names;
 use crate::metrics::Metrics;
 use crate::outbox::{Capacity, Stop};
 use crate::proto;
 use crate::registry::{Limits, Registry};
 use crate::replays::Replays;
+use crate::sessions::{self, Sessions};
 
 use accept::Http;
 use route::{Reflection, Router, Serves};
@@ -53,6 +55,7 @@ pub struct ServerBuilder {
     control_listener: Option<TcpListener>,
     token_authenticator: Option<Arc<dyn TokenAuthenticator>>,
     push_authorizer: Option<Arc<dyn PushAuthorizer>>,
+    journal: Option<Arc<dyn Journal>>,
 }
 
 /// A gateway with its addresses bound and nothing served yet.
@@ -140,6 +143,13 @@ impl ServerBuilder {
         self
     }
 
+    /// Keeps messages for clients that come back in this, instead of in memory within the `journal_` bounds.
+    #[must_use]
+    pub fn journal(mut self, journal: impl Journal) -> Self {
+        self.journal = Some(Arc::new(journal));
+        self
+    }
+
     /// Checks the configuration, reads the files it names, and binds its addresses.
     ///
     /// # Errors
@@ -181,7 +191,7 @@ impl ServerBuilder {
             Some(control) => vec![(listener, Serves::Clients), (control, Serves::Control)],
             None => vec![(listener, Serves::All)],
         };
-        let gateway = gateway(self.config, token_authenticator, push_authorizer);
+        let gateway = gateway(self.config, token_authenticator, push_authorizer, self.journal);
         Ok(Server::new(gateway, listeners, local_addr, control_addr).await)
     }
 }
@@ -206,6 +216,7 @@ fn gateway(
     config: Config,
     token_authenticator: Arc<dyn TokenAuthenticator>,
     push_authorizer: Arc<dyn PushAuthorizer>,
+    journal: Option<Arc<dyn Journal>>,
 ) -> Gateway {
     let names = Arc::new(Names::new());
     let limits = Limits {
@@ -213,10 +224,25 @@ fn gateway(
         connections_per_address_max: config.connections_per_address_max,
         outbox: Capacity { messages_max: config.outbox_messages_max, bytes_max: config.outbox_bytes_max },
     };
+    let metrics = Arc::new(Metrics::new());
+    let journal = journal.unwrap_or_else(|| {
+        Arc::new(MemoryJournal::new(Bounds {
+            messages_per_user_max: config.journal_messages_max,
+            bytes_per_user_max: config.journal_bytes_max,
+            bytes_max: config.journal_total_bytes_max,
+            age: config.journal_age,
+        }))
+    });
+    let away = sessions::Limits {
+        away_max: config.sessions_away_max,
+        away_per_user_max: config.sessions_away_per_user_max,
+        age: config.journal_age,
+    };
     Gateway::new(Rooms {
         binder: Arc::new(Binder::default()),
         registry: Arc::new(Registry::new(limits, names.clone(), config.tick())),
-        metrics: Arc::new(Metrics::new()),
+        sessions: Arc::new(Sessions::new(away, journal, metrics.clone())),
+        metrics,
         waiting: Arc::new(Semaphore::new(config.waiting_pushes_max)),
         replays: Mutex::new(Replays::new(config.idempotency_window, config.idempotency_keys_max)),
         stopping: CancellationToken::new(),
@@ -238,6 +264,7 @@ impl Server {
             control_listener: None,
             token_authenticator: None,
             push_authorizer: None,
+            journal: None,
         }
     }
 
@@ -273,6 +300,7 @@ impl Server {
                     metrics: rooms.metrics.clone(),
                     config: rooms.config.clone(),
                     token_authenticator: rooms.token_authenticator.clone(),
+                    sessions: rooms.sessions.clone(),
                 }),
                 tasks: sockets.clone(),
             },
@@ -315,8 +343,8 @@ impl Server {
     pub async fn run(mut self, stop: impl Future<Output = ()>) -> Report {
         let registry = self.gateway.rooms().registry.clone();
         let time = AbortOnDropHandle::new(tokio::spawn({
-            let registry = registry.clone();
-            async move { registry.keep_time().await }
+            let (registry, sessions) = (registry.clone(), self.gateway.rooms().sessions.clone());
+            async move { tokio::join!(registry.keep_time(), sessions.keep_time()) }
         }));
         let accepting = TaskTracker::new();
         for (listener, serves) in std::mem::take(&mut self.listeners) {

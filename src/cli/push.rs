@@ -29,6 +29,8 @@ enum WaitFor {
     Accepted,
     /// It was handed to the kernel
     Written,
+    /// The clients that can said that they have it
+    Acked,
 }
 
 impl Push {
@@ -41,6 +43,7 @@ impl Push {
         let wait_for = match self.wait_for {
             WaitFor::Accepted => Level::Accepted,
             WaitFor::Written => Level::Written,
+            WaitFor::Acked => Level::Acked,
         };
         let push = PushRequest {
             user_id: self.user,
@@ -64,9 +67,18 @@ fn told(response: &PushResponse) -> String {
         response.accepted, response.matched, response.message_id
     );
     text.push_str(&counts("dropped by", &response.drops));
-    if response.level() == Level::Written {
+    if response.level() >= Level::Written {
         text.push_str(&format!(", written to {}", response.written));
         text.push_str(&counts("lost by", &response.losses));
+    }
+    if response.level() == Level::Acked {
+        text.push_str(&format!(", acknowledged by {}", response.acked));
+        if response.cannot_ack > 0 {
+            text.push_str(&format!(", {} cannot", response.cannot_ack));
+        }
+    }
+    if response.held > 0 {
+        text.push_str(&format!(", held for {}", response.held));
     }
     text
 }

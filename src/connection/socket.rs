@@ -4,28 +4,25 @@
 //! copied into a buffer of this connection's own; so they are written past it, many in one call, and tungstenite's
 //! own output (its answers to pings and close frames) is slipped in between two of them.
 
-use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::Stream;
-use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::{CapacityError, Error, ProtocolError};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
 
 use crate::close::CloseReason;
-use crate::delivery::Ticket;
-use crate::outbox::{Depth, shrink};
-use crate::outcome::DropReason;
+use crate::journal::{Journal, Kept, SessionKey};
+use crate::outbox::{Depth, Outbox, Stop};
 
-/// Frames written with one system call. Linux takes at most 1024 (`IOV_MAX`); past a few dozen the call's own cost no
-/// longer shows.
-pub(super) const BATCH_MAX: usize = 64;
+use super::batch::{BATCH_MAX, Batch};
 
 /// RFC 6455 section 5.2.
 const OPCODE_CLOSE: u8 = 0x8;
@@ -40,7 +37,7 @@ const CONTROL_BYTES_MAX: usize = 512;
 
 pub(super) struct Socket<S> {
     websocket: WebSocketStream<Wire<S>>,
-    batch: VecDeque<Ticket>,
+    batch: Batch,
     /// Bytes of the batch's first frame that are already written.
     offset: usize,
     /// What was written, or given up because its time was over, since the outbox was last told.
@@ -51,6 +48,7 @@ pub(super) struct Socket<S> {
     unreadable: bool,
     /// Whether control frames were written since anybody asked, so that tungstenite can bring out what it held back.
     control_went: bool,
+    is_done: bool,
 }
 
 /// What came from the client.
@@ -65,45 +63,83 @@ pub(super) enum Received {
 }
 
 impl<S> Socket<S> {
-    /// The frames in hand, for the outbox to add to, and how many more may be added.
-    pub(super) fn batch(&mut self) -> (&mut VecDeque<Ticket>, usize) {
-        let room = BATCH_MAX.saturating_sub(self.batch.len());
-        (&mut self.batch, room)
+    /// Tells the outbox what was written, takes more from it if `takes`, and says whether to stop.
+    pub(super) fn visit(&mut self, outbox: &Outbox, cx: &Context<'_>, takes: bool) -> Option<Stop> {
+        let done = self.take_done();
+        self.batch.visit(outbox, cx, done, takes)
     }
 
-    /// What was written or has expired since the last call, for the outbox's books.
+    /// What was written or has expired since the last visit, for the outbox's books.
     pub(super) fn take_done(&mut self) -> Depth {
         std::mem::take(&mut self.done)
     }
 
     /// Gives up the messages in hand whose time to live is over, and says how many. One that is partly written goes on.
     pub(super) fn expire(&mut self) -> usize {
-        let begun = usize::from(self.offset > 0);
-        if !self.batch.iter().skip(begun).any(Ticket::is_expired) {
-            return 0;
-        }
-        let before = self.batch.len();
-        for at in (begun..before).rev() {
-            if self.batch[at].is_expired()
-                && let Some(ticket) = self.batch.remove(at)
-            {
-                self.done.messages += 1;
-                self.done.bytes += ticket.bytes().len();
-                ticket.lost(DropReason::Expired);
-            }
-        }
-        before - self.batch.len()
+        self.batch.expire(self.begun(), &mut self.done)
     }
 
-    /// Gives up the frames in hand, except one that is partly written: without its rest the stream would be garbage.
+    /// Gives up the messages in hand, except one that is partly written: without its rest the stream would be garbage.
     pub(super) fn give_up(&mut self) {
-        self.batch.truncate(usize::from(self.offset > 0));
+        self.batch.give_up(self.begun());
+    }
+
+    /// Frames that are partly written.
+    fn begun(&self) -> usize {
+        usize::from(self.offset > 0)
+    }
+
+    /// Queues a frame of the gateway's own for a session's client.
+    pub(super) fn say(&mut self, text: String) {
+        self.batch.say(text);
+    }
+
+    /// How many of those wait.
+    pub(super) fn said(&self) -> usize {
+        self.batch.said()
+    }
+
+    /// Whether this is a session's connection.
+    pub(super) fn is_session(&self) -> bool {
+        matches!(self.batch, Batch::Session(_))
+    }
+
+    /// From here on what is written is kept for this session until it is acknowledged.
+    pub(super) fn keep_sent_for(&mut self, key: SessionKey, journal: Arc<dyn Journal>) {
+        self.batch.keep_sent_for(key, journal);
+    }
+
+    /// Keeps what was written since the last call.
+    pub(super) fn keep_sent(&mut self) {
+        self.batch.keep_sent();
+    }
+
+    /// The messages of a session that were not written. One that is partly written is among them, and its frame is still
+    /// finished.
+    pub(super) fn take_messages(&mut self) -> Vec<Kept> {
+        self.batch.take_messages(self.begun())
+    }
+
+    /// Gives up everything in hand, except what is partly written.
+    pub(super) fn silence(&mut self) {
+        self.batch.silence(self.begun());
+    }
+
+    /// Whether the client's close frame said that it is done, not that it may be back.
+    pub(super) fn is_done(&self) -> bool {
+        self.is_done
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     /// `already_read` is what the HTTP side read past the upgrade request.
-    pub(super) async fn new(stream: S, already_read: Bytes, message_bytes_max: usize, frame_bytes_max: usize) -> Self {
+    pub(super) async fn new(
+        stream: S,
+        already_read: Bytes,
+        batch: Batch,
+        message_bytes_max: usize,
+        frame_bytes_max: usize,
+    ) -> Self {
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER_BYTES)
             .write_buffer_size(0)
@@ -115,12 +151,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             WebSocketStream::from_partially_read(wire, already_read.to_vec(), Role::Server, Some(config)).await;
         Self {
             websocket,
-            batch: VecDeque::new(),
+            batch,
             offset: 0,
             done: Depth::default(),
             unflushed: false,
             unreadable: false,
             control_went: false,
+            is_done: false,
         }
     }
 
@@ -183,10 +220,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             } else if !self.batch.is_empty() {
                 // With a control frame waiting, only the frame that is partly written goes before it.
                 let frames_max = if wire.control.is_empty() { BATCH_MAX } else { 1 };
-                let mut slices: SmallVec<[IoSlice<'_>; BATCH_MAX]> =
-                    self.batch.iter().take(frames_max).map(|frame| IoSlice::new(frame.bytes())).collect();
-                slices[0].advance(self.offset);
-                let count = ready!(Pin::new(&mut wire.stream).poll_write_vectored(cx, &slices))?;
+                let mut slices = self.batch.slices(frames_max);
+                let mut rest = &mut slices[..];
+                IoSlice::advance_slices(&mut rest, self.offset);
+                let count = ready!(Pin::new(&mut wire.stream).poll_write_vectored(cx, rest))?;
                 drop(slices);
                 self.wrote(count, &mut delivered);
                 count
@@ -208,19 +245,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     fn wrote(&mut self, count: usize, delivered: &mut impl FnMut(Duration)) {
         let mut written = self.offset + count;
         let now = Instant::now();
-        while let Some(ticket) = self.batch.pop_front() {
-            let length = ticket.bytes().len();
-            if written < length {
-                self.batch.push_front(ticket);
-                break;
-            }
+        while let Some(length) = self.batch.front_length()
+            && written >= length
+        {
             written -= length;
-            self.done.messages += 1;
-            self.done.bytes += length;
-            delivered(ticket.written(now));
+            self.batch.wrote_front(now, &mut self.done, delivered);
         }
         self.offset = written;
-        shrink(&mut self.batch);
+        self.batch.shrink();
     }
 
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Received> {
@@ -228,7 +260,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             Some(Ok(Message::Text(text))) => Received::Data(text.into()),
             Some(Ok(Message::Binary(bytes))) => Received::Data(bytes),
             Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Received::Life,
-            Some(Ok(Message::Close(_))) => {
+            Some(Ok(Message::Close(frame))) => {
+                self.is_done = frame.is_none_or(|frame| frame.code == CloseCode::Normal);
                 // The next read does not read: it hands over the answer to the close frame.
                 let _answered = Pin::new(&mut self.websocket).poll_next(cx);
                 Received::End(CloseReason::ClientClosed)

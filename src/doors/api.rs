@@ -1,6 +1,6 @@
 //! Between the messages of the API and the nouns: what a request asks for, how an outcome is told, what was wrong.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::Extensions;
 use tonic::{Code, Status};
@@ -41,10 +41,11 @@ pub(super) fn send(
     request: proto::PushRequest,
 ) -> Result<Asked, Wrong> {
     let request = read(request).inspect_err(|_| gateway.rooms().metrics.pushed(door, PushResult::Invalid))?;
-    let waits = request.wait_for > Level::Accepted;
-    let follow = if waits || request.per_connection { Follow::Each } else { Follow::Nobody };
-    let sent = gateway.send_from(door, Some(scope), &request.push, follow)?;
-    Ok(Asked { sent, waits, per_connection: request.per_connection })
+    let Read { push, wait_for, per_connection } = request;
+    let waits = wait_for > Level::Accepted;
+    let follow = if waits || per_connection { Follow::Each } else { Follow::Nobody };
+    let sent = gateway.send_from(door, Some(scope), &push, follow)?;
+    Ok(Asked { sent, wait_for, per_connection })
 }
 
 /// Makes the pushes of a batch, all before any is waited for, and says what became of each.
@@ -76,7 +77,7 @@ pub(super) async fn batch(
 /// A push that was made, and what its caller asked to be told.
 pub(super) struct Asked {
     pub(super) sent: Sent,
-    pub(super) waits: bool,
+    pub(super) wait_for: Level,
     pub(super) per_connection: bool,
 }
 
@@ -86,9 +87,17 @@ impl Asked {
         write(&self.sent.now(Level::Accepted), self.per_connection)
     }
 
+    /// What became of it up to this level.
+    pub(super) async fn settled(&self, level: Level, until: Instant) -> proto::PushResponse {
+        write(&self.sent.settled(level, until).await, self.per_connection)
+    }
+
     /// What became of it, as far as the caller waits for it.
     pub(super) async fn answer(&self, until: Instant) -> proto::PushResponse {
-        if self.waits { write(&self.sent.settled(until).await, self.per_connection) } else { self.accepted() }
+        match self.wait_for {
+            Level::Accepted => self.accepted(),
+            level => self.settled(level, until).await,
+        }
     }
 }
 
@@ -147,6 +156,7 @@ fn read_for(
     let wait_for = match proto::Level::try_from(request.wait_for) {
         Ok(proto::Level::Unspecified | proto::Level::Accepted) => Level::Accepted,
         Ok(proto::Level::Written) => Level::Written,
+        Ok(proto::Level::Acked) => Level::Acked,
         Err(_) => return Err(unknown("wait_for")),
     };
     if let Some(ttl) = request.ttl {
@@ -193,6 +203,7 @@ fn connection_id(text: &str, field: &'static str) -> Result<ConnectionId, Wrong>
 
 fn write(outcome: &Outcome, per_connection: bool) -> proto::PushResponse {
     let told = if per_connection { &outcome.connections[..] } else { &[] };
+    let if_followed_to = |level, count| if outcome.level >= level { count } else { 0 };
     proto::PushResponse {
         message_id: outcome.message_id.to_string(),
         level: level(outcome.level).into(),
@@ -200,11 +211,14 @@ fn write(outcome: &Outcome, per_connection: bool) -> proto::PushResponse {
         accepted: outcome.accepted,
         dropped: outcome.dropped(),
         drops: counts(&outcome.drops),
-        written: if outcome.level >= Level::Written { outcome.written } else { 0 },
+        written: if_followed_to(Level::Written, outcome.written),
         losses: if outcome.level >= Level::Written { counts(&outcome.losses) } else { Vec::new() },
         connections: told.iter().take(CONNECTIONS_TOLD_MAX).map(connection).collect(),
         connections_omitted: told.len().saturating_sub(CONNECTIONS_TOLD_MAX) as u64,
         replayed: outcome.replayed,
+        held: outcome.held,
+        acked: if_followed_to(Level::Acked, outcome.acked),
+        cannot_ack: if_followed_to(Level::Acked, outcome.cannot_ack),
     }
 }
 
@@ -212,6 +226,7 @@ fn level(level: Level) -> proto::Level {
     match level {
         Level::Accepted => proto::Level::Accepted,
         Level::Written => proto::Level::Written,
+        Level::Acked => proto::Level::Acked,
     }
 }
 
@@ -230,21 +245,31 @@ fn counts(drops: &Drops) -> Vec<proto::DropCount> {
 }
 
 fn connection(outcome: &ConnectionOutcome) -> proto::ConnectionOutcome {
-    let (level, why, written_after) = match outcome.progress {
-        Progress::Dropped(why) => (proto::Level::Unspecified, reason(why), None),
-        Progress::Accepted => (proto::Level::Accepted, proto::DropReason::Unspecified, None),
-        Progress::Written { after } => {
-            (proto::Level::Written, proto::DropReason::Unspecified, prost_types::Duration::try_from(after).ok())
-        }
-        Progress::Lost(why) => (proto::Level::Accepted, reason(why), None),
-    };
-    proto::ConnectionOutcome {
+    let mut told = proto::ConnectionOutcome {
         connection_id: outcome.connection_id.to_string(),
-        level: level.into(),
-        reason: why.into(),
         queued_before: outcome.queued_before as u64,
-        written_after,
+        cannot_ack: outcome.cannot_ack,
+        ..proto::ConnectionOutcome::default()
+    };
+    let duration = |after: Duration| prost_types::Duration::try_from(after).ok();
+    match outcome.progress {
+        Progress::Dropped(why) => told.set_reason(reason(why)),
+        Progress::Held => told.held = true,
+        Progress::Accepted => told.set_level(proto::Level::Accepted),
+        Progress::Written { after } => {
+            told.set_level(proto::Level::Written);
+            told.written_after = duration(after);
+        }
+        Progress::Acked { written_after, after } => {
+            told.set_level(proto::Level::Acked);
+            (told.written_after, told.acked_after) = (duration(written_after), duration(after));
+        }
+        Progress::Lost(why) => {
+            told.set_level(proto::Level::Accepted);
+            told.set_reason(reason(why));
+        }
     }
+    told
 }
 
 impl From<proto::PushResponse> for proto::PushResult {

@@ -68,7 +68,7 @@ impl PushService for PushDoor {
             None => self.gateway.send_from(Door::Grpc, Some(&caller.scope), &read.push, follow),
             Some(pace) => self.gateway.broadcast_paced(Some(&caller.scope), &read.push, pace, caller.wait_until).await,
         };
-        let asked = Asked { sent: sent.map_err(Wrong::from)?, waits: follow == Follow::Each, per_connection: false };
+        let asked = Asked { sent: sent.map_err(Wrong::from)?, wait_for: read.wait_for, per_connection: false };
         Ok(Response::new(proto::BroadcastResponse { outcome: Some(asked.answer(caller.wait_until).await) }))
     }
 

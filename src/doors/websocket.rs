@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http::header::{ALLOW, CONNECTION, SEC_WEBSOCKET_VERSION, UPGRADE};
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::header::{ALLOW, CONNECTION, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto::upgrade::downcast;
@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use crate::close::CloseReason;
-use crate::connection::{self, Shared};
+use crate::connection::{self, Protocol, SESSION_PROTOCOL, Shared};
 use crate::doors::{Body, text, try_later};
 use crate::metrics::UpgradeResult;
 use crate::registry::{AdmitError, Registry};
@@ -42,8 +42,8 @@ impl WebSocketDoor {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let metrics = &self.shared.metrics;
-        // No subprotocol is picked: a client that offers some gets the legacy protocol, and can see that it does.
-        let response = match create_response_with_body(&request, Body::empty) {
+        let protocol = protocol(request.headers());
+        let mut response = match create_response_with_body(&request, Body::empty) {
             Ok(response) => response,
             Err(error) => {
                 metrics.upgrade(UpgradeResult::Malformed);
@@ -62,6 +62,9 @@ impl WebSocketDoor {
             }
         };
         metrics.upgrade(UpgradeResult::Accepted);
+        if protocol == Protocol::Session {
+            response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SESSION_PROTOCOL));
+        }
         let upgrade = hyper::upgrade::on(&mut request);
         // Nothing else of the request goes into the task: a header kept there would keep hyper's read buffer alive.
         drop(request);
@@ -82,9 +85,19 @@ impl WebSocketDoor {
                     Err(_) => unreachable!("hyper serves another stream type than the router was told"),
                 },
             };
-            connection::run(into_stream(io.into_inner()), already_read, peer, registration, shared).await;
+            connection::run(into_stream(io.into_inner()), already_read, protocol, peer, registration, shared).await;
         });
         response
+    }
+}
+
+/// What the client wants to speak. One that offers other subprotocols gets the legacy protocol, and can see that it does.
+fn protocol(headers: &HeaderMap) -> Protocol {
+    let offers = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|offers| offers.to_str().ok());
+    if offers.flat_map(|offers| offers.split(',')).any(|offer| offer.trim() == SESSION_PROTOCOL) {
+        Protocol::Session
+    } else {
+        Protocol::Legacy
     }
 }
 

@@ -3,9 +3,11 @@
 use super::*;
 use crate::auth::{OpenPush, TokenIsUser};
 use crate::binder::{BindLimits, Bindings};
+use crate::journal::{Bounds, MemoryJournal};
 use crate::outbox::{Capacity, Depth};
 use crate::outcome::Drops;
 use crate::registry::{Limits, Registration};
+use crate::sessions;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::task::{Context, Waker};
 
@@ -22,11 +24,15 @@ fn gateway() -> Gateway {
         connections_per_address_max: 0,
         outbox: Capacity { messages_max: OUTBOX_MESSAGES, bytes_max: 1 << 20 },
     };
+    let metrics = Arc::new(Metrics::new());
+    let bounds = Bounds { messages_per_user_max: 1, bytes_per_user_max: 1, bytes_max: 1, age: Duration::from_secs(1) };
+    let away = sessions::Limits { away_max: 1, away_per_user_max: 1, age: Duration::from_secs(1) };
     Gateway::new(Rooms {
         config: Arc::new(Config::default()),
         binder: Arc::default(),
         registry: Arc::new(Registry::new(limits, names.clone(), Duration::from_secs(1))),
-        metrics: Arc::new(Metrics::new()),
+        sessions: Arc::new(Sessions::new(away, Arc::new(MemoryJournal::new(bounds)), metrics.clone())),
+        metrics,
         names,
         token_authenticator: Arc::new(TokenIsUser),
         push_authorizer: Arc::new(OpenPush),

@@ -14,4 +14,5 @@ mod legacy;
 mod operating;
 mod parity;
 mod session_schema;
+mod sessions;
 mod shutdown;

@@ -10,7 +10,8 @@ use tonic::{Code, Status, Streaming};
 
 use crate::auth::PushScope;
 use crate::doors::Refusal;
-use crate::doors::api::Wrong;
+use crate::doors::api::{Asked, Wrong};
+use crate::outcome::Level;
 use crate::proto;
 
 use super::{PushDoor, status};
@@ -22,7 +23,7 @@ pub(crate) type Results = ReceiverStream<Result<proto::PushStreamResponse, Statu
 /// and HTTP/2 flow control tells the caller.
 const STREAM_RESULTS_MAX: usize = 64;
 
-/// Messages of one stream that wait for a second result.
+/// Messages of one stream that wait for a further result.
 const STREAM_WAITING_MAX: usize = 1024;
 
 /// The longest correlation id, in bytes.
@@ -58,10 +59,14 @@ impl PushStreaming {
             tokio::select! {
                 // Results first: a caller that is told is a caller that can go on.
                 biased;
-                Some(response) = waiting.next() => self.tell(response).await?,
+                Some((response, next)) = waiting.next() => {
+                    self.tell(response).await?;
+                    let next: Option<Next> = next;
+                    waiting.extend(next.map(Next::told));
+                }
                 () = stopping.cancelled() => break Err(status(Refusal::Draining)),
                 message = messages.message(), if waiting.len() < STREAM_WAITING_MAX => match message {
-                    Ok(Some(message)) => waiting.extend(self.push(message).await?),
+                    Ok(Some(message)) => waiting.extend(self.push(message).await?.map(Next::told)),
                     Ok(None) => break Ok(()),
                     // tonic's word for a message over the limit; unary calls have it mapped in the stack.
                     Err(error) if error.code() == Code::OutOfRange => break Err(status(Refusal::TooLarge {
@@ -71,8 +76,9 @@ impl PushStreaming {
                 },
             }
         };
-        while let Some(response) = waiting.next().await {
+        while let Some((response, next)) = waiting.next().await {
             self.tell(response).await?;
+            waiting.extend(next.map(Next::told));
         }
         match end {
             Ok(()) => Ok(()),
@@ -80,11 +86,8 @@ impl PushStreaming {
         }
     }
 
-    /// Pushes one message and tells its first result; returns the second one where there will be one.
-    async fn push(
-        &self,
-        message: proto::PushStreamRequest,
-    ) -> Result<Option<impl Future<Output = proto::PushStreamResponse> + use<>>, Gone> {
+    /// Pushes one message and tells its first result; returns what is to be told next, where there is more.
+    async fn push(&self, message: proto::PushStreamRequest) -> Result<Option<Next>, Gone> {
         let correlation_id = message.correlation_id;
         let sent = if correlation_id.len() > CORRELATION_ID_BYTES_MAX {
             let problem = format!("the correlation id is over the limit of {CORRELATION_ID_BYTES_MAX} bytes");
@@ -102,7 +105,7 @@ impl PushStreaming {
             }
         };
         let accepted = asked.accepted();
-        let is_final = !asked.waits || accepted.accepted == 0;
+        let is_final = asked.wait_for == Level::Accepted || accepted.accepted == 0;
         let response = proto::PushStreamResponse {
             correlation_id: correlation_id.clone(),
             result: Some(accepted.into()),
@@ -110,14 +113,35 @@ impl PushStreaming {
         };
         self.tell(response).await?;
         let until = Instant::now() + self.door.gateway.rooms().config.request_timeout;
-        let second = async move {
-            let result = Some(asked.answer(until).await.into());
-            proto::PushStreamResponse { correlation_id, result, r#final: true }
-        };
-        Ok((!is_final).then_some(second))
+        let next = Next { correlation_id, asked, level: Level::Written, until };
+        Ok((!is_final).then_some(next))
     }
 
     async fn tell(&self, response: proto::PushStreamResponse) -> Result<(), Gone> {
         self.results.send(Ok(response)).await.map_err(|_| Gone)
+    }
+}
+
+/// A message that its caller wants to know more of.
+struct Next {
+    correlation_id: String,
+    asked: Asked,
+    /// What is waited for now.
+    level: Level,
+    until: Instant,
+}
+
+impl Next {
+    /// The result once the message has got this far everywhere, and what comes after it.
+    async fn told(self) -> (proto::PushStreamResponse, Option<Self>) {
+        let outcome = self.asked.settled(self.level, self.until).await;
+        let sent = &self.asked.sent;
+        let is_final = self.level == self.asked.wait_for || Instant::now() >= self.until || sent.is_settled();
+        let response = proto::PushStreamResponse {
+            correlation_id: self.correlation_id.clone(),
+            result: Some(outcome.into()),
+            r#final: is_final,
+        };
+        (response, (!is_final).then_some(Self { level: Level::Acked, ..self }))
     }
 }

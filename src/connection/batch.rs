@@ -1,0 +1,349 @@
+//! The frames that one connection has in hand to write: legacy clients get the shared frame as it is, session clients one
+//! with a number of their own in front.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::sync::Arc;
+use std::task::Context;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use crate::delivery::{HEADER_BYTES_MAX, Ticket, text_header};
+use crate::journal::{Journal, Kept, SessionKey};
+use crate::outbox::{Depth, Numbered, Outbox, Stop, shrink};
+use crate::outcome::DropReason;
+
+/// Frames written with one system call. Linux takes at most 1024 slices (`IOV_MAX`); past a few dozen the call's own cost
+/// no longer shows.
+pub(super) const BATCH_MAX: usize = 64;
+
+/// The slices of one write: a session's frame is two.
+pub(super) type Slices<'a> = SmallVec<[IoSlice<'a>; BATCH_MAX]>;
+
+pub(super) enum Batch {
+    Legacy(VecDeque<Ticket>),
+    /// In a box, so that legacy connections do not carry its size.
+    Session(Box<SessionBatch>),
+}
+
+#[derive(Default)]
+pub(super) struct SessionBatch {
+    frames: VecDeque<Frame>,
+    /// What the outbox gave and is not encoded yet.
+    fresh: VecDeque<Numbered>,
+    /// What was written and is to be kept until it is acknowledged, and for whom and where.
+    sent: Vec<Kept>,
+    keeper: Option<(SessionKey, Arc<dyn Journal>)>,
+}
+
+/// One frame of a session.
+struct Frame {
+    head: Head,
+    tail: Bytes,
+    what: What,
+}
+
+/// What a frame tells.
+enum What {
+    Message(Message),
+    /// That messages are lost.
+    Gap,
+    /// Something of the gateway's own.
+    Said,
+    /// A message that the session took back.
+    Taken,
+}
+
+struct Message {
+    kept: Kept,
+    is_counted: bool,
+}
+
+/// `{"type":"push","seq":` and `,` with the longest number between them.
+const PUSH_HEAD_BYTES_MAX: usize = PUSH_HEAD.len() + 20 + 1;
+const PUSH_HEAD: &str = r#"{"type":"push","seq":"#;
+
+/// What stands before the shared part of a frame. In place, so that a delivered message costs no allocation.
+struct Head {
+    bytes: [u8; HEADER_BYTES_MAX + PUSH_HEAD_BYTES_MAX],
+    length: u8,
+}
+
+impl Head {
+    /// The header of a frame that says this much.
+    fn of_text(length: usize) -> Self {
+        let mut head = Self { bytes: [0; _], length: 0 };
+        let mut rest = &mut head.bytes[..];
+        text_header(length, &mut rest);
+        let left = rest.len();
+        head.length = (head.bytes.len() - left) as u8;
+        head
+    }
+
+    fn of_push(seq: u64, tail: usize) -> Self {
+        let mut digits = [0; 20];
+        let mut at = digits.len();
+        let mut rest = seq;
+        loop {
+            at -= 1;
+            digits[at] = b'0' + (rest % 10) as u8;
+            rest /= 10;
+            if rest == 0 {
+                break;
+            }
+        }
+        let digits = &digits[at..];
+        let mut head = Self::of_text(PUSH_HEAD.len() + digits.len() + 1 + tail);
+        head.append(PUSH_HEAD.as_bytes());
+        head.append(digits);
+        head.append(b",");
+        head
+    }
+
+    fn append(&mut self, bytes: &[u8]) {
+        let from = usize::from(self.length);
+        self.bytes[from..from + bytes.len()].copy_from_slice(bytes);
+        self.length += bytes.len() as u8;
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.length)]
+    }
+}
+
+impl Frame {
+    fn said(text: String) -> Self {
+        Self { head: Head::of_text(text.len()), tail: text.into(), what: What::Said }
+    }
+
+    fn gap(from: u64, to: u64) -> Self {
+        Self { what: What::Gap, ..Self::said(format!(r#"{{"type":"gap","from":{from},"to":{to}}}"#)) }
+    }
+
+    fn push(kept: Kept, is_counted: bool) -> Self {
+        let tail = kept.ticket().session_tail();
+        let head = Head::of_push(kept.seq(), tail.len());
+        Self { head, tail, what: What::Message(Message { kept, is_counted }) }
+    }
+
+    fn length(&self) -> usize {
+        self.head.as_bytes().len() + self.tail.len()
+    }
+
+    fn is_expired(&self) -> bool {
+        matches!(&self.what, What::Message(message) if message.kept.ticket().is_expired())
+    }
+
+    fn is_said(&self) -> bool {
+        matches!(self.what, What::Said)
+    }
+
+    /// Takes the message out of it, and leaves `what` in its place.
+    fn take_message(&mut self, what: What) -> Option<Message> {
+        if !matches!(self.what, What::Message(_)) {
+            return None;
+        }
+        match std::mem::replace(&mut self.what, what) {
+            What::Message(message) => Some(message),
+            What::Gap | What::Said | What::Taken => None,
+        }
+    }
+}
+
+impl From<Numbered> for Frame {
+    fn from(numbered: Numbered) -> Self {
+        match numbered {
+            Numbered::Message { message, is_counted } => Self::push(message, is_counted),
+            Numbered::Gap { from, to } => Self::gap(from, to),
+        }
+    }
+}
+
+/// Takes a message off the outbox's books.
+fn settle(done: &mut Depth, ticket: &Ticket) {
+    done.messages += 1;
+    done.bytes += ticket.bytes().len();
+}
+
+impl Batch {
+    pub(super) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Legacy(tickets) => tickets.len(),
+            Self::Session(batch) => batch.frames.len(),
+        }
+    }
+
+    /// Bytes of the frame in front.
+    pub(super) fn front_length(&self) -> Option<usize> {
+        match self {
+            Self::Legacy(tickets) => tickets.front().map(|ticket| ticket.bytes().len()),
+            Self::Session(batch) => batch.frames.front().map(Frame::length),
+        }
+    }
+
+    /// Visits the outbox, and takes from it as much as fits if `takes`.
+    pub(super) fn visit(&mut self, outbox: &Outbox, cx: &Context<'_>, done: Depth, takes: bool) -> Option<Stop> {
+        let room = if takes { BATCH_MAX.saturating_sub(self.len()) } else { 0 };
+        match self {
+            Self::Legacy(tickets) => outbox.visit(cx, done, tickets, room),
+            Self::Session(batch) => {
+                let stop = outbox.visit_numbered(cx, done, &mut batch.fresh, room);
+                batch.frames.extend(batch.fresh.drain(..).map(Frame::from));
+                stop
+            }
+        }
+    }
+
+    /// The bytes of the first frames, for one write.
+    pub(super) fn slices(&self, frames_max: usize) -> Slices<'_> {
+        match self {
+            Self::Legacy(tickets) => {
+                tickets.iter().take(frames_max.min(BATCH_MAX)).map(|ticket| IoSlice::new(ticket.bytes())).collect()
+            }
+            Self::Session(batch) => {
+                let frames = batch.frames.iter().take(frames_max.min(BATCH_MAX / 2));
+                frames.flat_map(|frame| [IoSlice::new(frame.head.as_bytes()), IoSlice::new(&frame.tail)]).collect()
+            }
+        }
+    }
+
+    /// The frame in front is with the kernel.
+    pub(super) fn wrote_front(&mut self, now: Instant, done: &mut Depth, delivered: &mut impl FnMut(Duration)) {
+        match self {
+            Self::Legacy(tickets) => {
+                let Some(ticket) = tickets.pop_front() else { return };
+                settle(done, &ticket);
+                delivered(ticket.written(now));
+            }
+            Self::Session(batch) => {
+                let Some(Frame { what: What::Message(mut message), .. }) = batch.frames.pop_front() else { return };
+                if message.is_counted {
+                    settle(done, message.kept.ticket());
+                }
+                message.kept.sent(now).into_iter().for_each(delivered);
+                batch.sent.push(message.kept);
+            }
+        }
+    }
+
+    /// Gives back memory that only a busy moment needed.
+    pub(super) fn shrink(&mut self) {
+        match self {
+            Self::Legacy(tickets) => shrink(tickets),
+            Self::Session(batch) if batch.frames.is_empty() => {
+                (batch.frames, batch.fresh) = (VecDeque::new(), VecDeque::new());
+            }
+            Self::Session(_) => {}
+        }
+    }
+
+    /// Gives up the messages past their time to live, the first `begun` frames apart, and says how many. A session is
+    /// told in their place that they are lost.
+    pub(super) fn expire(&mut self, begun: usize, done: &mut Depth) -> usize {
+        let mut expired = 0;
+        match self {
+            Self::Legacy(tickets) => {
+                if !tickets.iter().skip(begun).any(Ticket::is_expired) {
+                    return 0;
+                }
+                for at in (begun..tickets.len()).rev() {
+                    if tickets[at].is_expired()
+                        && let Some(ticket) = tickets.remove(at)
+                    {
+                        settle(done, &ticket);
+                        ticket.lost(DropReason::Expired);
+                        expired += 1;
+                    }
+                }
+            }
+            Self::Session(batch) => {
+                for frame in batch.frames.iter_mut().skip(begun).filter(|frame| frame.is_expired()) {
+                    let Some(Message { kept, is_counted }) = frame.take_message(What::Gap) else { continue };
+                    let seq = kept.seq();
+                    *frame = Frame::gap(seq, seq);
+                    if is_counted {
+                        settle(done, kept.ticket());
+                    }
+                    expired += usize::from(!kept.is_sent());
+                    kept.give_up(DropReason::Expired);
+                }
+            }
+        }
+        expired
+    }
+
+    /// Gives up the messages, the first `begun` frames apart. What the gateway says of its own stays.
+    pub(super) fn give_up(&mut self, begun: usize) {
+        match self {
+            Self::Legacy(tickets) => tickets.truncate(begun),
+            Self::Session(batch) => batch.retain(begun, Frame::is_said),
+        }
+    }
+
+    /// Gives up everything but the first `begun` frames.
+    pub(super) fn silence(&mut self, begun: usize) {
+        match self {
+            Self::Legacy(tickets) => tickets.truncate(begun),
+            Self::Session(batch) => batch.frames.truncate(begun),
+        }
+    }
+
+    /// Queues a frame of the gateway's own. Only a session's client is told anything.
+    pub(super) fn say(&mut self, text: String) {
+        if let Self::Session(batch) = self {
+            batch.frames.push_back(Frame::said(text));
+        }
+    }
+
+    /// How many frames of the gateway's own wait.
+    pub(super) fn said(&self) -> usize {
+        match self {
+            Self::Legacy(_) => 0,
+            Self::Session(batch) => batch.frames.iter().filter(|frame| frame.is_said()).count(),
+        }
+    }
+
+    /// From here on what is written is kept for this session until it is acknowledged.
+    pub(super) fn keep_sent_for(&mut self, key: SessionKey, journal: Arc<dyn Journal>) {
+        if let Self::Session(batch) = self {
+            batch.keeper = Some((key, journal));
+        }
+    }
+
+    /// Keeps what was written since the last call.
+    pub(super) fn keep_sent(&mut self) {
+        if let Self::Session(batch) = self
+            && !batch.sent.is_empty()
+            && let Some((key, journal)) = &batch.keeper
+        {
+            // What there is no room for is written all the same, and only missing if the client has to come back for it.
+            let _appended = journal.append(key, &mut batch.sent.drain(..));
+        }
+    }
+
+    /// The messages in hand that are not written, for a session that leaves this connection; the first `begun` frames
+    /// stay, to be finished.
+    pub(super) fn take_messages(&mut self, begun: usize) -> Vec<Kept> {
+        let Self::Session(batch) = self else { return Vec::new() };
+        let messages = batch.frames.iter_mut().filter_map(|frame| frame.take_message(What::Taken));
+        let taken = messages.map(|message| message.kept).collect();
+        batch.retain(begun, Frame::is_said);
+        taken
+    }
+}
+
+impl SessionBatch {
+    fn retain(&mut self, begun: usize, stays: impl Fn(&Frame) -> bool) {
+        let mut at = 0;
+        self.frames.retain(|frame| {
+            at += 1;
+            at <= begun || stays(frame)
+        });
+    }
+}

@@ -1,0 +1,416 @@
+//! Every session by its resume token: those that have a connection, and those that are away and may come back.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+use crate::binder::{BindError, Bindings};
+use crate::journal::{Journal, Kept, SessionKey};
+use crate::message::{ConnectionId, Event, UserId};
+use crate::metrics::Metrics;
+use crate::outbox::{Depth, Outbox, Resumed, Stop};
+
+/// All sessions of this process.
+#[derive(Debug)]
+pub(crate) struct Sessions {
+    limits: Limits,
+    journal: Arc<dyn Journal>,
+    metrics: Arc<Metrics>,
+    /// A std mutex: every operation is a few map steps, and none is held over an await.
+    known: Mutex<Known>,
+    /// Told whenever a session has left a connection.
+    changed: Notify,
+}
+
+/// How many sessions are kept without a connection, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) away_max: usize,
+    pub(crate) away_per_user_max: usize,
+    pub(crate) age: Duration,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    places: HashMap<ResumeToken, Place>,
+    /// Those that are away, longest first. One that came back leaves its entry behind until its time, or until there are
+    /// too many such.
+    departures: VecDeque<(Instant, ResumeToken)>,
+    away: usize,
+    /// The same by user, longest first.
+    away_of_user: HashMap<UserId, VecDeque<ResumeToken>>,
+}
+
+/// Where a session is.
+#[derive(Debug)]
+enum Place {
+    Here {
+        outbox: Arc<Outbox>,
+        user_id: UserId,
+    },
+    Away(Away),
+    /// Between two connections.
+    Moving {
+        user_id: UserId,
+    },
+}
+
+/// A session without a connection.
+#[derive(Debug)]
+struct Away {
+    since: Instant,
+    key: SessionKey,
+    outbox: Arc<Outbox>,
+    bindings: Bindings,
+}
+
+/// The secret by which a client goes on with its session.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct ResumeToken(u128);
+
+impl ResumeToken {
+    fn draw() -> Result<Self, getrandom::Error> {
+        let mut random = [0; 16];
+        getrandom::fill(&mut random)?;
+        Ok(Self(u128::from_be_bytes(random)))
+    }
+
+    /// Reads what `Display` wrote; `None` for anything else.
+    pub(crate) fn read(text: &str) -> Option<Self> {
+        let is_written_so = text.len() == 32 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        is_written_so.then(|| u128::from_str_radix(text, 16).ok().map(Self)).flatten()
+    }
+}
+
+impl fmt::Display for ResumeToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+/// Prints nothing of it: it is a secret.
+impl fmt::Debug for ResumeToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ResumeToken(..)")
+    }
+}
+
+/// A session that has a connection. Dropped without [`Session::leave`], it is over.
+#[derive(Debug)]
+pub(crate) struct Session {
+    sessions: Arc<Sessions>,
+    token: ResumeToken,
+    key: SessionKey,
+    outbox: Arc<Outbox>,
+}
+
+impl Sessions {
+    pub(crate) fn new(limits: Limits, journal: Arc<dyn Journal>, metrics: Arc<Metrics>) -> Self {
+        Self { limits, journal, metrics, known: Mutex::default(), changed: Notify::new() }
+    }
+
+    pub(crate) fn journal(&self) -> &Arc<dyn Journal> {
+        &self.journal
+    }
+
+    /// Begins a session on a connection's outbox, before the outbox is bound. `None` when the system has no random numbers
+    /// to make its token from.
+    pub(crate) fn begin(self: &Arc<Self>, outbox: &Arc<Outbox>, user_id: &UserId) -> Option<Session> {
+        let token = ResumeToken::draw().ok()?;
+        let key = SessionKey { user_id: user_id.clone(), epoch: outbox.id() };
+        outbox.begin_session(key.clone(), self.journal.clone());
+        let place = Place::Here { outbox: outbox.clone(), user_id: user_id.clone() };
+        self.known().places.insert(token, place);
+        Some(Session { sessions: self.clone(), token, key, outbox: outbox.clone() })
+    }
+
+    /// Takes a session of this user, to go on with it over another connection. One that has a connection still is made to
+    /// leave it first. `None` if it is not known any more.
+    pub(crate) async fn claim(self: &Arc<Self>, token: ResumeToken, user_id: &UserId) -> Option<Claimed> {
+        loop {
+            let changed = self.changed.notified();
+            if let Some(away) = self.take(token, user_id)? {
+                let key = away.key.clone();
+                let mut claimed = Claimed { sessions: self.clone(), token, away: Some(away), kept: Vec::new() };
+                if !claimed.come_back() {
+                    claimed.end();
+                    return None;
+                }
+                claimed.kept = self.journal.take(&key).await;
+                return Some(claimed);
+            }
+            changed.await;
+        }
+    }
+
+    /// The session, if it is away; `None` inside if it must be waited for.
+    fn take(&self, token: ResumeToken, claimant: &UserId) -> Option<Option<Away>> {
+        let mut known = self.known();
+        let place = known.places.get_mut(&token)?;
+        match place {
+            Place::Here { user_id, .. } | Place::Moving { user_id } if user_id != claimant => None,
+            Place::Away(away) if away.key.user_id != *claimant => None,
+            Place::Here { outbox, .. } => {
+                let outbox = outbox.clone();
+                drop(known);
+                outbox.stop(Stop::Replaced);
+                Some(None)
+            }
+            Place::Moving { .. } => Some(None),
+            Place::Away(_) => {
+                let moving = Place::Moving { user_id: claimant.clone() };
+                let Place::Away(away) = std::mem::replace(place, moving) else { unreachable!("looked at just now") };
+                known.one_less_away(claimant, token);
+                Some(Some(away))
+            }
+        }
+    }
+
+    fn put_away(&self, token: ResumeToken, away: Away) {
+        let user_id = away.key.user_id.clone();
+        let mut over = Vec::new();
+        let mut known = self.known();
+        known.departures.push_back((away.since, token));
+        known.places.insert(token, Place::Away(away));
+        known.away += 1;
+        let of_user = known.away_of_user.entry(user_id).or_default();
+        of_user.push_back(token);
+        let longest_of_user = of_user.front().copied().filter(|_| of_user.len() > self.limits.away_per_user_max);
+        if let Some(longest) = longest_of_user {
+            over.extend(known.remove_away(longest));
+        } else if known.away > self.limits.away_max {
+            over.extend(known.remove_longest_away());
+        }
+        if known.departures.len() > 2 * known.away + 64 {
+            known.forget_old_departures();
+        }
+        drop(known);
+        self.changed.notify_waiters();
+        over.into_iter().for_each(|away| self.end(away));
+    }
+
+    /// Ends what is kept for too long, for ever.
+    pub(crate) async fn keep_time(&self) {
+        // Late by no more than a tenth, and seldom enough to go through all that is kept.
+        let tick = (self.limits.age / 10).clamp(Duration::from_millis(10), Duration::from_secs(10));
+        let mut interval = tokio::time::interval(tick);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let now = interval.tick().await;
+            self.sweep(now.into_std());
+        }
+    }
+
+    /// Ends the sessions that have been away for too long.
+    pub(crate) fn sweep(&self, now: Instant) {
+        let mut known = self.known();
+        let mut over = Vec::new();
+        while let Some((since, token)) = known.departures.front().copied()
+            && now.saturating_duration_since(since) >= self.limits.age
+        {
+            known.departures.pop_front();
+            if known.is_away_since(token, since) {
+                over.extend(known.remove_away(token));
+            }
+        }
+        drop(known);
+        over.into_iter().for_each(|away| self.end(away));
+        let forgotten = self.journal.sweep(now);
+        self.metrics.forgotten.inc_by(forgotten as u64);
+    }
+
+    /// How many sessions are away.
+    pub(crate) fn away(&self) -> usize {
+        self.known().away
+    }
+
+    fn end(&self, away: Away) {
+        // Unbound first: whoever pushes now is told the truth.
+        drop(away.bindings);
+        let queued = away.outbox.close(Depth::default());
+        self.forget(&away.key, queued);
+    }
+
+    /// Gives up what is kept for a session that is over.
+    fn forget(&self, key: &SessionKey, queued: usize) {
+        let kept = self.journal.acknowledge(key, u64::MAX);
+        let never_sent = kept.iter().filter(|message| !message.is_sent()).count();
+        self.metrics.forgotten.inc_by((never_sent + queued) as u64);
+    }
+
+    fn remove(&self, token: ResumeToken) {
+        self.known().places.remove(&token);
+        self.changed.notify_waiters();
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // A panic in a few map steps can only be running out of memory; the other sessions are still good.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Known {
+    fn one_less_away(&mut self, user_id: &UserId, token: ResumeToken) {
+        self.away -= 1;
+        if let Some(of_user) = self.away_of_user.get_mut(user_id) {
+            of_user.retain(|away| *away != token);
+            if of_user.is_empty() {
+                self.away_of_user.remove(user_id);
+            }
+        }
+    }
+
+    fn is_away_since(&self, token: ResumeToken, since: Instant) -> bool {
+        matches!(self.places.get(&token), Some(Place::Away(away)) if away.since == since)
+    }
+
+    fn remove_away(&mut self, token: ResumeToken) -> Option<Away> {
+        match self.places.remove(&token)? {
+            Place::Away(away) => {
+                self.one_less_away(&away.key.user_id, token);
+                Some(away)
+            }
+            place => {
+                self.places.insert(token, place);
+                None
+            }
+        }
+    }
+
+    fn remove_longest_away(&mut self) -> Option<Away> {
+        loop {
+            let (since, token) = self.departures.pop_front()?;
+            if self.is_away_since(token, since) {
+                return self.remove_away(token);
+            }
+        }
+    }
+
+    fn forget_old_departures(&mut self) {
+        let departures = std::mem::take(&mut self.departures);
+        self.departures = departures.into_iter().filter(|(since, token)| self.is_away_since(*token, *since)).collect();
+    }
+}
+
+impl Session {
+    pub(crate) fn token(&self) -> ResumeToken {
+        self.token
+    }
+
+    pub(crate) fn key(&self) -> &SessionKey {
+        &self.key
+    }
+
+    pub(crate) fn epoch(&self) -> ConnectionId {
+        self.key.epoch
+    }
+
+    /// The connection is gone, and the session may come back. `in_hand` is what was on its way to the client. Says whether
+    /// the outbox is the session's now; else the session is over, and the outbox is still the connection's.
+    pub(crate) fn leave(self, mut bindings: Bindings, in_hand: Vec<Kept>) -> bool {
+        let Some(lost) = self.outbox.leave(in_hand) else { return false };
+        self.sessions.metrics.forgotten.inc_by(lost as u64);
+        bindings.leave();
+        let away = Away { since: Instant::now(), key: self.key.clone(), outbox: self.outbox.clone(), bindings };
+        self.sessions.put_away(self.token, away);
+        true
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let mut known = self.sessions.known();
+        if let Some(Place::Here { outbox, .. }) = known.places.get(&self.token)
+            && Arc::ptr_eq(outbox, &self.outbox)
+        {
+            known.places.remove(&self.token);
+            drop(known);
+            self.sessions.changed.notify_waiters();
+            self.sessions.forget(&self.key, 0);
+        }
+    }
+}
+
+/// A session between two connections. Dropped before [`Claimed::go_on`], it is away again.
+#[derive(Debug)]
+pub(crate) struct Claimed {
+    sessions: Arc<Sessions>,
+    token: ResumeToken,
+    away: Option<Away>,
+    kept: Vec<Kept>,
+}
+
+/// A session with its new connection.
+pub(crate) struct GoesOn {
+    pub(crate) session: Session,
+    pub(crate) outbox: Arc<Outbox>,
+    pub(crate) bindings: Bindings,
+    pub(crate) is_recovered: bool,
+    pub(crate) acknowledged: Vec<Kept>,
+}
+
+impl Claimed {
+    fn come_back(&self) -> bool {
+        self.away.as_ref().is_some_and(|away| away.outbox.come_back())
+    }
+
+    /// The events that are bound.
+    pub(crate) fn events(&self) -> Vec<Event> {
+        self.away.iter().flat_map(|away| away.bindings.events().cloned()).collect()
+    }
+
+    /// Goes on behind the last number that the client has. `None` if the session cannot: the client claims a number that
+    /// it was never sent.
+    ///
+    /// # Errors
+    /// Refuses a connection over the user's limit, and the session stays away.
+    pub(crate) fn go_on(mut self, seq: u64) -> Result<Option<GoesOn>, BindError> {
+        let Some(away) = &mut self.away else { return Ok(None) };
+        away.bindings.come_back()?;
+        let resumed = match away.outbox.resume(seq, std::mem::take(&mut self.kept)) {
+            Ok(resumed) => resumed,
+            Err(kept) => {
+                self.kept = kept;
+                self.end();
+                return Ok(None);
+            }
+        };
+        let Some(Away { key, outbox, bindings, .. }) = self.away.take() else { return Ok(None) };
+        let Resumed { is_recovered, acknowledged, lost } = resumed;
+        self.sessions.metrics.forgotten.inc_by(lost as u64);
+        let place = Place::Here { outbox: outbox.clone(), user_id: key.user_id.clone() };
+        self.sessions.known().places.insert(self.token, place);
+        self.sessions.changed.notify_waiters();
+        let session = Session { sessions: self.sessions.clone(), token: self.token, key, outbox: outbox.clone() };
+        Ok(Some(GoesOn { session, outbox, bindings, is_recovered, acknowledged }))
+    }
+
+    /// Ends the session: it is not to go on.
+    pub(crate) fn end(mut self) {
+        if let Some(away) = self.away.take() {
+            self.sessions.remove(self.token);
+            let never_sent = self.kept.iter().filter(|message| !message.is_sent()).count();
+            self.sessions.metrics.forgotten.inc_by(never_sent as u64);
+            self.sessions.end(away);
+        }
+    }
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        let Some(away) = self.away.take() else { return };
+        match away.outbox.leave(std::mem::take(&mut self.kept)) {
+            Some(lost) => {
+                self.sessions.metrics.forgotten.inc_by(lost as u64);
+                self.sessions.put_away(self.token, away);
+            }
+            None => {
+                self.sessions.remove(self.token);
+                self.sessions.end(away);
+            }
+        }
+    }
+}
