@@ -1,13 +1,14 @@
 //! The index of bindings: which connections a user has bound to which event. It knows nothing of sockets.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use slab::Slab;
 use smallvec::SmallVec;
 
 use crate::message::{ConnectionId, Event, UserId};
 use crate::outbox::Outbox;
+use crate::sync::{Mutex, MutexGuard};
 
 /// The outboxes that one push goes to. Inline for the usual handful, so that a push allocates nothing for them.
 pub(crate) type Receivers = SmallVec<[Arc<Outbox>; 8]>;

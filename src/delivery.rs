@@ -1,6 +1,6 @@
 //! One message on its way to its receivers: encoded once, and followed on each of them as far as somebody asked.
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 
 use crate::message::{ConnectionId, Event, MessageId, Payload, Priority, Push, SlowReaderPolicy};
 use crate::outcome::{ConnectionOutcome, DropReason, Level, Progress};
+use crate::sync::{Mutex, MutexGuard};
 
 /// One message, shared by the outboxes of all its receivers.
 #[derive(Debug)]

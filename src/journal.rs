@@ -1,6 +1,8 @@
 //! What is kept for clients that come back: the trait behind which it is kept, and what it keeps.
 
 mod memory;
+#[cfg(all(test, not(feature = "shuttle")))]
+mod model;
 
 use std::fmt;
 use std::time::{Duration, Instant};

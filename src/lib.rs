@@ -80,12 +80,15 @@ mod journal;
 mod legacy;
 mod message;
 mod metrics;
+#[cfg(all(test, feature = "shuttle"))]
+mod models;
 mod outbox;
 mod outcome;
 mod registry;
 mod replays;
 mod server;
 mod sessions;
+mod sync;
 
 pub use auth::{
     BindAttempt, Identity, OpenPush, PushAuthorizer, PushCredentials, PushKeys, PushRefused, PushScope, ReloadError,
@@ -132,7 +135,7 @@ mod rooms {
         ("doors/json", &["auth", "doors", "gateway"]),
         ("doors/grpc", &["auth", "doors", "gateway"]),
     ];
-    const LEAVES: [&str; 7] = ["close", "config", "legacy", "message", "metrics", "outcome", "proto"];
+    const LEAVES: [&str; 8] = ["close", "config", "legacy", "message", "metrics", "outcome", "proto", "sync"];
 
     fn check(path: &Path, room: &str, wrong: &mut Vec<String>) {
         let allowed = ARROWS.iter().find(|(name, _)| *name == room).map_or(&[][..], |(_, allowed)| allowed);

@@ -3,14 +3,14 @@
 mod numbering;
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Waker};
 
 use crate::delivery::Ticket;
 use crate::journal::{Journal, Kept, SessionKey};
 use crate::message::{ConnectionId, SlowReaderPolicy};
 use crate::outcome::DropReason;
+use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
 
 use numbering::Numbering;
 pub(crate) use numbering::{Numbered, Resumed};
@@ -264,6 +264,10 @@ impl Outbox {
         let mut state = self.state();
         let first = state.stop.is_none();
         let is_away = state.numbering_if_away().is_some();
+        if is_away && stop == Stop::Replaced {
+            // It has left in the meantime, and may come back.
+            return false;
+        }
         if first || stop == Stop::Cut {
             state.stop = Some(stop);
             wake(state);

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -12,6 +12,7 @@ use crate::journal::{Journal, Kept, SessionKey};
 use crate::message::{ConnectionId, Event, UserId};
 use crate::metrics::Metrics;
 use crate::outbox::{Depth, Outbox, Resumed, Stop};
+use crate::sync::{Mutex, MutexGuard};
 
 /// All sessions of this process.
 #[derive(Debug)]
@@ -105,6 +106,7 @@ pub(crate) struct Session {
     token: ResumeToken,
     key: SessionKey,
     outbox: Arc<Outbox>,
+    has_left: bool,
 }
 
 impl Sessions {
@@ -124,7 +126,7 @@ impl Sessions {
         outbox.begin_session(key.clone(), self.journal.clone());
         let place = Place::Here { outbox: outbox.clone(), user_id: user_id.clone() };
         self.known().places.insert(token, place);
-        Some(Session { sessions: self.clone(), token, key, outbox: outbox.clone() })
+        Some(Session { sessions: self.clone(), token, key, outbox: outbox.clone(), has_left: false })
     }
 
     /// Takes a session of this user, to go on with it over another connection. One that has a connection still is made to
@@ -310,8 +312,9 @@ impl Session {
 
     /// The connection is gone, and the session may come back. `in_hand` is what was on its way to the client. Says whether
     /// the outbox is the session's now; else the session is over, and the outbox is still the connection's.
-    pub(crate) fn leave(self, mut bindings: Bindings, in_hand: Vec<Kept>) -> bool {
+    pub(crate) fn leave(mut self, mut bindings: Bindings, in_hand: Vec<Kept>) -> bool {
         let Some(lost) = self.outbox.leave(in_hand) else { return false };
+        self.has_left = true;
         self.sessions.metrics.forgotten.inc_by(lost as u64);
         bindings.leave();
         let away = Away { since: Instant::now(), key: self.key.clone(), outbox: self.outbox.clone(), bindings };
@@ -322,13 +325,8 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        let mut known = self.sessions.known();
-        if let Some(Place::Here { outbox, .. }) = known.places.get(&self.token)
-            && Arc::ptr_eq(outbox, &self.outbox)
-        {
-            known.places.remove(&self.token);
-            drop(known);
-            self.sessions.changed.notify_waiters();
+        if !self.has_left {
+            self.sessions.remove(self.token);
             self.sessions.forget(&self.key, 0);
         }
     }
@@ -384,7 +382,8 @@ impl Claimed {
         let place = Place::Here { outbox: outbox.clone(), user_id: key.user_id.clone() };
         self.sessions.known().places.insert(self.token, place);
         self.sessions.changed.notify_waiters();
-        let session = Session { sessions: self.sessions.clone(), token: self.token, key, outbox: outbox.clone() };
+        let (sessions, token) = (self.sessions.clone(), self.token);
+        let session = Session { sessions, token, key, outbox: outbox.clone(), has_left: false };
         Ok(Some(GoesOn { session, outbox, bindings, is_recovered, acknowledged }))
     }
 

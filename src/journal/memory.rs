@@ -2,7 +2,7 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use super::{Appended, Bounds, Journal, Kept, SessionKey, Usage};
 use crate::message::{ConnectionId, Event, MessageId, UserId};
 use crate::outcome::DropReason;
+use crate::sync::{Mutex, MutexGuard};
 
 /// Keeps messages until they are acknowledged, too old, or one too many.
 #[derive(Debug)]
