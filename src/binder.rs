@@ -203,6 +203,10 @@ impl Bindings {
 }
 
 impl Bindings {
+    pub(crate) fn binder(&self) -> &Arc<Binder> {
+        &self.binder
+    }
+
     /// The events that are bound.
     pub(crate) fn events(&self) -> impl Iterator<Item = &Event> {
         self.events.iter().map(|(event, _)| event)

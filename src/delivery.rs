@@ -1,5 +1,6 @@
 //! One message on its way to its receivers: encoded once, and followed on each of them as far as somebody asked.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,8 @@ pub(crate) struct Delivery {
     priority: Priority,
     policy: SlowReaderPolicy,
     collapse_key: Option<Box<str>>,
+    /// Whether only sessions that are away have it, so that the last to give it up must not let it be lost.
+    is_left_behind: AtomicBool,
     /// Present when somebody wants to know more than that it was accepted.
     receipt: Option<Arc<Receipt>>,
 }
@@ -82,6 +85,7 @@ impl Delivery {
             priority: push.priority(),
             policy,
             collapse_key: push.collapse_key().map(Into::into),
+            is_left_behind: AtomicBool::new(false),
             receipt: None,
         }
     }
@@ -99,6 +103,12 @@ impl Delivery {
     /// Where it is written down how far it got, when it is followed.
     pub(crate) fn receipt(&self) -> Option<Arc<Receipt>> {
         self.receipt.clone()
+    }
+
+    /// Notes that no connection has it, and only sessions that are away keep it. Worth noting only for a message with a
+    /// time to live, which is worth something to whoever connects next.
+    pub(crate) fn leave_behind(&self) {
+        self.is_left_behind.store(self.expires_at.is_some(), Ordering::Relaxed);
     }
 
     /// What one receiver's outbox is offered.
@@ -268,9 +278,17 @@ impl Ticket {
         after
     }
 
+    /// Whether the message would be lost with this session, though it is still worth something to the user: no connection
+    /// ever had it, and no other session has it.
+    pub(crate) fn would_be_lost(&self) -> bool {
+        let is_last = Arc::strong_count(&self.delivery) == 1;
+        is_last && !self.is_expired() && self.delivery.is_left_behind.swap(false, Ordering::Relaxed)
+    }
+
     /// The same for a client that will acknowledge it.
     pub(crate) fn sent(&self, at: Instant) -> Duration {
         let after = self.age(at);
+        self.delivery.is_left_behind.store(false, Ordering::Relaxed);
         self.note(|outcome| match outcome.progress {
             Progress::Accepted | Progress::Held => {
                 outcome.progress = Progress::Written { after };

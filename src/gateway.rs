@@ -296,6 +296,9 @@ impl Gateway {
             for (place, outbox) in receivers.iter().enumerate() {
                 counts.offer(outbox, delivery.ticket(place));
             }
+            if counts.outcome.matched == 0 && push.user_id().is_some() {
+                delivery.leave_behind();
+            }
         }
         self.count(&counts);
         (counts.outcome, delivery.and_then(|delivery| delivery.receipt()))

@@ -161,6 +161,11 @@ impl Kept {
         self.ticket.lost(reason);
     }
 
+    /// The same message without a number, for the user as a whole.
+    pub(crate) fn for_anyone(self) -> Self {
+        Self::new(self.ticket, 0)
+    }
+
     pub(crate) fn ticket(&self) -> &Ticket {
         &self.ticket
     }

@@ -341,6 +341,11 @@ impl Outbox {
         Some(lost)
     }
 
+    /// Whether it is the outbox of a session without a connection.
+    pub(crate) fn is_away(&self) -> bool {
+        self.state().numbering.as_ref().is_some_and(|numbering| numbering.is_away())
+    }
+
     /// The session is about to get another connection: from here on messages are queued again. Says whether it may: not
     /// if it was dropped meanwhile.
     pub(crate) fn come_back(&self) -> bool {

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use crate::binder::{BindError, Bindings};
+use crate::binder::{BindError, Binder, Bindings};
 use crate::journal::{Journal, Kept, SessionKey};
 use crate::message::{ConnectionId, Event, UserId};
 use crate::metrics::Metrics;
-use crate::outbox::{Depth, Outbox, Resumed, Stop};
+use crate::outbox::{Depth, Offered, Outbox, Resumed, Stop, Taken};
 use crate::sync::{Mutex, MutexGuard};
 
 /// All sessions of this process.
@@ -97,6 +97,10 @@ impl fmt::Debug for ResumeToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ResumeToken(..)")
     }
+}
+
+fn would_be_lost(message: &Kept) -> bool {
+    !message.is_sent() && message.ticket().would_be_lost()
 }
 
 /// A session that has a connection. Dropped without [`Session::leave`], it is over.
@@ -231,16 +235,44 @@ impl Sessions {
 
     fn end(&self, away: Away) {
         // Unbound first: whoever pushes now is told the truth.
+        let binder = away.bindings.binder().clone();
         drop(away.bindings);
         let queued = away.outbox.close(Depth::default());
-        self.forget(&away.key, queued);
+        self.metrics.forgotten.inc_by(queued as u64);
+        let kept = self.journal.acknowledge(&away.key, u64::MAX);
+        let (left_behind, rest): (Vec<_>, Vec<_>) = kept.into_iter().partition(would_be_lost);
+        self.count_forgotten(&rest);
+        for message in left_behind {
+            self.pass_on(&binder, &away.key.user_id, message.for_anyone());
+        }
     }
 
-    /// Gives up what is kept for a session that is over.
-    fn forget(&self, key: &SessionKey, queued: usize) {
-        let kept = self.journal.acknowledge(key, u64::MAX);
+    /// Gives a message that only a session had, which is over, to the user's next connection, or to one there is.
+    fn pass_on(&self, binder: &Binder, user_id: &UserId, message: Kept) {
+        let (event, message_id) = (message.event().clone(), message.message_id());
+        let find = || binder.receivers(user_id, &event).into_iter().find(|outbox| !outbox.is_away());
+        let (receiver, message) = match find() {
+            Some(receiver) => (receiver, message),
+            None => {
+                if self.journal.hold(user_id, message).is_err() {
+                    self.metrics.forgotten.inc();
+                    return;
+                }
+                // A connection that was bound since has looked for what is held before this was.
+                let withdrawn =
+                    find().and_then(|receiver| Some((receiver, self.journal.withdraw(user_id, message_id)?)));
+                let Some(withdrawn) = withdrawn else { return };
+                withdrawn
+            }
+        };
+        let Offered { taken, displaced, forgotten } = receiver.offer(message.into_ticket());
+        self.metrics.displaced.inc_by(displaced as u64);
+        self.metrics.forgotten.inc_by(forgotten as u64 + u64::from(matches!(taken, Taken::Refused(_))));
+    }
+
+    fn count_forgotten(&self, kept: &[Kept]) {
         let never_sent = kept.iter().filter(|message| !message.is_sent()).count();
-        self.metrics.forgotten.inc_by((never_sent + queued) as u64);
+        self.metrics.forgotten.inc_by(never_sent as u64);
     }
 
     fn remove(&self, token: ResumeToken) {
@@ -327,7 +359,7 @@ impl Drop for Session {
     fn drop(&mut self) {
         if !self.has_left {
             self.sessions.remove(self.token);
-            self.sessions.forget(&self.key, 0);
+            self.sessions.count_forgotten(&self.sessions.journal.acknowledge(&self.key, u64::MAX));
         }
     }
 }
@@ -391,8 +423,7 @@ impl Claimed {
     pub(crate) fn end(mut self) {
         if let Some(away) = self.away.take() {
             self.sessions.remove(self.token);
-            let never_sent = self.kept.iter().filter(|message| !message.is_sent()).count();
-            self.sessions.metrics.forgotten.inc_by(never_sent as u64);
+            self.sessions.count_forgotten(&self.kept);
             self.sessions.end(away);
         }
     }

@@ -261,7 +261,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             Some(Ok(Message::Binary(bytes))) => Received::Data(bytes),
             Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Received::Life,
             Some(Ok(Message::Close(frame))) => {
-                self.is_done = frame.is_none_or(|frame| frame.code == CloseCode::Normal);
+                self.is_done = frame.is_some_and(|frame| frame.code == CloseCode::Normal);
                 // The next read does not read: it hands over the answer to the close frame.
                 let _answered = Pin::new(&mut self.websocket).poll_next(cx);
                 Received::End(CloseReason::ClientClosed)

@@ -317,6 +317,24 @@ async fn a_message_with_a_time_to_live_waits_for_a_user_without_a_connection() {
 }
 
 #[tokio::test]
+async fn a_message_that_only_a_session_had_is_passed_on_when_the_session_is_over() {
+    let gateway = TestGateway::with(|config| config.journal_age = Duration::from_secs(1)).await;
+    let (phone, _) = bound(&gateway).await;
+    let (other, _) = bound(&gateway).await;
+    let mut grpc = gateway.grpc().await;
+    leave(&gateway, phone).await;
+    leave(&gateway, other).await;
+    assert_eq!(grpc.try_push(lasting(push_request("ann", "mail", "lasting"))).await.unwrap().held, 2);
+    assert_eq!(push(&mut grpc, "not lasting").await, (0, 0, 2));
+    // The program was started anew and knows nothing of its session.
+    let (mut phone, _) = bound(&gateway).await;
+    phone.expect_push(1, "lasting").await;
+    gateway.until("pushgate_messages_forgotten_total", |forgotten| forgotten == 3).await;
+    assert_eq!(push(&mut grpc, "last").await, (1, 1, 0));
+    phone.expect_push(2, "last").await;
+}
+
+#[tokio::test]
 async fn what_waits_for_a_user_survives_a_bind_that_is_refused() {
     let gateway = TestGateway::with(|config| config.connections_per_user_max = 1).await;
     let mut other = client(&gateway).await;
@@ -557,9 +575,11 @@ async fn a_client_that_asks_and_does_not_read_is_held_back() {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let mut deaf = SessionClient::over(socket, gateway.clients).await;
+    deaf.bind("ann", "mail").await;
     let asking = async {
-        let ping = json!({ "type": "ping", "padding": "x".repeat(100) }).to_string();
-        while deaf.try_send(Message::text(ping.clone())).await.is_ok() {}
+        // The answer is as long as the question.
+        let unbind = json!({ "type": "unbind", "event": "e".repeat(1024) }).to_string();
+        while deaf.try_send(Message::text(unbind.clone())).await.is_ok() {}
     };
     // Its requests are not read any more once its answers pile up, and then it is closed for taking no byte.
     soon(asking).await;
