@@ -92,6 +92,10 @@ impl Process {
         Self { child, name, stdout, stderr }
     }
 
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The first line of stdout with this text in it, as soon as it is there.
     #[track_caller]
     pub fn stdout_line(&self, text: &str) -> String {

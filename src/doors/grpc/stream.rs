@@ -1,5 +1,6 @@
 //! One stream of pushes: messages in, results out, until the caller is done or gone, or the gateway stops.
 
+use std::pin::pin;
 use std::time::Instant;
 
 use futures_util::StreamExt;
@@ -53,7 +54,8 @@ impl PushStreaming {
     }
 
     async fn serve(&self, mut messages: Streaming<proto::PushStreamRequest>) -> Result<(), Gone> {
-        let stopping = self.door.gateway.rooms().stopping.clone();
+        // One future for the stream's whole life: a new one for each message would take its lock twice.
+        let mut stopped = pin!(self.door.gateway.rooms().stopping.cancelled());
         let mut waiting = FuturesUnordered::new();
         let end = loop {
             tokio::select! {
@@ -64,7 +66,7 @@ impl PushStreaming {
                     let next: Option<Next> = next;
                     waiting.extend(next.map(Next::told));
                 }
-                () = stopping.cancelled() => break Err(status(Refusal::Draining)),
+                () = &mut stopped => break Err(status(Refusal::Draining)),
                 message = messages.message(), if waiting.len() < STREAM_WAITING_MAX => match message {
                     Ok(Some(message)) => waiting.extend(self.push(message).await?.map(Next::told)),
                     Ok(None) => break Ok(()),
@@ -106,15 +108,14 @@ impl PushStreaming {
         };
         let accepted = asked.accepted();
         let is_final = asked.wait_for == Level::Accepted || accepted.accepted == 0;
-        let response = proto::PushStreamResponse {
-            correlation_id: correlation_id.clone(),
-            result: Some(accepted.into()),
-            r#final: is_final,
-        };
-        self.tell(response).await?;
+        let result = Some(accepted.into());
+        if is_final {
+            return self.tell(proto::PushStreamResponse { correlation_id, result, r#final: true }).await.map(|()| None);
+        }
+        let first = proto::PushStreamResponse { correlation_id: correlation_id.clone(), result, r#final: false };
+        self.tell(first).await?;
         let until = Instant::now() + self.door.gateway.rooms().config.request_timeout;
-        let next = Next { correlation_id, asked, level: Level::Written, until };
-        Ok((!is_final).then_some(next))
+        Ok(Some(Next { correlation_id, asked, level: Level::Written, until }))
     }
 
     async fn tell(&self, response: proto::PushStreamResponse) -> Result<(), Gone> {

@@ -1,0 +1,252 @@
+//! `PushStream` against unary `Push`: the same messages to the same connections, by turns in one run, from one HTTP/2
+//! connection to a gateway in a process of its own.
+//!
+//! ```sh
+//! cargo bench --bench push_stream
+//! ```
+//!
+//! Counts the processor time of all, callers and readers included, and of the gateway alone. A turn ends when every
+//! connection has every byte. Needs Linux's `/proc`.
+
+#![allow(clippy::unwrap_used, reason = "a measurement that cannot go on fails")]
+
+#[path = "../tests/support/process.rs"]
+mod process;
+
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use process::{GatewayProcess, pushgate};
+use pushgate::proto::push_request::Payload;
+use pushgate::proto::push_result::Result as ResultOf;
+use pushgate::proto::push_service_client::PushServiceClient;
+use pushgate::proto::{PushRequest, PushResponse, PushStreamRequest};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tonic::transport::Channel;
+
+const MESSAGE: &str = "a small message of 32 bytes text";
+/// Messages of one turn, so many that either way takes many of the kernel's ticks.
+const UNARY_MESSAGES: u32 = 15_000;
+const STREAM_MESSAGES: u32 = 120_000;
+const ROUNDS: usize = 5;
+/// Unary calls open at one time on the one connection; the gateway takes 256.
+const CALLS: usize = 128;
+
+fn main() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        for connections in [1, 8] {
+            compare(connections).await;
+        }
+    });
+}
+
+async fn compare(connections: usize) {
+    let gateway = GatewayProcess::start_as(
+        pushgate()
+            // A turn is faster than its readers; what waits for them must not close them.
+            .env("PUSHGATE_OUTBOX_MESSAGES_MAX", "1000000")
+            .env("PUSHGATE_OUTBOX_BYTES_MAX", "1000000000")
+            // The readers answer no ping.
+            .env("PUSHGATE_PING_INTERVAL", "1h"),
+    );
+    let channel = Channel::from_shared(format!("http://{}", gateway.control)).unwrap().connect().await.unwrap();
+    let mut bench = Bench { caller: PushServiceClient::new(channel), readers: Vec::new(), gateway };
+    for _ in 0..connections {
+        bench.readers.push(bench.reader().await);
+    }
+    bench.until_bound().await;
+
+    let mut rounds = Vec::new();
+    for _ in 0..ROUNDS {
+        rounds.push((bench.turn(Way::Unary).await, bench.turn(Way::Stream).await));
+    }
+    let plural = if connections == 1 { "" } else { "s" };
+    println!("messages of {} bytes to {connections} connection{plural}, medians of {ROUNDS} rounds", MESSAGE.len());
+    println!("                                unary      stream   ratio");
+    tell("msg/s per core of all", &rounds, |cost| cost.gateway + cost.callers);
+    tell("msg/s per gateway core", &rounds, |cost| cost.gateway);
+    tell("msg/s", &rounds, |cost| cost.wall);
+}
+
+/// One line. The ratio is a median too: the two turns of a round have the same neighbours on the machine.
+fn tell(what: &str, rounds: &[(Cost, Cost)], of: fn(&Cost) -> Duration) {
+    let median = |value: &dyn Fn(f64, f64) -> f64| {
+        let values = rounds.iter().map(|(unary, stream)| value(of(unary).as_secs_f64(), of(stream).as_secs_f64()));
+        let mut values: Vec<_> = values.collect();
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
+    };
+    let unary = median(&|unary, _| unary.recip());
+    let stream = median(&|_, stream| stream.recip());
+    let ratio = median(&|unary, stream| unary / stream);
+    println!("  {what:<24} {unary:>10.0}  {stream:>10.0}  {ratio:>5.1} x");
+}
+
+#[derive(Clone, Copy)]
+enum Way {
+    Unary,
+    Stream,
+}
+
+struct Bench {
+    gateway: GatewayProcess,
+    caller: PushServiceClient<Channel>,
+    readers: Vec<TcpStream>,
+}
+
+impl Bench {
+    /// A connection that is bound, read byte by byte: what a WebSocket library would cost is not of interest here.
+    async fn reader(&self) -> TcpStream {
+        let mut stream = TcpStream::connect(self.gateway.clients).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let upgrade = "GET /ws HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+                       sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+        stream.write_all(upgrade.as_bytes()).await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        let bind = r#"{"token":"ann","event":"mail"}"#;
+        // A final text frame, masked with nought.
+        let mut frame = vec![0x81, 0x80 | u8::try_from(bind.len()).unwrap(), 0, 0, 0, 0];
+        frame.extend(bind.as_bytes());
+        stream.write_all(&frame).await.unwrap();
+        stream
+    }
+
+    /// Pushes until as many connections take it as there are readers, and reads what that left on them.
+    async fn until_bound(&mut self) {
+        let expected = self.readers.len() as u64;
+        let mut sent = 0;
+        loop {
+            let accepted = self.caller.push(push()).await.unwrap().into_inner().accepted;
+            sent += accepted;
+            if accepted == expected {
+                break;
+            }
+        }
+        // Who was bound first has more of them; in all, this much is on its way.
+        let mut left = usize::try_from(sent).unwrap() * FRAME_BYTES;
+        let mut buffer = vec![0; 64 * 1024];
+        while left > 0 {
+            for reader in &mut self.readers {
+                if let Ok(read) = reader.try_read(&mut buffer) {
+                    left -= read;
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// One turn, to the last byte on the last connection, and what a message of it took.
+    async fn turn(&mut self, way: Way) -> Cost {
+        let messages = match way {
+            Way::Unary => UNARY_MESSAGES,
+            Way::Stream => STREAM_MESSAGES,
+        };
+        let before = self.clocks();
+        let bytes = messages as usize * FRAME_BYTES;
+        let readers = self.readers.drain(..).map(|reader| tokio::spawn(drain(reader, bytes))).collect::<Vec<_>>();
+        let accepted = match way {
+            Way::Unary => self.unary(messages).await,
+            Way::Stream => self.stream(messages).await,
+        };
+        assert_eq!(accepted, u64::from(messages) * readers.len() as u64, "every connection took every message");
+        for reader in readers {
+            self.readers.push(reader.await.unwrap());
+        }
+        let after = self.clocks();
+        Cost {
+            wall: (after.wall - before.wall) / messages,
+            gateway: (after.gateway - before.gateway) / messages,
+            callers: (after.callers - before.callers) / messages,
+        }
+    }
+
+    async fn unary(&self, messages: u32) -> u64 {
+        let mut accepted = 0;
+        let mut open = FuturesUnordered::new();
+        let call = || {
+            let mut caller = self.caller.clone();
+            async move { caller.push(push()).await.unwrap().into_inner() }
+        };
+        for _ in 0..messages {
+            if open.len() == CALLS {
+                accepted += open.next().await.map_or(0, |response: PushResponse| response.accepted);
+            }
+            open.push(call());
+        }
+        while let Some(response) = open.next().await {
+            accepted += response.accepted;
+        }
+        accepted
+    }
+
+    async fn stream(&self, messages: u32) -> u64 {
+        let messages =
+            (0..messages).map(|number| PushStreamRequest { correlation_id: number.to_string(), push: Some(push()) });
+        let mut caller = self.caller.clone();
+        let mut results = caller.push_stream(tokio_stream::iter(messages)).await.unwrap().into_inner();
+        let mut accepted = 0;
+        while let Some(response) = results.message().await.unwrap() {
+            match response.result.and_then(|result| result.result) {
+                Some(ResultOf::Outcome(outcome)) => accepted += outcome.accepted,
+                other => panic!("{other:?}"),
+            }
+        }
+        accepted
+    }
+
+    fn clocks(&self) -> Cost {
+        static START: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+        let gateway = processor_time(&self.gateway.process.id().to_string());
+        Cost { wall: START.elapsed(), gateway, callers: processor_time("self") }
+    }
+}
+
+fn push() -> PushRequest {
+    PushRequest {
+        user_id: "ann".to_owned(),
+        event: "mail".to_owned(),
+        payload: Some(Payload::Message(MESSAGE.to_owned())),
+        ..PushRequest::default()
+    }
+}
+
+/// A message as a client gets it: two bytes of frame header before it.
+const FRAME_BYTES: usize = 2 + MESSAGE.len();
+
+/// Reads so many bytes.
+async fn drain(mut stream: TcpStream, bytes: usize) -> TcpStream {
+    let mut left = bytes;
+    let mut buffer = vec![0; 64 * 1024];
+    while left > 0 {
+        let most = buffer.len().min(left);
+        let read = stream.read(&mut buffer[..most]).await.unwrap();
+        assert!(read > 0, "the gateway closed a reader");
+        left -= read;
+    }
+    stream
+}
+
+/// What a message took, or three clocks at one time.
+#[derive(Clone, Copy)]
+struct Cost {
+    wall: Duration,
+    gateway: Duration,
+    callers: Duration,
+}
+
+/// What a process has used of all cores, in user and kernel mode.
+fn processor_time(process: &str) -> Duration {
+    /// What the kernel counts processor time in for programs, on every architecture.
+    const TICK: Duration = Duration::from_millis(10);
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).expect("Linux's /proc is needed");
+    // The fields behind the name, which may hold anything but ends with the last bracket: the 14th and 15th of all.
+    let (_, fields) = stat.rsplit_once(") ").unwrap();
+    let ticks: u32 = fields.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<u32>().unwrap()).sum();
+    TICK * ticks
+}
