@@ -356,7 +356,7 @@ export class Pushgate extends EventTarget {
     // What was unbound while away is still bound there.
     for (const known of session.events) if (!this.#wanted.has(known)) this.#ask({ type: "unbind", event: known });
     this.#show({ state: "open" });
-    if (connection.isResuming && this.#session === session && this.#connection === connection) {
+    if (connection.isResuming && this.#connection === connection) {
       this.#tell("resumed", { recovered: frame.recovered === true, epoch, previousEpoch: before.epoch, seq });
       // The next number is seq + 1, so whatever is between the last one we have and it does not come any more.
       if (this.#connection === connection) this.#missing(session.seq + 1, seq);

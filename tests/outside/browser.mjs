@@ -56,7 +56,7 @@ export async function command(...args) {
   assert.equal(code, 0, `pushgate ${args.join(" ")}`);
 }
 
-/** Waits until `read` gives what is expected, or what an expected pattern matches. If it never does, says what it gave. */
+/** Waits until `read` gives what is expected, or what a pattern matches. If it never does, says what it gave last. */
 export async function becomes(read, expected) {
   const fits = (value) =>
     expected instanceof RegExp ? expected.test(value) : JSON.stringify(value) === JSON.stringify(expected);
@@ -80,7 +80,8 @@ export async function newPage(browser, gateway, expected = /^$/) {
   const page = await browser.newPage();
   page.setDefaultTimeout(CONDITION_MS);
   const mishap = (text) => expected.test(text) || mishaps.push(text);
-  const isOurs = (address) => address.startsWith("data:") || new URL(address).hostname === new URL(gateway.url).hostname;
+  const { hostname } = new URL(gateway.url);
+  const isOurs = (address) => address.startsWith("data:") || new URL(address).hostname === hostname;
   const frames = { sent: [], received: [] };
   page.on("console", (message) => message.type() === "error" && mishap(`console error: ${message.text()}`));
   page.on("pageerror", (error) => mishap(`page error: ${error.message}`));

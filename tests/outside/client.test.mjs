@@ -16,7 +16,9 @@ class Clock {
   #last = 0;
 
   set = (act, ms) => {
-    this.timers.set(++this.#last, { act, at: this.now + Math.max(ms, 0) });
+    // A real one overflows.
+    const inMs = ms >= 2 ** 31 ? 1 : Math.max(ms, 0);
+    this.timers.set(++this.#last, { act, at: this.now + inMs });
     return this.#last;
   };
   clear = (id) => this.timers.delete(id);
@@ -663,6 +665,8 @@ test("an event that was good before is bound first, so that a new one cannot end
   const gate = await started();
   await latest().drop();
   gate.bind("new");
+  await gate.unbind("mail");
+  gate.bind("mail");
   await back({ recovered: true });
   assert.deepEqual(latest().of("bind").map(({ event }) => event), ["mail", "new"]);
 });
@@ -678,6 +682,89 @@ test("what cannot be read is told, and a push in it is a gap", async () => {
   assert.deepEqual(gate.told("error").map(({ code }) => code), Array(3).fill("not_understood"));
   assert.deepEqual(gate.told("gap").map(({ from, to }) => [from, to]), [[2, 2]]);
   assert.deepEqual(gate.messages().map(([seq]) => seq), [1, 3]);
+});
+
+/** The gateway's side of sessions, which keeps a few messages and forgets a session now and then. */
+class FakeGateway {
+  constructor(draw) {
+    Object.assign(this, { draw, epochs: 0, sessions: new Map(), here: null, session: null, asked: 0 });
+  }
+
+  push() {
+    const session = this.session;
+    if (!session) return;
+    const seq = ++session.seq;
+    session.log.push(this.draw(8) === 0 ? { type: "gap", from: seq, to: seq } : frameOf(session, seq));
+    if (this.here) this.here.say(session.log.at(-1));
+  }
+
+  /** Answers the binds and acknowledgements that the latest socket sent. */
+  async serve() {
+    const socket = latest();
+    if (this.here !== socket || this.asked === socket.sent.length) return;
+    for (const frame of socket.sent.splice(0)) {
+      if (frame.type !== "bind") continue;
+      const known = frame.resume && this.draw(4) > 0 ? this.sessions.get(frame.resume.token) : undefined;
+      const epoch = `e-${known ? known.number : ++this.epochs}`;
+      this.session = known ?? { number: this.epochs, seq: 0, log: [], epoch };
+      this.sessions.set(epoch, this.session);
+      const seq = known ? frame.resume.seq : 0;
+      const missed = this.session.log.filter(({ seq: at, to }) => (at ?? to) > seq);
+      const lost = missed.splice(0, Math.max(0, missed.length - 5));
+      const recovered = Boolean(known) && lost.length === 0;
+      socket.say({
+        type: "bound", event: "mail", connection_id: "c", epoch, resume: epoch, seq, ...(frame.resume && { recovered }),
+      });
+      if (lost.length) socket.say({ type: "gap", from: seq + 1, to: seq + lost.length });
+      missed.forEach((frame) => socket.say(frame));
+      await settled();
+    }
+  }
+}
+
+const frameOf = ({ epoch }, seq) => ({ type: "push", seq, id: "i", event: "mail", message: `${epoch} ${seq}` });
+
+test("whatever happens, each message is delivered once and in order, or told to be missing", async () => {
+  for (let seed = 1; seed <= 200; seed++) {
+    let state = seed;
+    const draw = (below) => (state = (state * 48_271) % 2_147_483_647) % below;
+    const gateway = new FakeGateway(draw);
+    FakeSocket.all = [];
+    const gate = start({ ack: draw(2) ? "auto" : "manual" });
+    await settled();
+    for (let turn = 0; turn < 60; turn++) {
+      const socket = latest();
+      const { here, session } = gateway;
+      const pushes = gate.told("push");
+      const what = draw(10);
+      if (what < 4) {
+        gateway.push();
+      } else if (what === 4 && here) {
+        gateway.here = null;
+        await socket.drop();
+      } else if (what === 5) {
+        await clock.pass(draw(40_000));
+      } else if (what === 6 && session?.seq) {
+        here?.say(frameOf(session, 1 + draw(session.seq)));
+      } else if (what === 7 && pushes.length) {
+        gate.ack(pushes[draw(pushes.length)]);
+      } else if (here !== socket && !socket.closed && gate.state === "connecting") {
+        gateway.here = socket;
+        await socket.open();
+      }
+      if (gateway.here?.closed) gateway.here = null;
+      await gateway.serve();
+    }
+    const next = new Map();
+    for (const { type, epoch, seq, message, from, to } of gate.everything) {
+      if (type === "push") assert.equal(message, `${epoch} ${seq}`);
+      if (type !== "push" && type !== "gap") continue;
+      assert.equal(from ?? seq, next.get(epoch) ?? 1, `seed ${seed}: nothing twice and nothing skipped`);
+      next.set(epoch, (to ?? seq) + 1);
+    }
+    assert.deepEqual(gate.told("error"), []);
+    gate.close();
+  }
 });
 
 test("a listener may close at any time", async () => {

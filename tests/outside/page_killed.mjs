@@ -1,5 +1,5 @@
-// Kills the gateway under an open page in headless Chromium, and starts another on the same address: the page comes back
-// by itself, and says that the new gateway does not know what it missed. Run as page.mjs is.
+// Kills the gateway under an open page in headless Chromium, and starts another on the same address: the page comes
+// back by itself, and says that messages may be missing, as the new gateway does not know. Run as page.mjs is.
 
 import assert from "node:assert/strict";
 import { becomes, kill, newPage, push, run, startGateway, step } from "./browser.mjs";
