@@ -35,9 +35,9 @@ export interface PushgateOptions {
   WebSocket?: new (url: string, protocols: string[]) => unknown;
   /** The wait before attempt n + 1 is drawn between 0 and `min(maxMs, minMs * 2 ** n)`. */
   backoff?: {
-    /** 500 by default. */
+    /** 1000 by default. */
     minMs?: number;
-    /** 30000 by default. */
+    /** 60000 by default. */
     maxMs?: number;
   };
   /**
@@ -103,7 +103,7 @@ export interface Bound {
 
 /** One message. */
 export interface Push {
-  /** The gateway's id of the message, as its sender knows it. */
+  /** The message's name, as its sender knows it: the same on every connection, and in a later session too. */
   readonly id: string;
   readonly event: string;
   /** The message's number in the session, over all events: 1, 2, 3, ... */

@@ -7,11 +7,8 @@ const SUBPROTOCOL = "pushgate.v1.json";
 // Close codes after which coming back would end in the same way.
 const FINAL_CODES = new Set([1002, 1007, 1009, 4400, 4401, 4403, 4409]);
 
-// What the gateway answers to a request that it does not grant. Other errors are about frames that ask for nothing.
-const REFUSALS = new Set([
-  "incomplete", "token_refused", "not_allowed", "check_unavailable", "other_user", "too_many_events",
-  "too_many_connections", "already_bound", "last_event",
-]);
+// Errors about frames that ask for nothing. Any other is the answer to a request, codes of later gateways included.
+const NOT_ANSWERS = new Set(["not_understood", "unknown_type", "not_bound", "bad_ack"]);
 
 const ACK_INTERVAL_MS = 50;
 // How long a connection must have been bound before the next loss begins with the shortest wait again. A gateway that
@@ -73,8 +70,8 @@ export class Pushgate extends EventTarget {
     this.#WebSocket = options.WebSocket ?? globalThis.WebSocket;
     if (!this.#WebSocket) throw new TypeError("there is no WebSocket here, give one as an option");
     this.#backoff = {
-      minMs: milliseconds("backoff.minMs", backoff.minMs, 500),
-      maxMs: milliseconds("backoff.maxMs", backoff.maxMs, 30_000),
+      minMs: milliseconds("backoff.minMs", backoff.minMs, 1_000),
+      maxMs: milliseconds("backoff.maxMs", backoff.maxMs, 60_000),
     };
     this.#pingIntervalMs = milliseconds("pingIntervalMs", options.pingIntervalMs, null);
     this.#pongTimeoutMs = milliseconds("pongTimeoutMs", options.pongTimeoutMs, 10_000);
@@ -409,7 +406,7 @@ export class Pushgate extends EventTarget {
     const { unanswered } = connection;
     // An event that the gateway cannot read is not named in its answer, which is then to the first request.
     const at = event === undefined ? 0 : unanswered.findIndex((request) => request.event === event);
-    const [request] = REFUSALS.has(code) && at >= 0 ? unanswered.splice(at, 1) : [];
+    const [request] = NOT_ANSWERS.has(code) || at < 0 ? [] : unanswered.splice(at, 1);
     const error = new PushgateError(String(code), String(message), { event: event ?? request?.event });
     if (!connection.isBound) {
       // The gateway closes behind it. Whether to come back is for the close code to say.
