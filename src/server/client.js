@@ -15,7 +15,7 @@ const ACK_INTERVAL_MS = 50;
 // accepts and then closes must not be asked at full speed.
 const STEADY_MS = 10_000;
 const REFRESH_AT = 0.8;
-const REFRESH_AGAIN_MS_MIN = 1_000;
+const REFRESH_MS_MIN = 250;
 // Longer ones overflow in setTimeout and would fire at once.
 const TIMER_MS_MAX = 2 ** 31 - 1;
 
@@ -301,7 +301,7 @@ export class Pushgate extends EventTarget {
     connection.heardAt = performance.now();
     connection.wasHeard = true;
     try {
-      const frame = JSON.parse(data);
+      const frame = read(data);
       switch (frame.type) {
         case "welcome": return this.#welcomed(frame);
         case "bound": return this.#onBound(frame);
@@ -503,7 +503,7 @@ export class Pushgate extends EventTarget {
     this.#connection.expiresAt = time;
     // A fixed token cannot be exchanged. The gateway closes with 4410 when its time is over.
     if (time === Infinity || typeof this.#token !== "function") return this.#cancel("refresh");
-    this.#after("refresh", (time - performance.now()) * REFRESH_AT, () => this.#refresh());
+    this.#refreshIn(time - performance.now());
   }
 
   async #refresh() {
@@ -529,13 +529,17 @@ export class Pushgate extends EventTarget {
   // The old token's time still runs. When it is over, the gateway closes and we come back with a fresh one.
   #refreshAgain() {
     const leftMs = this.#connection.expiresAt - performance.now();
-    if (leftMs > 0) this.#after("refresh", Math.max(leftMs * REFRESH_AT, REFRESH_AGAIN_MS_MIN), () => this.#refresh());
+    if (leftMs > 0) this.#refreshIn(leftMs);
+  }
+
+  #refreshIn(leftMs) {
+    this.#after("refresh", Math.max(leftMs * REFRESH_AT, REFRESH_MS_MIN), () => this.#refresh());
   }
 
   // What the application is told.
 
   #tell(type, detail) {
-    this.dispatchEvent(new CustomEvent(type, { detail: Object.isFrozen(detail) ? detail : Object.freeze(detail) }));
+    this.dispatchEvent(new CustomEvent(type, { detail: Object.freeze(detail) }));
   }
 
   #show({ state, ...more }) {
@@ -600,6 +604,15 @@ function milliseconds(name, value = undefined, otherwise) {
   if (value === undefined || value === null) return otherwise;
   if (!(Number.isFinite(value) && value > 0)) throw new RangeError(`${name} must be a positive number`);
   return value;
+}
+
+function read(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    // The parser's own error would quote the text, and secrets with it.
+    throw new TypeError("not JSON");
+  }
 }
 
 function isCount(value) {

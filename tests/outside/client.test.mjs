@@ -89,8 +89,8 @@ class FakeSocket {
 
 const latest = () => FakeSocket.all.at(-1);
 
-/** An error's message is not among what is spread. */
-const wordsOf = (detail) => (detail instanceof Error ? { message: detail.message } : {});
+/** An error's message and cause are not among what is spread. */
+const wordsOf = (told) => (told instanceof Error ? { message: told.message, cause: String(told.cause) } : {});
 
 /** A client, and all that it told. */
 function start(options = {}) {
@@ -674,7 +674,7 @@ test("an event that was good before is bound first, so that a new one cannot end
 test("what cannot be read is told, and a push in it is a gap", async () => {
   const gate = await started();
   latest().push(1);
-  latest().say("{");
+  latest().say(SECRET);
   latest().say("null");
   latest().say({ type: "push", seq: 2, id: "x", event: "mail", binary: "?" });
   latest().say({ type: "from a later version" });
