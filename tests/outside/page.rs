@@ -31,3 +31,9 @@ fn the_page_comes_back_to_a_gateway_that_was_killed_and_does_not_claim_to_have_m
 fn the_page_gets_what_was_pushed_while_its_connection_was_cut_in_order_and_once() {
     drive("page_cut.mjs");
 }
+
+#[test]
+#[ignore = "needs Node.js, playwright-core and Chromium"]
+fn a_client_gives_up_a_frozen_gateway_and_goes_on_with_its_session() {
+    drive("page_frozen.mjs");
+}
