@@ -187,6 +187,13 @@ pub(crate) const HTTP_HEADERS_MAX: usize = 64;
 /// Calls open at one time on one HTTP/2 connection, so that one caller cannot hold unbounded state.
 pub(crate) const HTTP2_STREAMS_MAX: u32 = 256;
 
+/// Where the client for browsers and Node.js is served, and its types.
+pub(crate) const CLIENT_PATH: &str = "/pushgate.js";
+pub(crate) const CLIENT_TYPES_PATH: &str = "/pushgate.d.ts";
+
+/// Paths that cannot be given to another purpose.
+const TAKEN_PATHS: [&str; 6] = ["/", "/metrics", "/healthz", "/readyz", CLIENT_PATH, CLIENT_TYPES_PATH];
+
 /// What a caller that was sent away is told to wait.
 pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(5);
 
@@ -243,8 +250,12 @@ impl Config {
                 && !path.starts_with("//")
                 && path.bytes().all(|b| b.is_ascii_graphic() && !b"?#%".contains(&b));
             require(plain, name, "must be a path that starts with one / and holds no space, ?, # or %");
-            let taken = ["/", "/metrics", "/healthz", "/readyz"].contains(&path.as_str());
-            require(!taken, name, "must not be /, /metrics, /healthz or /readyz, which serve something else");
+            let taken = TAKEN_PATHS.contains(&path.as_str());
+            require(
+                !taken,
+                name,
+                &format!("must not be one of {}, which serve something else", TAKEN_PATHS.join(", ")),
+            );
         }
         require(self.ws_path != self.push_path, "push_path", "must differ from ws_path");
         require(
@@ -368,6 +379,15 @@ mod tests {
             config.log = "loud=very".to_owned();
         });
         assert_eq!(names, ["ws_path", "push_path", "bind_timeout", "outbox_bytes_max", "log"]);
+    }
+
+    #[test]
+    fn a_path_that_serves_something_else_is_a_mistake() {
+        for taken in TAKEN_PATHS {
+            assert_eq!(mistaken(|config| config.ws_path = taken.to_owned()), ["ws_path"], "{taken}");
+            assert_eq!(mistaken(|config| config.push_path = taken.to_owned()), ["push_path"], "{taken}");
+        }
+        assert!(mistaken(|config| config.ws_path = "/pushgate".to_owned()).is_empty());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Listeners, and the life of a server: bind, run, and stop in order.
 
 mod accept;
+mod client;
 mod page;
 mod route;
 mod stack;
@@ -40,6 +41,7 @@ use crate::replays::Replays;
 use crate::sessions::{self, Sessions};
 
 use accept::Http;
+use client::Client;
 use route::{Reflection, Router, Serves};
 
 /// Connections the kernel holds for us while we are busy: a wave of clients that come back at once fits in.
@@ -307,6 +309,7 @@ impl Server {
             push: stack::push_stack(&gateway, push_permits.clone()),
             health: HealthServer::new(HealthService::from_health_reporter(health.clone())),
             reflection: reflection(),
+            client: Client::new(),
             page: page.then(|| page::page(&rooms.config, local_addr, control_addr)),
             gateway: gateway.clone(),
         };

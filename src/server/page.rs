@@ -6,10 +6,11 @@ use bytes::Bytes;
 
 use crate::config::Config;
 
-/// Everything the page may do: its own inline style and script, and requests to the gateway. The WebSocket may be on
-/// another address than the page, so it is not held to `'self'`.
-pub(super) const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
-     connect-src 'self' ws: wss:; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+/// Everything the page may do: its own inline style and script, the client module, and requests to the gateway. The
+/// WebSocket may be on another address than the page, so it is not held to `'self'`.
+pub(super) const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; \
+     script-src 'self' 'unsafe-inline'; connect-src 'self' ws: wss:; img-src data:; base-uri 'none'; form-action 'none'; \
+     frame-ancestors 'none'";
 
 /// The page, for clients that connect to `clients`, on a server that serves the page at `control`.
 pub(super) fn page(config: &Config, clients: SocketAddr, control: SocketAddr) -> Bytes {

@@ -20,6 +20,7 @@ use crate::doors::{Body, empty, json, text, try_later};
 use crate::gateway::Gateway;
 
 use super::accept::Counted;
+use super::client::Client;
 use super::page::PAGE_POLICY;
 use super::stack::{Peer, PushStack, is_grpc_push};
 
@@ -28,7 +29,7 @@ use super::stack::{Peer, PushStack, is_grpc_push};
 pub(super) enum Serves {
     /// Everything.
     All,
-    /// The WebSocket door alone.
+    /// The WebSocket door, and the module for clients.
     Clients,
     /// Everything but the WebSocket door.
     Control,
@@ -41,6 +42,7 @@ pub(super) struct Router {
     pub(super) push: PushStack,
     pub(super) health: HealthServer<HealthService>,
     pub(super) reflection: Reflection,
+    pub(super) client: Client,
     /// The page to try the gateway from, where it is on.
     pub(super) page: Option<Bytes>,
 }
@@ -70,6 +72,9 @@ impl Router {
         if serves != Serves::Control && path == config.ws_path {
             return self.websocket.upgrade(request, peer, Counted::<S>::into_stream);
         }
+        if let Some(file) = self.client.file(path) {
+            return if is_look(&request) { file.answer(request.headers()) } else { look_only() };
+        }
         if serves == Serves::Clients {
             return not_found(&request);
         }
@@ -98,10 +103,8 @@ impl Router {
 
     /// What a person, a probe or a scraper looks at.
     fn look(&self, request: &Request<Incoming>) -> Response<Body> {
-        if request.method() != Method::GET && request.method() != Method::HEAD {
-            let mut response = empty(StatusCode::METHOD_NOT_ALLOWED);
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return response;
+        if !is_look(request) {
+            return look_only();
         }
         match request.uri().path() {
             "/healthz" => text(StatusCode::OK, "ok\n"),
@@ -125,6 +128,16 @@ impl Router {
             _ => not_found(request),
         }
     }
+}
+
+fn is_look<B>(request: &Request<B>) -> bool {
+    request.method() == Method::GET || request.method() == Method::HEAD
+}
+
+fn look_only() -> Response<Body> {
+    let mut response = empty(StatusCode::METHOD_NOT_ALLOWED);
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    response
 }
 
 async fn grpc<S>(service: S, request: Request<Incoming>) -> Response<Body>

@@ -1,6 +1,9 @@
 //! What an operator looks at.
 
-use crate::support::{TestGateway, http};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::support::{TestGateway, http, soon};
 
 #[tokio::test]
 async fn a_probe_is_answered() {
@@ -63,4 +66,40 @@ async fn the_page_is_there_on_loopback_and_off_when_told() {
     assert!(split.get("/").await.body.contains(&told), "the page knows where clients connect to");
     let off = TestGateway::with(|config| config.page = pushgate::Page::Off).await;
     assert_eq!(off.get("/").await.status, 404);
+}
+
+#[tokio::test]
+async fn the_client_module_and_its_types_are_served_on_both_addresses_to_every_origin() {
+    let split = TestGateway::with(|config| config.control_listen = Some(([127, 0, 0, 1], 0).into())).await;
+    let text = "export class Pushgate extends EventTarget {";
+    for address in [split.clients, split.control] {
+        for (path, kind) in
+            [("/pushgate.js", "text/javascript; charset=utf-8"), ("/pushgate.d.ts", "text/plain; charset=utf-8")]
+        {
+            let ask = |method: &str, more: &str| {
+                let request = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{more}\r\n");
+                async move { http(address, &request).await }
+            };
+            let answer = ask("GET", "").await;
+            assert_eq!((answer.status, answer.header("content-type")), (200, Some(kind)));
+            assert!(answer.body.contains(text), "{path} on {address}");
+            assert_eq!(answer.header("access-control-allow-origin"), Some("*"));
+            assert_eq!(answer.header("cache-control"), Some("no-cache"));
+
+            let tag = answer.header("etag").unwrap();
+            let again = ask("GET", &format!("if-none-match: \"other\", W/{tag}\r\n")).await;
+            assert_eq!((again.status, again.body.as_str()), (304, ""));
+            assert_eq!((again.header("etag"), again.header("access-control-allow-origin")), (Some(tag), Some("*")));
+            assert_eq!(ask("GET", "if-none-match: \"other\"\r\n").await.status, 200);
+
+            let refused = ask("POST", "content-length: 0\r\n").await;
+            assert_eq!((refused.status, refused.header("allow")), (405, Some("GET, HEAD")));
+        }
+    }
+    let request = "HEAD /pushgate.js HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    let mut stream = TcpStream::connect(split.clients).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut head = String::new();
+    soon(stream.read_to_string(&mut head)).await.unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n") && head.ends_with("\r\n\r\n"), "{head}");
 }

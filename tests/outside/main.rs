@@ -4,6 +4,7 @@
 #[path = "../support/process.rs"]
 mod process;
 
+mod client;
 mod clients;
 mod grpcurl;
 mod page;

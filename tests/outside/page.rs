@@ -1,17 +1,39 @@
 //! The page that the gateway serves, in a browser.
 
-use crate::process::GatewayProcess;
+use crate::process::pushgate;
 use crate::tools::{folder, found, installed, program, root, run};
+
+/// Runs a script that starts its own gateways and drives a browser.
+#[track_caller]
+fn drive(script: &str) {
+    installed("node_modules/playwright-core");
+    let script = root().join("tests/outside").join(script);
+    let chromium = std::env::var_os("CHROMIUM").unwrap_or_else(|| found("chromium").into());
+    let mut page = program("node");
+    page.arg(script).arg(pushgate().get_program());
+    run(page.env("PUSHGATE_TEST_NODE_MODULES", folder()).env("CHROMIUM", chromium));
+}
 
 #[test]
 #[ignore = "needs Node.js, playwright-core and Chromium"]
 fn the_page_works_in_a_browser() {
-    let gateway = GatewayProcess::start::<&str>([]);
-    installed("node_modules/playwright-core");
-    let script = root().join("tests/outside/page.mjs");
-    let url = format!("http://{}/", gateway.control);
-    let chromium = std::env::var_os("CHROMIUM").unwrap_or_else(|| found("chromium").into());
-    let mut page = program("node");
-    page.arg(script).arg(url).env("PUSHGATE_TEST_NODE_MODULES", folder()).env("CHROMIUM", chromium);
-    run(&mut page);
+    drive("page.mjs");
+}
+
+#[test]
+#[ignore = "needs Node.js, playwright-core and Chromium"]
+fn the_page_comes_back_to_a_gateway_that_was_killed_and_does_not_claim_to_have_missed_nothing() {
+    drive("page_killed.mjs");
+}
+
+#[test]
+#[ignore = "needs Node.js, playwright-core and Chromium"]
+fn the_page_gets_what_was_pushed_while_its_connection_was_cut_in_order_and_once() {
+    drive("page_cut.mjs");
+}
+
+#[test]
+#[ignore = "needs Node.js, playwright-core and Chromium"]
+fn a_client_gives_up_a_frozen_gateway_and_goes_on_with_its_session() {
+    drive("page_frozen.mjs");
 }

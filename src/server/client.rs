@@ -1,0 +1,72 @@
+//! The client for browsers and Node.js, one ES module with its types, as every gateway serves it.
+
+use bytes::Bytes;
+use http::header::{ACCESS_CONTROL_ALLOW_ORIGIN, CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http_body_util::Full;
+
+use crate::config::{CLIENT_PATH, CLIENT_TYPES_PATH};
+use crate::doors::{Body, empty};
+
+/// A file that never changes while the gateway runs.
+pub(super) struct File {
+    kind: HeaderValue,
+    tag: HeaderValue,
+    text: &'static str,
+}
+
+/// The module and its types. Every connection may ask for them, so nothing is made for each.
+pub(super) struct Client {
+    module: File,
+    types: File,
+}
+
+impl Client {
+    pub(super) fn new() -> Self {
+        Self {
+            module: File::new("text/javascript; charset=utf-8", include_str!("client.js")),
+            types: File::new("text/plain; charset=utf-8", include_str!("client.d.ts")),
+        }
+    }
+
+    pub(super) fn file(&self, path: &str) -> Option<&File> {
+        match path {
+            CLIENT_PATH => Some(&self.module),
+            CLIENT_TYPES_PATH => Some(&self.types),
+            _ => None,
+        }
+    }
+}
+
+impl File {
+    fn new(kind: &'static str, text: &'static str) -> Self {
+        let tag = HeaderValue::from_str(&format!("\"{:016x}\"", fingerprint(text.as_bytes())));
+        Self { kind: HeaderValue::from_static(kind), tag: tag.expect("quotes and hexadecimal digits"), text }
+    }
+
+    /// The file, or that the asker has it already.
+    pub(super) fn answer(&self, asked: &HeaderMap) -> Response<Body> {
+        let tag = self.tag.to_str().expect("made from a string");
+        let tags = asked.get_all(IF_NONE_MATCH).iter().filter_map(|tags| tags.to_str().ok());
+        let is_known = tags.flat_map(|tags| tags.split(',')).any(|known| known.trim().trim_start_matches("W/") == tag);
+        let mut response = if is_known {
+            empty(StatusCode::NOT_MODIFIED)
+        } else {
+            let mut whole = Response::new(Body::new(Full::new(Bytes::from_static(self.text.as_bytes()))));
+            whole.headers_mut().insert(CONTENT_TYPE, self.kind.clone());
+            whole
+        };
+        let headers = response.headers_mut();
+        // Modules of other origins are loaded by CORS alone, and there is nothing secret in this one.
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+        // Asked for again each time, so that a page and the gateway it talks to stay of one version.
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        headers.insert(ETAG, self.tag.clone());
+        response
+    }
+}
+
+/// FNV-1a, which is the same in every build: two gateways behind one name agree on the tag.
+fn fingerprint(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
