@@ -203,7 +203,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Bound<S> {
     fn checked(&mut self, checked: Checked) -> Result<(), CloseReason> {
         self.link.bind_deadline = NEVER;
         match checked {
-            Checked::Bind { event, result, held, .. } => self.bind_also(event, result, held),
+            Checked::Bind { event, result, held, .. } => self.bind_also(&event, result, held),
             Checked::Refresh(result) => {
                 match result.map_err(|error| Refused::from(&error)).and_then(|identity| self.same_user(identity)) {
                     Ok(identity) => {
@@ -223,7 +223,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Bound<S> {
 
     fn bind_also(
         &mut self,
-        event: Event,
+        event: &Event,
         result: Result<Identity, TokenError>,
         held: Vec<Kept>,
     ) -> Result<(), CloseReason> {
@@ -238,16 +238,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Bound<S> {
                 self.link.expire_at(identity.expires_at);
                 self.link.shared.metrics.binds.inc();
                 if let Some(session) = &self.session {
-                    self.link.say_bound(session, &identity, &event, None);
+                    self.link.say_bound(session, &identity, event, None);
                 }
-                self.link.deliver_held(held, self.bindings.user_id(), &event);
+                self.link.deliver_held(held, self.bindings.user_id(), event);
                 Ok(())
             }
             Err(Refused { problem, reason }) => {
                 if let Some(user_id) = whose {
                     self.link.hold_again(held, &user_id);
                 }
-                self.link.say(&Said::error(problem, Some(&event)));
+                self.link.say(&Said::error(problem, Some(event)));
                 // A session's client has been told; a legacy one can only be closed.
                 if self.session.is_some() { Ok(()) } else { Err(reason) }
             }

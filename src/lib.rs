@@ -64,8 +64,12 @@
 //! A client comes in by `doors/websocket`, which has the `registry` admit it and hands the socket to a `connection`:
 //! bind in time, then read, write, ping, stop. Whatever ends it, dropping its guards unbinds it.
 //!
+//! A client of the session protocol has more: its outbox numbers what it takes, what was sent is kept in the `journal`
+//! until it is acknowledged, and when its connection ends, `sessions` keeps outbox and bindings for its return. Pushes go
+//! to the same outbox meanwhile, which hands them to the journal.
+//!
 //! `config` holds every setting and limit, `auth` the two checks, `metrics` what is counted, `close` why connections
-//! end, `legacy` the JSON of the service that pushgate replaces. `server` binds, routes and stops; it alone knows every
+//! end, `legacy` the JSON of the service that pushgate replaces, `sync` the locks that a test can put in any order. `server` binds, routes and stops; it alone knows every
 //! room. Imports point down that list only.
 
 mod auth;

@@ -25,7 +25,7 @@ pub(super) enum Checked {
         event: Event,
         result: Result<Identity, TokenError>,
         /// The session that the client wants to go on with, and from where.
-        resume: Option<(Resume, Option<Claimed>)>,
+        resume: Option<(Resume, Option<Box<Claimed>>)>,
         /// What was held for the event.
         held: Vec<Kept>,
     },
@@ -121,7 +121,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             let (mut resumed, mut held) = (None, Vec::new());
             if let (Ok(identity), Some(resume)) = (&result, resume) {
                 match shared.claim(resume, &token, &identity.user_id, peer).await {
-                    Ok(claimed) => resumed = Some((resume, claimed)),
+                    Ok(claimed) => resumed = Some((resume, claimed.map(Box::new))),
                     Err(error) => result = Err(error),
                 }
             }
@@ -192,7 +192,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         &mut self,
         identity: &Identity,
         event: &Event,
-        resume: Option<(Resume, Option<Claimed>)>,
+        resume: Option<(Resume, Option<Box<Claimed>>)>,
     ) -> Result<(Bindings, Option<Box<Session>>), Refused> {
         self.expire_at(identity.expires_at);
         let limits = BindLimits {
