@@ -1,0 +1,24 @@
+//! What a message says: which push it is, so that whoever gets it can be told from the answers.
+
+/// Which push a message is, as its body says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Body {
+    /// Over all pushes of a run, ascending in the order in which its pusher sent it.
+    pub(crate) number: u32,
+    pub(crate) user: usize,
+    pub(crate) has_ttl: bool,
+}
+
+impl Body {
+    pub(crate) fn write(self, padding: usize) -> String {
+        let Self { number, user, has_ttl } = self;
+        format!("{number} {user} {} {}", u8::from(has_ttl), "x".repeat(padding))
+    }
+
+    pub(crate) fn read(text: &str) -> Self {
+        let mut words = text.splitn(4, ' ');
+        let mut next = || words.next().and_then(|word| word.parse::<u32>().ok()).unwrap_or_else(|| panic!("{text:?}"));
+        let (number, user) = (next(), next() as usize);
+        Self { number, user, has_ttl: next() == 1 }
+    }
+}

@@ -1,0 +1,116 @@
+//! What one client knows of one session: every number it was told of, over all the connections of the session.
+
+use std::collections::HashSet;
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+
+use crate::body::Body;
+
+/// A name of the gateway's, short enough for millions of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Name(u64);
+
+impl Name {
+    pub(crate) fn of(name: &str) -> Self {
+        assert!((1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_graphic()), "{name:?}");
+        Self(BuildHasherDefault::<DefaultHasher>::default().hash_one(name))
+    }
+}
+
+/// What a number turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    Push { id: Name, body: Body },
+    Gap,
+}
+
+/// How a session ended, as far as its client knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// Its client left it and never asked for it again, or the gateway did not know it any more.
+    Lost,
+    /// Its client read everything up to the last message, and acknowledged it.
+    Complete,
+}
+
+#[derive(Debug)]
+pub(crate) struct Book {
+    pub(crate) user: usize,
+    pub(crate) epoch: Name,
+    pub(crate) seen: Vec<Seen>,
+    /// The highest number that the client said it has.
+    pub(crate) acked: u64,
+    pub(crate) ending: Ending,
+    /// What came on an older connection after a newer one had asked for the session.
+    pub(crate) late: Vec<(u64, Name, Body)>,
+    /// The last push of each connection. The session may have left the connection in the middle of it.
+    pub(crate) last_of_connections: HashSet<u32>,
+}
+
+impl Book {
+    pub(crate) fn new(user: usize, epoch: Name) -> Self {
+        Self {
+            user,
+            epoch,
+            seen: Vec::new(),
+            acked: 0,
+            ending: Ending::Lost,
+            late: Vec::new(),
+            last_of_connections: HashSet::new(),
+        }
+    }
+
+    /// The last number that the client was told of.
+    pub(crate) fn last(&self) -> u64 {
+        self.seen.len() as u64
+    }
+
+    pub(crate) fn seen(&self, seq: u64) -> Option<Seen> {
+        self.seen.get(usize::try_from(seq).ok()?.checked_sub(1)?).copied()
+    }
+
+    /// A push in its turn. One that came before comes with the same name and body, and one that was lost never.
+    pub(crate) fn push(&mut self, seq: u64, id: Name, body: Body) {
+        assert_eq!(body.user, self.user, "{body:?} is another user's");
+        let push = Seen::Push { id, body };
+        match self.seen(seq) {
+            None => {
+                assert_eq!(seq, self.last() + 1, "no number is left out");
+                self.seen.push(push);
+            }
+            Some(before) => assert_eq!(before, push, "number {seq} was something else before"),
+        }
+    }
+
+    /// A number that is lost, in its turn. It may have been a push on a connection before.
+    pub(crate) fn gap(&mut self, seq: u64) {
+        if self.seen(seq).is_none() {
+            assert_eq!(seq, self.last() + 1, "no number is left out");
+            self.seen.push(Seen::Gap);
+        }
+    }
+
+    pub(crate) fn ack(&mut self, seq: u64) {
+        self.acked = self.acked.max(seq);
+    }
+
+    /// What the client received, with the number of each.
+    pub(crate) fn received(&self) -> impl Iterator<Item = (u64, Name, Body)> {
+        (1..).zip(&self.seen).filter_map(|(seq, seen)| match *seen {
+            Seen::Push { id, body } => Some((seq, id, body)),
+            Seen::Gap => None,
+        })
+    }
+
+    pub(crate) fn gaps(&self) -> usize {
+        self.seen.iter().filter(|seen| **seen == Seen::Gap).count()
+    }
+
+    /// What came late agrees with what came in its turn.
+    pub(crate) fn check_late(&self) {
+        for (seq, id, body) in &self.late {
+            if let Some(Seen::Push { id: before, .. }) = self.seen(*seq) {
+                assert_eq!(before, *id, "number {seq} of {body:?} has two names");
+            }
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! Dice that fall the same way for the same seed, whoever throws them and in whatever order the tasks run.
+
+/// xorshift64*, begun by a seed that is mixed well first.
+#[derive(Debug)]
+pub(crate) struct Dice(u64);
+
+/// Whose dice they are, so that no two have the same.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Owner {
+    Session(usize),
+    Legacy(usize),
+    Pusher(usize),
+}
+
+impl Dice {
+    pub(crate) fn of(seed: u64, owner: Owner) -> Self {
+        let (role, number) = match owner {
+            Owner::Session(number) => (1, number),
+            Owner::Legacy(number) => (2, number),
+            Owner::Pusher(number) => (3, number),
+        };
+        Self(mix(mix(seed ^ role << 56) ^ number as u64) | 1)
+    }
+
+    /// A number below this one.
+    pub(crate) fn below(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) % sides
+    }
+
+    pub(crate) fn one_in(&mut self, sides: u64) -> bool {
+        self.below(sides) == 0
+    }
+
+    /// Any of these.
+    pub(crate) fn pick<T: Copy>(&mut self, these: &[T]) -> T {
+        these[self.below(these.len() as u64) as usize]
+    }
+}
+
+/// splitmix64's.
+fn mix(seed: u64) -> u64 {
+    let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ z >> 31
+}

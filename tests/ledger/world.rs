@@ -1,0 +1,119 @@
+//! What all who take part in one run share: the gateway with its small limits, who lives there, and what time it is.
+
+use std::time::Duration;
+
+use pushgate::Config;
+use pushgate::proto::Level;
+use tokio::sync::{mpsc, watch};
+
+use crate::support::TestGateway;
+
+pub(crate) const USERS: usize = 100;
+/// Users with one client, which always says goodbye: what is pushed to them meanwhile is held for the user.
+pub(crate) const USERS_ALONE: usize = 10;
+pub(crate) const SESSIONS_OF_USER: usize = 3;
+pub(crate) const PUSHERS: usize = 10;
+
+/// Every session binds the first, and some the second.
+pub(crate) const EVENTS: [&str; 2] = ["always", "at times"];
+
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
+pub(crate) const WRITE_TIMEOUT: Duration = Duration::from_millis(800);
+pub(crate) const JOURNAL_AGE: Duration = Duration::from_millis(500);
+
+/// Limits that are met all the time.
+pub(crate) fn small(config: &mut Config) {
+    config.message_bytes_max = 64 * 1024;
+    config.outbox_messages_max = 32;
+    config.outbox_bytes_max = 96 * 1024;
+    config.journal_messages_max = 120;
+    config.journal_bytes_max = 192 * 1024;
+    config.journal_total_bytes_max = 2 * 1024 * 1024;
+    config.journal_age = JOURNAL_AGE;
+    config.sessions_away_max = 60;
+    config.sessions_away_per_user_max = 3;
+    config.waiting_pushes_max = 1 << 20;
+    config.request_timeout = REQUEST_TIMEOUT;
+    config.write_timeout = WRITE_TIMEOUT;
+    config.close_timeout = Duration::from_millis(500);
+    config.reconnect_spread = Duration::from_millis(100);
+}
+
+/// What everybody does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Time {
+    /// Comes and goes as the dice say.
+    Roam,
+    /// Comes back, reads everything and acknowledges it.
+    ComeHome,
+    /// Half of the sessions say goodbye, the others wait for the gateway to go away.
+    Leave,
+}
+
+/// What a client tells the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum News {
+    /// It is back, and reads.
+    IsHome,
+    /// It has everything up to the last message.
+    HasAll { user: usize },
+    /// It has closed, or waits for the gateway to close.
+    IsReadyToEnd,
+}
+
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) clients: std::net::SocketAddr,
+    pub(crate) seed: u64,
+    pub(crate) level: Level,
+    /// How many pushes there are before the last messages begin.
+    pub(crate) pushes: usize,
+    pub(crate) time: watch::Receiver<Time>,
+    pub(crate) news: mpsc::UnboundedSender<News>,
+}
+
+impl World {
+    pub(crate) fn new(
+        gateway: &TestGateway,
+        seed: u64,
+        level: Level,
+        pushes: usize,
+    ) -> (Self, watch::Sender<Time>, mpsc::UnboundedReceiver<News>) {
+        let (clock, time) = watch::channel(Time::Roam);
+        let (news, told) = mpsc::unbounded_channel();
+        (Self { clients: gateway.clients, seed, level, pushes, time, news }, clock, told)
+    }
+
+    pub(crate) fn time(&self) -> Time {
+        *self.time.borrow()
+    }
+
+    /// Waits until it is at least this late.
+    pub(crate) async fn until(&self, time: Time) {
+        // Without a clock the run has failed, and nobody waits for this task.
+        let mut clock = self.time.clone();
+        let _late = clock.wait_for(|now| *now >= time).await;
+    }
+
+    /// Does nothing for a while, unless it is time to come home.
+    pub(crate) async fn idle(&self, while_: Duration) {
+        let _either = tokio::time::timeout(while_, self.until(Time::ComeHome)).await;
+    }
+
+    pub(crate) fn tell(&self, news: News) {
+        let _unheard = self.news.send(news);
+    }
+}
+
+pub(crate) fn user(number: usize) -> String {
+    format!("user {number}")
+}
+
+/// The users, each with the number of its session clients.
+pub(crate) fn households() -> impl Iterator<Item = (usize, usize)> {
+    (0..USERS).map(|user| (user, if user < USERS_ALONE { 1 } else { SESSIONS_OF_USER }))
+}
+
+pub(crate) fn has_legacy(user: usize) -> bool {
+    user >= USERS_ALONE && user.is_multiple_of(2)
+}
