@@ -63,6 +63,9 @@ pub(crate) enum Stop {
 pub(crate) struct Depth {
     pub(crate) messages: usize,
     pub(crate) bytes: usize,
+    /// Messages of a session that came back, on their way to its client for the first time. They take no room from newer
+    /// ones: the journal's bounds held for them.
+    pub(crate) late: usize,
 }
 
 /// One connection's queue. Until the first message it holds no heap memory, and empty next to none.
@@ -108,6 +111,7 @@ impl State {
     fn settle(&mut self, done: Depth) {
         self.depth.messages -= done.messages;
         self.depth.bytes -= done.bytes;
+        self.depth.late -= done.late;
     }
 
     /// Arranges for the task to be woken.
@@ -334,7 +338,7 @@ impl Outbox {
         let queue = std::mem::take(&mut state.queue);
         let appended = state.numbering.as_mut()?.leave(in_hand, queue);
         drop(state);
-        let lost = appended.lost + appended.refused.len();
+        let lost = appended.lost + appended.refused.iter().filter(|message| !message.is_sent()).count();
         for message in appended.refused {
             message.give_up(DropReason::QueueFull);
         }
@@ -362,10 +366,11 @@ impl Outbox {
     /// # Errors
     /// Hands back what was kept if the client claims a number that was never sent.
     pub(crate) fn resume(&self, seq: u64, kept: Vec<Kept>) -> Result<Resumed, Vec<Kept>> {
-        match &mut self.state().numbering {
-            Some(numbering) => numbering.resume(seq, kept),
-            None => Err(kept),
-        }
+        let mut state = self.state();
+        let Some(numbering) = &mut state.numbering else { return Err(kept) };
+        let resumed = numbering.resume(seq, kept)?;
+        state.depth.late = resumed.late;
+        Ok(resumed)
     }
 
     /// The last number that the connection was handed to send, 0 before the first.
@@ -380,11 +385,12 @@ impl Outbox {
         state.stop.get_or_insert(Stop::Ended);
         state.waker = None;
         let given_up = std::mem::take(&mut state.queue);
-        let left = std::mem::take(&mut state.depth).messages - done.messages;
+        state.settle(done);
+        let Depth { messages, late, .. } = std::mem::take(&mut state.depth);
         // Each message tells whoever waits for it that it is lost, which is not for under the lock.
         drop(state);
         drop(given_up);
-        left
+        messages + late
     }
 
     /// Sets the tick at which the task wants to be woken.
@@ -437,11 +443,12 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
     use std::task::Wake;
 
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     use super::*;
     use crate::delivery::Delivery;
-    use crate::message::{Names, Priority, Push};
+    use crate::journal::{Bounds, MemoryJournal};
+    use crate::message::{Names, Priority, Push, UserId};
 
     #[derive(Default)]
     struct Wakes(AtomicUsize);
@@ -510,7 +517,7 @@ mod tests {
         assert_eq!(outbox.visit(&cx, Depth::default(), &mut batch, 8), None);
         assert_eq!(batch.len(), 2);
         assert_eq!(outbox.depth().messages, 2);
-        let written = Depth { messages: 1, bytes: batch[0].bytes().len() };
+        let written = Depth { messages: 1, bytes: batch[0].bytes().len(), late: 0 };
         batch.pop_front();
         outbox.visit(&cx, written, &mut batch, 8);
         assert_eq!(offer(&outbox, message("three")), Ok(()));
@@ -536,6 +543,30 @@ mod tests {
         assert_eq!(wakes.0.load(Ordering::Relaxed), 2);
         assert!(!outbox.stop(Stop::GoingAway), "it was already told to end");
         assert_eq!(outbox.visit(&cx, Depth::default(), &mut batch, 8), Some(Stop::Dropped));
+    }
+
+    #[test]
+    fn what_a_journal_without_room_refuses_is_lost_only_if_it_never_was_sent() {
+        let bounds = Bounds { messages_per_user_max: 1, bytes_per_user_max: 100, bytes_max: 100, age: Duration::MAX };
+        let journal = Arc::new(MemoryJournal::new(bounds));
+        let user_id = UserId::new("ann").expect("not empty");
+        let key = |outbox: &Outbox| SessionKey { user_id: user_id.clone(), epoch: outbox.id() };
+        let (outbox, other) = (outbox(10, 1_000), outbox(10, 1_000));
+        outbox.begin_session(key(&outbox), journal.clone());
+        journal.append(&key(&other), &mut std::iter::once(Kept::new(message("takes all the room"), 1)));
+        for text in ["sent", "in hand"] {
+            offer(&outbox, message(text)).expect("room");
+        }
+        let mut batch = VecDeque::new();
+        outbox.visit_numbered(&Context::from_waker(Waker::noop()), Depth::default(), &mut batch, 8);
+        let in_hand = batch.into_iter().map(|numbered| match numbered {
+            Numbered::Message { message, .. } => message,
+            Numbered::Gap { .. } => panic!("nothing is lost yet"),
+        });
+        let mut in_hand: Vec<Kept> = in_hand.collect();
+        in_hand[0].sent(Instant::now());
+        offer(&outbox, message("queued")).expect("room");
+        assert_eq!(outbox.leave(in_hand), Some(2), "that in hand and that in the queue");
     }
 
     #[test]

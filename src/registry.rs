@@ -131,7 +131,7 @@ impl Registry {
         self.for_each(|outbox| {
             let depth = outbox.depth();
             depths.connections += 1;
-            depths.total.messages += depth.messages;
+            depths.total.messages += depth.messages + depth.late;
             depths.total.bytes += depth.bytes;
             depths.messages_max = depths.messages_max.max(depth.messages);
         });

@@ -409,7 +409,7 @@ impl Claimed {
             }
         };
         let Some(Away { key, outbox, bindings, .. }) = self.away.take() else { return Ok(None) };
-        let Resumed { is_recovered, acknowledged, lost } = resumed;
+        let Resumed { is_recovered, acknowledged, lost, .. } = resumed;
         self.sessions.metrics.forgotten.inc_by(lost as u64);
         let place = Place::Here { outbox: outbox.clone(), user_id: key.user_id.clone() };
         self.sessions.known().places.insert(self.token, place);

@@ -61,6 +61,17 @@ struct Message {
     is_counted: bool,
 }
 
+impl Message {
+    /// Takes it off the outbox's books.
+    fn settle(&self, done: &mut Depth) {
+        if self.is_counted {
+            settle(done, self.kept.ticket());
+        } else {
+            done.late += usize::from(!self.kept.is_sent());
+        }
+    }
+}
+
 /// `{"type":"push","seq":` and `,` with the longest number between them.
 const PUSH_HEAD_BYTES_MAX: usize = PUSH_HEAD.len() + 20 + 1;
 const PUSH_HEAD: &str = r#"{"type":"push","seq":"#;
@@ -223,9 +234,7 @@ impl Batch {
             }
             Self::Session(batch) => {
                 let Some(Frame { what: What::Message(mut message), .. }) = batch.frames.pop_front() else { return };
-                if message.is_counted {
-                    settle(done, message.kept.ticket());
-                }
+                message.settle(done);
                 message.kept.sent(now).into_iter().for_each(delivered);
                 batch.sent.push(message.kept);
             }
@@ -264,12 +273,10 @@ impl Batch {
             }
             Self::Session(batch) => {
                 for frame in batch.frames.iter_mut().skip(begun).filter(|frame| frame.is_expired()) {
-                    let Some(Message { kept, is_counted }) = frame.take_message(What::Gap) else { continue };
-                    let seq = kept.seq();
-                    *frame = Frame::gap(seq, seq);
-                    if is_counted {
-                        settle(done, kept.ticket());
-                    }
+                    let Some(message) = frame.take_message(What::Gap) else { continue };
+                    message.settle(done);
+                    let kept = message.kept;
+                    *frame = Frame::gap(kept.seq(), kept.seq());
                     expired += usize::from(!kept.is_sent());
                     kept.give_up(DropReason::Expired);
                 }

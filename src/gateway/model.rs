@@ -193,7 +193,7 @@ impl World {
         let stop = outbox.visit(&cx, Depth::default(), &mut batch, 64);
         assert_eq!(stop.is_some(), naive.stopped);
         let bytes = batch.iter().map(|ticket| ticket.bytes().len()).sum();
-        let written = Depth { messages: batch.len(), bytes };
+        let written = Depth { messages: batch.len(), bytes, late: 0 };
         let texts: Vec<String> =
             batch.drain(..).map(|ticket| String::from_utf8_lossy(&ticket.bytes()[2..]).into_owned()).collect();
         assert_eq!(texts, naive.queued, "all of them, in order");

@@ -30,6 +30,8 @@ pub(crate) struct Resumed {
     pub(crate) acknowledged: Vec<Kept>,
     /// How many messages that the client never had were given up: they expired or were superseded meanwhile.
     pub(crate) lost: usize,
+    /// How many messages that the client never had are sent now.
+    pub(crate) late: usize,
 }
 
 #[derive(Debug)]
@@ -133,7 +135,8 @@ impl Numbering {
         (self.replay, lost) = worth_sending(missed);
         self.told = seq;
         let is_recovered = self.lost == 0 && self.replay.len() as u64 == self.last - seq;
-        Ok(Resumed { is_recovered, acknowledged, lost })
+        let late = self.replay.iter().filter(|message| !message.is_sent()).count();
+        Ok(Resumed { is_recovered, acknowledged, lost, late })
     }
 }
 

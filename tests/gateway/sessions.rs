@@ -430,6 +430,57 @@ async fn a_slow_session_is_closed_and_gets_what_it_missed_when_it_comes_back() {
     assert_eq!((received, lost), (sent, 1));
 }
 
+/// What the gateway took and what it says became of it.
+async fn books(gateway: &TestGateway) -> (u64, u64) {
+    let (mut taken, mut told) = (0, 0);
+    for name in ["push_accepted", "messages_held"] {
+        taken += gateway.metric(&format!("pushgate_{name}_total")).await;
+    }
+    for name in ["written", "expired", "displaced", "forgotten"] {
+        told += gateway.metric(&format!("pushgate_messages_{name}_total")).await;
+    }
+    for reason in ["client_closed", "queue_full", "reset"] {
+        told += gateway.metric(&format!("pushgate_messages_undelivered_total{{reason=\"{reason}\"}}")).await;
+    }
+    (taken, told)
+}
+
+/// Messages that no socket takes whole.
+fn large(config: &mut Config) {
+    config.message_bytes_max = 1 << 22;
+    config.request_bytes_max = 1 << 23;
+    config.outbox_bytes_max = 1 << 30;
+    config.journal_bytes_max = 1 << 30;
+    config.journal_total_bytes_max = 1 << 30;
+    config.write_timeout = PATIENCE;
+    config.close_timeout = Duration::from_millis(100);
+}
+
+async fn slow_client(gateway: &TestGateway) -> SessionClient {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    SessionClient::over(socket, gateway.clients).await
+}
+
+#[tokio::test]
+async fn what_was_held_and_not_yet_sent_when_the_client_says_goodbye_is_counted_as_undelivered() {
+    let gateway = TestGateway::with(large).await;
+    let (phone, place) = bound(&gateway).await;
+    let mut grpc = gateway.grpc().await;
+    leave(&gateway, phone).await;
+    for _ in 0..8 {
+        assert_eq!(push(&mut grpc, &"m".repeat(1 << 22)).await, (0, 0, 1));
+    }
+    let mut slow = slow_client(&gateway).await;
+    slow.resume("ann", "mail", &place).await;
+    slow.send(Message::Close(Some(CloseFrame { code: 1000.into(), reason: "".into() }))).await;
+    gateway.until_empty().await;
+    assert_eq!(gateway.metric("pushgate_journal_messages").await, 0);
+    let undelivered = gateway.metric("pushgate_messages_undelivered_total{reason=\"client_closed\"}").await;
+    assert!(undelivered > 0);
+    assert_eq!(books(&gateway).await, (8, 8));
+}
+
 #[tokio::test]
 async fn requests_that_are_not_granted_are_answered_with_a_code() {
     let gateway = TestGateway::with(|config| config.events_per_connection_max = 2).await;
