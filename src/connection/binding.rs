@@ -259,8 +259,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
 
     fn acknowledged(&self, messages: Vec<Kept>) {
         let now = Instant::now();
+        let metrics = &self.shared.metrics;
         for message in messages {
-            self.shared.metrics.acknowledged(message.into_ticket().acked(now));
+            let is_sent = message.is_sent();
+            let after = message.into_ticket().acked(now);
+            if !is_sent {
+                // Half of it was written when the session left the connection, and the rest after.
+                metrics.delivered(after);
+            }
+            metrics.acknowledged(after);
         }
     }
 

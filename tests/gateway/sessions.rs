@@ -482,6 +482,39 @@ async fn what_was_held_and_not_yet_sent_when_the_client_says_goodbye_is_counted_
 }
 
 #[tokio::test]
+async fn a_message_that_came_in_two_halves_while_the_session_left_is_counted_as_written() {
+    let gateway = TestGateway::with(|config| {
+        large(config);
+        config.outbox_messages_max = 3;
+        config.close_timeout = PATIENCE;
+    })
+    .await;
+    let mut slow = slow_client(&gateway).await;
+    let place = Place::of(&slow.bind("ann", "mail").await);
+    let mut grpc = gateway.grpc().await;
+    let mut accepted = 0;
+    while push(&mut grpc, &"m".repeat(1 << 22)).await.1 == 1 {
+        accepted += 1;
+    }
+    gateway.until("pushgate_sessions_away", |away| away == 1).await;
+    let mut last = 0;
+    while let Some(Message::Text(text)) = slow.next_message().await {
+        last = serde_json::from_str::<Value>(&text).unwrap()["seq"].as_u64().unwrap();
+    }
+    assert!(last > 0, "the rest of one was written behind the session's back");
+    let mut phone = client(&gateway).await;
+    phone.resume("ann", "mail", &place.at(last)).await;
+    let mut acked = last;
+    while acked < accepted + 1 {
+        let frame = phone.next().await;
+        acked = frame["seq"].as_u64().or(frame["to"].as_u64()).unwrap();
+    }
+    phone.ack(acked).await;
+    gateway.until("pushgate_messages_acked_total", |messages| messages == accepted).await;
+    assert_eq!(books(&gateway).await, (accepted, accepted));
+}
+
+#[tokio::test]
 async fn requests_that_are_not_granted_are_answered_with_a_code() {
     let gateway = TestGateway::with(|config| config.events_per_connection_max = 2).await;
     let (mut phone, place) = bound(&gateway).await;
