@@ -279,6 +279,11 @@ impl Outbox {
         first && !is_away
     }
 
+    /// Why the connection is to end, if it was told to.
+    pub(crate) fn told_to_stop(&self) -> Option<Stop> {
+        self.state().stop
+    }
+
     /// The task's one visit: takes `done` off the books, moves at most `room` messages into `batch` in order, tells
     /// whether the connection must stop, and arranges to be woken when any of that changes.
     pub(crate) fn visit(

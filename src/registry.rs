@@ -224,7 +224,13 @@ impl Registration {
 
     /// Takes the outbox of a session that goes on over this connection, in place of the connection's own.
     pub(crate) fn adopt(&mut self, outbox: Arc<Outbox>) {
-        self.registry.connections().open[self.place] = outbox.clone();
+        let mut connections = self.registry.connections();
+        // Under the lock that `stop_all` takes too, so that a shutdown is told to the one or to the other.
+        if let Some(stop @ (Stop::GoingAway | Stop::Cut)) = self.outbox.told_to_stop() {
+            outbox.stop(stop);
+        }
+        connections.open[self.place] = outbox.clone();
+        drop(connections);
         self.outbox = outbox;
     }
 
@@ -247,6 +253,32 @@ impl Drop for Registration {
             if *from_address == 0 {
                 connections.per_address.remove(&self.address);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::net::Ipv4Addr;
+    use std::task::{Context, Waker};
+
+    use super::*;
+
+    #[test]
+    fn a_connection_that_goes_on_with_a_session_has_not_missed_the_shutdown() {
+        for stop in [Stop::GoingAway, Stop::Cut] {
+            let capacity = Capacity { messages_max: 1, bytes_max: 1 };
+            let limits = Limits { connections_max: 1, connections_per_address_max: 0, outbox: capacity };
+            let names = Arc::new(Names::new());
+            let registry = Arc::new(Registry::new(limits, names.clone(), Duration::from_secs(1)));
+            let mut registration = registry.admit(Ipv4Addr::LOCALHOST.into()).expect("room");
+            assert_eq!(registry.stop_all(stop), 1);
+            // The check of its token was done at the same moment, and comes first.
+            registration.adopt(Arc::new(Outbox::new(names.connection_id(), capacity)));
+            let cx = Context::from_waker(Waker::noop());
+            let seen = registration.outbox().visit(&cx, Depth::default(), &mut VecDeque::new(), 1);
+            assert_eq!(seen, Some(stop));
         }
     }
 }
