@@ -266,7 +266,9 @@ impl Outbox {
     /// session that is away has no connection to be told, and will not come back.
     pub(crate) fn stop(&self, stop: Stop) -> bool {
         let mut state = self.state();
-        let first = state.stop.is_none();
+        // A session that was about to go on elsewhere, or later, has lost its bindings to the drop, and must not.
+        let would_go_on = state.numbering.is_some() && matches!(state.stop, Some(Stop::Replaced | Stop::QueueFull));
+        let first = state.stop.is_none() || (stop == Stop::Dropped && would_go_on);
         let is_away = state.numbering_if_away().is_some();
         if is_away && stop == Stop::Replaced {
             // It has left in the meantime, and may come back.

@@ -444,3 +444,61 @@ impl Drop for Claimed {
         }
     }
 }
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::binder::BindLimits;
+    use crate::journal::{Bounds, MemoryJournal};
+    use crate::message::Names;
+    use crate::outbox::Capacity;
+
+    const AGE: Duration = Duration::from_secs(3600);
+
+    /// A session of ann's mail on a connection.
+    struct World {
+        sessions: Arc<Sessions>,
+        binder: Arc<Binder>,
+        outbox: Arc<Outbox>,
+        user_id: UserId,
+        event: Event,
+    }
+
+    impl World {
+        fn new() -> (Self, Session, Bindings) {
+            let bounds = Bounds { messages_per_user_max: 8, bytes_per_user_max: 1000, bytes_max: 1000, age: AGE };
+            let limits = Limits { away_max: 4, away_per_user_max: 4, age: AGE };
+            let journal = Arc::new(MemoryJournal::new(bounds));
+            let sessions = Arc::new(Sessions::new(limits, journal, Arc::new(Metrics::new())));
+            let capacity = Capacity { messages_max: 8, bytes_max: 1000 };
+            let outbox = Arc::new(Outbox::new(Names::new().connection_id(), capacity));
+            let (user_id, event) = (UserId::new("ann").expect("valid"), Event::new("mail").expect("valid"));
+            let binder = Arc::new(Binder::default());
+            let session = sessions.begin(&outbox, &user_id).expect("random numbers");
+            let limits = BindLimits { connections_per_user_max: 0, events_per_connection_max: 1 };
+            let bindings = binder.bind(&outbox, user_id.clone(), event.clone(), limits).expect("no limit");
+            (Self { sessions, binder, outbox, user_id, event }, session, bindings)
+        }
+
+        /// As the gateway drops a user.
+        fn drop_user(&self) -> usize {
+            let evicted = self.binder.evict(&self.user_id, None);
+            evicted.iter().filter(|outbox| outbox.stop(Stop::Dropped)).count()
+        }
+    }
+
+    #[test]
+    fn a_session_that_is_dropped_on_its_way_to_another_connection_does_not_go_on_without_its_bindings() {
+        for stop in [Stop::Replaced, Stop::QueueFull] {
+            let (world, session, bindings) = World::new();
+            let token = session.token();
+            assert!(world.outbox.stop(stop));
+            assert_eq!(world.drop_user(), 1);
+            assert!(!session.leave(bindings, Vec::new()), "{stop:?}");
+            let claimed = world.sessions.claim(token, &world.user_id).now_or_never().expect("nothing to wait for");
+            assert!(claimed.is_none(), "{stop:?}: it would be bound to {:?}, and no push would reach it", world.event);
+        }
+    }
+}
