@@ -155,6 +155,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Bound<S> {
     fn leave(self, reason: CloseReason) -> Box<Link<S>> {
         let Self { mut link, bindings, session } = self;
         let Some(session) = session else { return link };
+        // What is written while the connection closes has nobody left to acknowledge it.
+        link.socket.keep_sent_no_more();
         let is_done = reason == CloseReason::ClientClosed && link.socket.is_done();
         if is_done || matches!(reason, CloseReason::Dropped | CloseReason::Drained | CloseReason::Cut) {
             return link;

@@ -323,14 +323,25 @@ impl Batch {
         }
     }
 
+    /// What is written from here on is kept for nobody: the session is over, or goes on elsewhere.
+    pub(super) fn keep_sent_no_more(&mut self) {
+        if let Self::Session(batch) = self {
+            batch.keeper = None;
+        }
+    }
+
     /// Keeps what was written since the last call.
     pub(super) fn keep_sent(&mut self) {
-        if let Self::Session(batch) = self
-            && !batch.sent.is_empty()
-            && let Some((key, journal)) = &batch.keeper
-        {
-            // What there is no room for is written all the same, and only missing if the client has to come back for it.
-            let _appended = journal.append(key, &mut batch.sent.drain(..));
+        let Self::Session(batch) = self else { return };
+        if batch.sent.is_empty() {
+            return;
+        }
+        match &batch.keeper {
+            Some((key, journal)) => {
+                // What there is no room for is written all the same, and only missing if the client has to come back for it.
+                let _appended = journal.append(key, &mut batch.sent.drain(..));
+            }
+            None => batch.sent.clear(),
         }
     }
 

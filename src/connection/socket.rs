@@ -109,6 +109,11 @@ impl<S> Socket<S> {
         self.batch.keep_sent_for(key, journal);
     }
 
+    /// What is written from here on is kept for nobody.
+    pub(super) fn keep_sent_no_more(&mut self) {
+        self.batch.keep_sent_no_more();
+    }
+
     /// Keeps what was written since the last call.
     pub(super) fn keep_sent(&mut self) {
         self.batch.keep_sent();

@@ -293,6 +293,41 @@ async fn a_drop_ends_sessions_that_are_away_too() {
 }
 
 #[tokio::test]
+async fn what_is_still_written_after_a_drop_is_kept_for_nobody() {
+    let gateway = TestGateway::with(|config| {
+        config.outbox_bytes_max = 1 << 30;
+        config.message_bytes_max = 1 << 20;
+        config.journal_bytes_max = 1 << 30;
+        config.write_timeout = PATIENCE;
+        config.request_timeout = PATIENCE;
+    })
+    .await;
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut slow = SessionClient::over(socket, gateway.clients).await;
+    slow.bind("ann", "mail").await;
+    let mut grpc = gateway.grpc().await;
+    while gateway.metric("pushgate_outbox_messages").await < 4 {
+        assert_eq!(push(&mut grpc, &"m".repeat(1 << 20)).await, (1, 1, 0));
+    }
+    let mut waiting = grpc.clone();
+    let wait = tokio::spawn(async move { waiting.try_push(acked(push_request("ann", "mail", "last"))).await });
+    gateway.until("pushgate_outbox_messages", |queued| queued >= 5).await;
+    assert_eq!(grpc.drop_user("ann", "").await, 1);
+    let code = loop {
+        match slow.next_message().await {
+            Some(Message::Text(_)) => {}
+            Some(Message::Close(frame)) => break u16::from(frame.unwrap().code),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(code, 4409);
+    let response = soon(wait).await.unwrap().unwrap();
+    assert_eq!((response.written, response.acked), (1, 0), "nobody is left who could acknowledge it");
+    assert_eq!(gateway.metric("pushgate_journal_messages").await, 0);
+}
+
+#[tokio::test]
 async fn a_message_with_a_time_to_live_waits_for_a_user_without_a_connection() {
     let gateway = TestGateway::start().await;
     let mut grpc = gateway.grpc().await;
