@@ -115,6 +115,7 @@ impl Gateway {
     pub fn drop_user(&self, user_id: &UserId, event: Option<&Event>) -> u64 {
         let evicted = self.0.binder.evict(user_id, event);
         let told = evicted.iter().filter(|outbox| outbox.stop(Stop::Dropped)).count();
+        self.0.sessions.end_dropped(user_id);
         debug!(told, "drop");
         told as u64
     }

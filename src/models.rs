@@ -283,6 +283,43 @@ fn two_connections_that_claim_one_session_get_it_one_after_the_other() {
 }
 
 #[test]
+fn a_session_that_leaves_while_its_user_is_dropped_is_over() {
+    in_many_orders(|| {
+        let names = Names::new();
+        let limits = Limits { away_max: 4, away_per_user_max: 4, age: Duration::from_secs(3600) };
+        let sessions = Arc::new(Sessions::new(limits, journal(), Arc::new(Metrics::new())));
+        let binder = Arc::new(Binder::default());
+        let user_id = UserId::new("ann").expect("valid");
+        let bind = BindLimits { connections_per_user_max: 0, events_per_connection_max: 1 };
+        let outbox = Arc::new(Outbox::new(names.connection_id(), capacity(2)));
+        let session = sessions.begin(&outbox, &user_id).expect("random numbers");
+        let token = session.token();
+        let bindings = binder.bind(&outbox, user_id.clone(), push(0).event().clone(), bind).expect("no limit");
+        let leaves = thread::spawn(move || {
+            session.leave(bindings, Vec::new());
+        });
+        let claims = thread::spawn({
+            let (sessions, user_id) = (sessions.clone(), user_id.clone());
+            move || {
+                let claimed = block_on(sessions.claim(token, &user_id));
+                claimed.and_then(|claimed| claimed.go_on(0).expect("no limit"))
+            }
+        });
+        for outbox in binder.evict(&user_id, None) {
+            outbox.stop(Stop::Dropped);
+        }
+        sessions.end_dropped(&user_id);
+        leaves.join().expect("no panic");
+        if let Some(goes_on) = claims.join().expect("no panic") {
+            // Its connection finds out at its first look.
+            assert!(!goes_on.session.leave(goes_on.bindings, Vec::new()));
+        }
+        assert_eq!((sessions.away(), binder.len(), binder.users()), (0, 0, 0));
+        assert_eq!(outbox.told_to_stop(), Some(Stop::Dropped));
+    });
+}
+
+#[test]
 fn a_message_held_while_its_user_binds_is_taken_by_one_of_the_two() {
     in_many_orders(|| {
         let (names, journal) = (Names::new(), journal());

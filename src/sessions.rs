@@ -179,13 +179,17 @@ impl Sessions {
         let user_id = away.key.user_id.clone();
         let mut over = Vec::new();
         let mut known = self.known();
+        // Looked at under the lock that `end_dropped` takes after the drop, so that one of the two sees it.
+        let is_dropped = away.outbox.told_to_stop().is_some();
         known.departures.push_back((away.since, token));
         known.places.insert(token, Place::Away(away));
         known.away += 1;
         let of_user = known.away_of_user.entry(user_id).or_default();
         of_user.push_back(token);
         let longest_of_user = of_user.front().copied().filter(|_| of_user.len() > self.limits.away_per_user_max);
-        if let Some(longest) = longest_of_user {
+        if is_dropped {
+            over.extend(known.remove_away(token));
+        } else if let Some(longest) = longest_of_user {
             over.extend(known.remove_away(longest));
         } else if known.away > self.limits.away_max {
             over.extend(known.remove_longest_away());
@@ -195,6 +199,16 @@ impl Sessions {
         }
         drop(known);
         self.changed.notify_waiters();
+        over.into_iter().for_each(|away| self.end(away));
+    }
+
+    /// Ends those of a user's sessions that are away and were dropped, so that they take no room from the others.
+    pub(crate) fn end_dropped(&self, user_id: &UserId) {
+        let mut known = self.known();
+        let away: Vec<_> = known.away_of_user.get(user_id).into_iter().flatten().copied().collect();
+        let dropped = away.into_iter().filter_map(|token| known.remove_dropped(token));
+        let over: Vec<_> = dropped.collect();
+        drop(known);
         over.into_iter().for_each(|away| self.end(away));
     }
 
@@ -311,6 +325,13 @@ impl Known {
                 self.places.insert(token, place);
                 None
             }
+        }
+    }
+
+    fn remove_dropped(&mut self, token: ResumeToken) -> Option<Away> {
+        match self.places.get(&token)? {
+            Place::Away(away) if away.outbox.told_to_stop().is_some() => self.remove_away(token),
+            _ => None,
         }
     }
 

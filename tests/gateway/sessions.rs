@@ -285,9 +285,13 @@ async fn a_drop_ends_sessions_that_are_away_too() {
     let (mut here, _) = bound(&gateway).await;
     let mut grpc = gateway.grpc().await;
     leave(&gateway, phone).await;
+    assert_eq!(push(&mut grpc, "kept").await, (1, 1, 1));
+    here.expect_push(1, "kept").await;
     assert_eq!(grpc.drop_user("ann", "").await, 1, "one connection was closed");
     assert_eq!(here.closed().await.0, 4409);
     assert_eq!(push(&mut grpc, "m").await, (0, 0, 0));
+    let kept = (gateway.metric("pushgate_sessions_away").await, gateway.metric("pushgate_journal_messages").await);
+    assert_eq!(kept, (0, 0), "it takes no room from those that may come back");
     let mut phone = client(&gateway).await;
     assert_eq!(phone.resume("ann", "mail", &place).await["recovered"], false);
 }
