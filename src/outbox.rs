@@ -333,23 +333,26 @@ impl Outbox {
     }
 
     /// The session's connection is gone: from here on messages are kept for its return, beginning with those that were
-    /// accepted and not written, `in_hand` first. Says how many of them there was no room for; `None` if the session is
-    /// not to come back.
-    pub(crate) fn leave(&self, in_hand: Vec<Kept>) -> Option<usize> {
+    /// accepted and not written, `in_hand` first. Says how many of them there was no room for.
+    ///
+    /// # Errors
+    /// Hands back what was in hand if the session is not to come back.
+    pub(crate) fn leave(&self, in_hand: Vec<Kept>) -> Result<usize, Vec<Kept>> {
         let mut state = self.state();
-        if !matches!(state.stop, None | Some(Stop::QueueFull | Stop::Replaced)) {
-            return None;
+        let may_come_back = matches!(state.stop, None | Some(Stop::QueueFull | Stop::Replaced));
+        let State { queue, numbering: Some(numbering), .. } = &mut *state else { return Err(in_hand) };
+        if !may_come_back {
+            return Err(in_hand);
         }
+        let appended = numbering.leave(in_hand, std::mem::take(queue));
         (state.stop, state.waker, state.wants_messages) = (None, None, false);
         state.depth = Depth::default();
-        let queue = std::mem::take(&mut state.queue);
-        let appended = state.numbering.as_mut()?.leave(in_hand, queue);
         drop(state);
         let lost = appended.lost + appended.refused.iter().filter(|message| !message.is_sent()).count();
         for message in appended.refused {
             message.give_up(DropReason::QueueFull);
         }
-        Some(lost)
+        Ok(lost)
     }
 
     /// Whether it is the outbox of a session without a connection.
@@ -573,7 +576,7 @@ mod tests {
         let mut in_hand: Vec<Kept> = in_hand.collect();
         in_hand[0].sent(Instant::now());
         offer(&outbox, message("queued")).expect("room");
-        assert_eq!(outbox.leave(in_hand), Some(2), "that in hand and that in the queue");
+        assert_eq!(outbox.leave(in_hand).ok(), Some(2), "that in hand and that in the queue");
     }
 
     #[test]

@@ -199,7 +199,7 @@ impl Sessions {
         }
         drop(known);
         self.changed.notify_waiters();
-        over.into_iter().for_each(|away| self.end(away));
+        over.into_iter().for_each(|away| self.end(away, Vec::new()));
     }
 
     /// Ends those of a user's sessions that are away and were dropped, so that they take no room from the others.
@@ -209,7 +209,7 @@ impl Sessions {
         let dropped = away.into_iter().filter_map(|token| known.remove_dropped(token));
         let over: Vec<_> = dropped.collect();
         drop(known);
-        over.into_iter().for_each(|away| self.end(away));
+        over.into_iter().for_each(|away| self.end(away, Vec::new()));
     }
 
     /// Ends what is kept for too long, for ever.
@@ -237,7 +237,7 @@ impl Sessions {
             }
         }
         drop(known);
-        over.into_iter().for_each(|away| self.end(away));
+        over.into_iter().for_each(|away| self.end(away, Vec::new()));
         let forgotten = self.journal.sweep(now);
         self.metrics.forgotten.inc_by(forgotten as u64);
     }
@@ -247,14 +247,15 @@ impl Sessions {
         self.known().away
     }
 
-    fn end(&self, away: Away) {
+    /// Ends a session that is away. `kept` is what the journal has handed over of it already.
+    fn end(&self, away: Away, kept: Vec<Kept>) {
         // Unbound first: whoever pushes now is told the truth.
         let binder = away.bindings.binder().clone();
         drop(away.bindings);
         let queued = away.outbox.close(Depth::default());
         self.metrics.forgotten.inc_by(queued as u64);
-        let kept = self.journal.acknowledge(&away.key, u64::MAX);
-        let (left_behind, rest): (Vec<_>, Vec<_>) = kept.into_iter().partition(would_be_lost);
+        let kept = kept.into_iter().chain(self.journal.acknowledge(&away.key, u64::MAX));
+        let (left_behind, rest): (Vec<_>, Vec<_>) = kept.partition(would_be_lost);
         self.count_forgotten(&rest);
         for message in left_behind {
             self.pass_on(&binder, &away.key.user_id, message.for_anyone());
@@ -366,7 +367,7 @@ impl Session {
     /// The connection is gone, and the session may come back. `in_hand` is what was on its way to the client. Says whether
     /// the outbox is the session's now; else the session is over, and the outbox is still the connection's.
     pub(crate) fn leave(mut self, mut bindings: Bindings, in_hand: Vec<Kept>) -> bool {
-        let Some(lost) = self.outbox.leave(in_hand) else { return false };
+        let Ok(lost) = self.outbox.leave(in_hand) else { return false };
         self.has_left = true;
         self.sessions.metrics.forgotten.inc_by(lost as u64);
         bindings.leave();
@@ -444,8 +445,7 @@ impl Claimed {
     pub(crate) fn end(mut self) {
         if let Some(away) = self.away.take() {
             self.sessions.remove(self.token);
-            self.sessions.count_forgotten(&self.kept);
-            self.sessions.end(away);
+            self.sessions.end(away, std::mem::take(&mut self.kept));
         }
     }
 }
@@ -454,26 +454,27 @@ impl Drop for Claimed {
     fn drop(&mut self) {
         let Some(away) = self.away.take() else { return };
         match away.outbox.leave(std::mem::take(&mut self.kept)) {
-            Some(lost) => {
+            Ok(lost) => {
                 self.sessions.metrics.forgotten.inc_by(lost as u64);
                 self.sessions.put_away(self.token, away);
             }
-            None => {
+            Err(kept) => {
                 self.sessions.remove(self.token);
-                self.sessions.end(away);
+                self.sessions.end(away, kept);
             }
         }
     }
 }
 
-#[cfg(all(test, not(feature = "shuttle")))]
+#[cfg(test)]
 mod tests {
     use futures_util::FutureExt;
 
     use super::*;
     use crate::binder::BindLimits;
+    use crate::delivery::Delivery;
     use crate::journal::{Bounds, MemoryJournal};
-    use crate::message::Names;
+    use crate::message::{Names, Push, SlowReaderPolicy};
     use crate::outbox::Capacity;
 
     const AGE: Duration = Duration::from_secs(3600);
@@ -520,6 +521,31 @@ mod tests {
             assert!(!session.leave(bindings, Vec::new()), "{stop:?}");
             let claimed = world.sessions.claim(token, &world.user_id).now_or_never().expect("nothing to wait for");
             assert!(claimed.is_none(), "{stop:?}: it would be bound to {:?}, and no push would reach it", world.event);
+        }
+    }
+
+    #[test]
+    fn what_only_a_session_had_is_passed_on_too_when_the_session_ends_while_it_is_claimed() {
+        for is_dropped in [false, true] {
+            let (world, session, bindings) = World::new();
+            let token = session.token();
+            assert!(session.leave(bindings, Vec::new()));
+            let push = Push::new("ann", "mail", "lasting").expect("valid").with_ttl(AGE);
+            let delivery = Delivery::new(Names::new().message_id(), &push, SlowReaderPolicy::default(), Instant::now());
+            let delivery = Arc::new(delivery);
+            assert_eq!(world.outbox.offer(delivery.ticket(0)).taken, Taken::Held);
+            delivery.leave_behind();
+            drop(delivery);
+            let claimed = world.sessions.claim(token, &world.user_id).now_or_never().expect("nothing to wait for");
+            let claimed = claimed.expect("it is away");
+            if is_dropped {
+                assert_eq!(world.drop_user(), 1);
+                drop(claimed);
+            } else {
+                // As one whose token does not allow all its events any more.
+                claimed.end();
+            }
+            assert!(world.sessions.journal().holds(&world.user_id), "{is_dropped}");
         }
     }
 }
