@@ -200,6 +200,31 @@ async fn a_message_too_large_for_the_journal_is_dropped_and_told_to_both_sides()
 }
 
 #[tokio::test]
+async fn what_a_session_is_not_replayed_before_it_is_over_is_counted() {
+    let gateway = TestGateway::with(|config| {
+        config.journal_bytes_max = 1 << 30;
+        config.write_timeout = Duration::from_secs(2);
+    })
+    .await;
+    let (phone, place) = bound(&gateway).await;
+    leave(&gateway, phone).await;
+    let mut grpc = gateway.grpc().await;
+    // More than one batch, so that some are in hand and some are not.
+    for _ in 0..200 {
+        assert_eq!(push(&mut grpc, &"m".repeat(1 << 16)).await, (0, 0, 1));
+    }
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut deaf = SessionClient::over(socket, gateway.clients).await;
+    assert_eq!(deaf.resume("ann", "mail", &place).await["recovered"], true);
+    assert_eq!(grpc.drop_user("ann", "").await, 1);
+    gateway.until_closed("dropped").await;
+    let written = gateway.metric("pushgate_messages_written_total").await;
+    let undelivered = gateway.metric("pushgate_messages_undelivered_total{reason=\"dropped\"}").await;
+    assert_eq!(written + undelivered, 200, "{written} were written");
+}
+
+#[tokio::test]
 async fn a_session_that_is_not_known_begins_anew_and_says_so() {
     let gateway = TestGateway::start().await;
     let (phone, place) = bound(&gateway).await;
