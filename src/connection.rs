@@ -118,7 +118,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Unbound<S> {
         if !self.link.socket.is_session() {
             return self.link.asked_as_ever(data);
         }
-        let problem = match Request::read(data) {
+        let (problem, event) = match Request::read(data) {
             Ok(Request::Bind { token, event, resume }) => {
                 self.link.check_bind(token, event, resume);
                 return Ok(());
@@ -127,10 +127,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Unbound<S> {
                 self.link.say(&Said::Pong);
                 return Ok(());
             }
-            Ok(Request::Unbind { .. } | Request::Ack { .. } | Request::Refresh { .. }) => Problem::NotBound,
-            Err(problem) => problem,
+            Ok(Request::Unbind { event }) => (Problem::NotBound, Some(event)),
+            Ok(Request::Ack { .. } | Request::Refresh { .. }) => (Problem::NotBound, None),
+            Err(problem) => (problem, None),
         };
-        self.link.say(&Said::error(problem, None));
+        self.link.say(&Said::error(problem, event.as_ref()));
         problem.close_reason().map_or(Ok(()), Err)
     }
 }
@@ -173,7 +174,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Bound<S> {
     fn asked(&mut self, data: &[u8]) -> Result<(), CloseReason> {
         let Some(session) = &self.session else { return self.link.asked_as_ever(data) };
         let answer = match Request::read(data) {
-            Ok(Request::Bind { resume: Some(_), .. }) => Err((Problem::AlreadyBound, None)),
+            Ok(Request::Bind { resume: Some(_), event, .. }) => Err((Problem::AlreadyBound, Some(event))),
             Ok(Request::Bind { token, event, resume: None }) => {
                 self.link.check_bind(token, event, None);
                 return Ok(());

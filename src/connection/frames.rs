@@ -11,6 +11,12 @@ use crate::close::CloseReason;
 use crate::message::{ConnectionId, Event};
 use crate::sessions::ResumeToken;
 
+/// The longest resume token, in bytes, of this gateway or another.
+const RESUME_TOKEN_BYTES_MAX: usize = 256;
+
+/// The largest number in a frame: from there on not every whole number is a double.
+const NUMBER_MAX: u64 = (1 << 53) - 1;
+
 /// What a client asks.
 pub(super) enum Request {
     Bind { token: Token, event: Event, resume: Option<Resume> },
@@ -122,8 +128,7 @@ impl Request {
             "bind" => {
                 let BindFrame { token, event, resume } = frame_of(&frame)?;
                 let (token, event) = (self::token(token)?, self::event(event)?);
-                let resume = resume.map(|ResumeFrame { token, seq }| Resume { token: ResumeToken::read(&token), seq });
-                Ok(Self::Bind { token, event, resume })
+                Ok(Self::Bind { token, event, resume: resume.map(self::resume).transpose()? })
             }
             "unbind" => {
                 let UnbindFrame { event } = frame_of(&frame)?;
@@ -158,6 +163,13 @@ fn event(event: String) -> Result<Event, Problem> {
     Event::new(event).map_err(|_| Problem::Incomplete)
 }
 
+fn resume(ResumeFrame { token, seq }: ResumeFrame) -> Result<Resume, Problem> {
+    if token.is_empty() || token.len() > RESUME_TOKEN_BYTES_MAX {
+        return Err(Problem::Incomplete);
+    }
+    Ok(Resume { token: ResumeToken::read(&token), seq: seq.ok_or(Problem::Incomplete)? })
+}
+
 #[derive(Deserialize)]
 struct BindFrame {
     #[serde(default)]
@@ -169,8 +181,9 @@ struct BindFrame {
 
 #[derive(Deserialize)]
 struct ResumeFrame {
+    #[serde(default)]
     token: String,
-    seq: u64,
+    seq: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -258,5 +271,16 @@ impl<'a> Said<'a> {
 }
 
 pub(super) fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+    u64::try_from(duration.as_millis()).map_or(NUMBER_MAX, |milliseconds| milliseconds.min(NUMBER_MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_without_end_is_still_a_number_that_every_client_can_read() {
+        assert_eq!(milliseconds(Duration::MAX), NUMBER_MAX);
+        assert_eq!(milliseconds(Duration::from_secs(1)), 1000);
+    }
 }

@@ -595,6 +595,9 @@ async fn requests_that_are_not_granted_are_answered_with_a_code() {
         (r#"{"type":"dance"}"#, "unknown_type"),
         (r#"{"type":"bind","event":"mail"}"#, "incomplete"),
         (r#"{"type":"bind","token":"ann","event":""}"#, "incomplete"),
+        (r#"{"type":"bind","token":"ann","event":"mail","resume":{"token":"t"}}"#, "incomplete"),
+        (r#"{"type":"bind","token":"ann","event":"mail","resume":{"seq":0}}"#, "incomplete"),
+        (r#"{"type":"bind","token":"ann","event":"mail","resume":{"token":"t","seq":"0"}}"#, "not_understood"),
         (r#"{"type":"bind","token":"bob","event":"chat"}"#, "other_user"),
         (r#"{"type":"refresh","token":"bob"}"#, "other_user"),
         (r#"{"type":"ack","seq":1}"#, "bad_ack"),
@@ -603,7 +606,8 @@ async fn requests_that_are_not_granted_are_answered_with_a_code() {
         phone.send(Message::text(asked)).await;
         assert_eq!(code(phone.next().await), expected, "{asked}");
     }
-    assert_eq!(code(phone.resume("ann", "mail", &place).await), "already_bound");
+    let refused = phone.resume("ann", "mail", &place).await;
+    assert_eq!((code(refused.clone()), &refused["event"]), ("already_bound".to_owned(), &json!("mail")));
     assert_eq!(phone.bind("ann", "chat").await["type"], "bound");
     let refused = phone.bind("ann", "news").await;
     assert_eq!((code(refused.clone()), &refused["event"]), ("too_many_events".to_owned(), &json!("news")));
@@ -623,8 +627,9 @@ async fn before_the_bind_little_is_granted_and_a_refused_bind_ends_the_connectio
     let gateway = TestGateway::start().await;
     let mut phone = client(&gateway).await;
     for asked in [json!({ "type": "ack", "seq": 0 }), json!({ "type": "unbind", "event": "e" })] {
-        phone.say(asked).await;
-        assert_eq!(phone.next().await["code"], "not_bound");
+        phone.say(asked.clone()).await;
+        let refused = phone.next().await;
+        assert_eq!((&refused["code"], &refused["event"]), (&json!("not_bound"), &asked["event"]));
     }
     phone.say(json!({ "type": "ping" })).await;
     assert_eq!(phone.next().await["type"], "pong");
