@@ -1,5 +1,6 @@
 //! One message on its way to its receivers: encoded once, and followed on each of them as far as somebody asked.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,7 +16,6 @@ use crate::outcome::{ConnectionOutcome, DropReason, Level, Progress};
 use crate::sync::{Mutex, MutexGuard};
 
 /// One message, shared by the outboxes of all its receivers.
-#[derive(Debug)]
 pub(crate) struct Delivery {
     message_id: MessageId,
     event: Event,
@@ -68,6 +68,18 @@ enum WaitsFor {
     Ack,
     /// It is settled, or nobody knows when the client will be back.
     Nothing,
+}
+
+/// Prints nothing of the message itself: a journal of an embedder's may log what it keeps.
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let length = self.payload().len();
+        f.debug_struct("Delivery")
+            .field("message_id", &self.message_id)
+            .field("event", &self.event)
+            .field("payload_bytes", &length)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Delivery {
@@ -453,6 +465,16 @@ mod tests {
             assert_eq!(encode(&Payload::from(&*text)), [header, text.into_bytes()].concat());
         }
         assert_eq!(&encode(&Payload::from(Bytes::from_static(&[7])))[..], [0x82, 1, 7]);
+    }
+
+    #[test]
+    fn a_message_on_its_way_does_not_print_what_it_says() {
+        let push = Push::new("ann", "mail", "secret").expect("valid");
+        let delivery = Delivery::new(Names::new().message_id(), &push, SlowReaderPolicy::Disconnect, Instant::now());
+        let ticket = Arc::new(delivery).ticket(0);
+        let _tail = ticket.session_tail();
+        let printed = format!("{ticket:?}");
+        assert!(printed.contains("payload_bytes: 6") && !printed.contains("secret"), "{printed}");
     }
 
     #[tokio::test]
