@@ -297,7 +297,8 @@ impl Gateway {
             for (place, outbox) in receivers.iter().enumerate() {
                 counts.offer(outbox, delivery.ticket(place));
             }
-            if counts.outcome.matched == 0 && push.user_id().is_some() {
+            // Passed on to whoever connects next, so only what is for them too.
+            if counts.outcome.matched == 0 && push.user_id().is_some() && push.is_for_any() {
                 delivery.leave_behind();
             }
         }

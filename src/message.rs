@@ -300,6 +300,11 @@ impl Push {
         self.only.is_some()
     }
 
+    /// Whether any connection of its user will do.
+    pub(crate) fn is_for_any(&self) -> bool {
+        self.only.is_none() && self.excluded.is_empty()
+    }
+
     /// Whom it is for.
     #[must_use]
     pub fn target(&self) -> &Target {

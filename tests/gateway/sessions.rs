@@ -399,6 +399,26 @@ async fn a_message_that_only_a_session_had_is_passed_on_when_the_session_is_over
 }
 
 #[tokio::test]
+async fn a_message_for_one_session_or_not_for_a_connection_is_not_passed_on_to_it() {
+    let gateway = TestGateway::with(|config| config.journal_age = Duration::from_secs(1)).await;
+    let (phone, place) = bound(&gateway).await;
+    let (mut other, place_of_other) = bound(&gateway).await;
+    let mut grpc = gateway.grpc().await;
+    leave(&gateway, phone).await;
+    let for_one = PushRequest { connection_id: place.epoch, ..lasting(push_request("ann", "mail", "for one")) };
+    let not_for_other = PushRequest {
+        exclude_connection_ids: vec![place_of_other.epoch],
+        ..lasting(push_request("ann", "mail", "not for the other"))
+    };
+    for push in [for_one, not_for_other] {
+        assert_eq!(counts(&grpc.try_push(push).await.unwrap()), (0, 0, 1));
+    }
+    gateway.until("pushgate_messages_forgotten_total", |forgotten| forgotten == 2).await;
+    assert_eq!(push(&mut grpc, "last").await, (1, 1, 0));
+    other.expect_push(1, "last").await;
+}
+
+#[tokio::test]
 async fn what_waits_for_a_user_survives_a_bind_that_is_refused() {
     let gateway = TestGateway::with(|config| config.connections_per_user_max = 1).await;
     let mut other = client(&gateway).await;
