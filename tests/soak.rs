@@ -159,7 +159,7 @@ async fn every_accepted_message_arrives_once_and_in_order() {
         "{visits} visits, {pushes} pushes, {accepted} accepted, {received} received, {undelivered} told as undelivered"
     );
     assert_eq!(accepted, received + undelivered);
-    assert!(visits > 2 * SOCKETS as u64, "sockets came and went");
+    assert!(visits > SOCKETS as u64, "sockets came and went");
     for reason in ["queue_full", "write_timeout", "pong_timeout", "panicked", "protocol_error"] {
         assert_eq!(gateway.metric(&format!("pushgate_closes_total{{reason=\"{reason}\"}}")).await, 0, "{reason}");
     }
