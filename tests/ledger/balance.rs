@@ -276,7 +276,8 @@ impl Ledger {
                 State::Lost(reason) if came => {
                     // Half of it was written when the session left the connection, and the other half after.
                     let may_be = book.last_of_connections.contains(number) && *reason != DropReason::Unspecified;
-                    assert!(may_be, "push {number} was received, and told as lost: {reason:?}");
+                    let (seq, last) = (seq.copied(), book.last());
+                    assert!(may_be, "push {number}, {seq:?} of {last}, was received, and told as lost: {reason:?}");
                     *seen.half_written.entry((*reason).into()).or_default() += 1;
                 }
                 State::Lost(_) => told_lost += 1,

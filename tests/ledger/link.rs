@@ -149,7 +149,7 @@ impl Link {
             }
             Told::Other(came) => {
                 if let Came::Ended(_) = came {
-                    book.last_of_connections.extend(self.last_push.take());
+                    self.note_end(book);
                 }
                 came
             }
@@ -165,6 +165,11 @@ impl Link {
                 Told::Gap { .. } | Told::Other(_) => {}
             }
         }
+        self.note_end(book);
+    }
+
+    /// Nothing more is read from this connection.
+    pub(crate) fn note_end(&self, book: &mut Book) {
         book.last_of_connections.extend(self.last_push);
     }
 
@@ -237,8 +242,7 @@ impl Link {
         let _sent = soon(self.socket.send(Message::Close(frame))).await;
     }
 
-    pub(crate) fn reset(self, book: &mut Book) {
-        book.last_of_connections.extend(self.last_push);
+    pub(crate) fn reset(self) {
         Client { socket: self.socket }.reset();
     }
 

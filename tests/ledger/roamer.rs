@@ -197,7 +197,10 @@ impl Roamer {
         };
         let book = self.books.last_mut().expect("a session was begun");
         match leave {
-            Leave::Reset => link.reset(book),
+            Leave::Reset => {
+                link.note_end(book);
+                link.reset();
+            }
             Leave::Close(code) => {
                 link.close(code).await;
                 while !matches!(link.read(book).await, Came::Ended(_)) {}
@@ -208,10 +211,10 @@ impl Roamer {
                 self.resume = None;
             }
             Leave::Abandon => {
+                // Noted now: the next connection may begin another session.
+                link.note_end(book);
                 let next = self.arrive(None).await;
-                // It may have begun another session, which does not concern the one that was left.
-                let mut unread = Book::new(self.user, Name::of("unread"));
-                link.reset(&mut unread);
+                link.reset();
                 return next;
             }
             Leave::TakeOver => return self.arrive(Some(link)).await,
