@@ -224,6 +224,16 @@ impl Outbox {
 
     /// Queues a message behind those of its priority, or says why not. Never waits.
     pub(crate) fn offer(&self, ticket: Ticket) -> Offered {
+        self.offer_within(self.capacity, ticket)
+    }
+
+    /// Queues a message that was held for this client, however many there are: the journal has its own bounds, and a
+    /// client that has only just come is not a slow one.
+    pub(crate) fn offer_held(&self, ticket: Ticket) -> Offered {
+        self.offer_within(Capacity { messages_max: usize::MAX, bytes_max: usize::MAX }, ticket)
+    }
+
+    fn offer_within(&self, capacity: Capacity, ticket: Ticket) -> Offered {
         let mut out = Vec::new();
         let mut state = self.state();
         if let Some(numbering) = state.numbering_if_away() {
@@ -238,7 +248,7 @@ impl Outbox {
             };
             return Offered { taken, displaced: 0, forgotten };
         }
-        let queued = state.queue(ticket, self.capacity, &mut out);
+        let queued = state.queue(ticket, capacity, &mut out);
         if let Some(numbering) = &mut state.numbering {
             numbering.lose(out.len() + usize::from(queued.is_err()));
         }

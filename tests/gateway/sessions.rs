@@ -419,6 +419,25 @@ async fn a_message_for_one_session_or_not_for_a_connection_is_not_passed_on_to_i
 }
 
 #[tokio::test]
+async fn more_messages_may_wait_for_a_user_than_an_outbox_holds() {
+    let gateway = TestGateway::with(|config| config.outbox_messages_max = 2).await;
+    let mut grpc = gateway.grpc().await;
+    for event in ["mail", "chat"] {
+        for message in ["one", "two", "three"] {
+            let response = grpc.try_push(lasting(push_request("ann", event, message))).await.unwrap();
+            assert_eq!(counts(&response), (0, 0, 1));
+        }
+    }
+    let mut legacy = gateway.bind("ann", "mail").await;
+    let mut phone = client(&gateway).await;
+    phone.bind("ann", "chat").await;
+    for (seq, message) in [(1, "one"), (2, "two"), (3, "three")] {
+        assert_eq!(legacy.next_text().await, message);
+        phone.expect_push(seq, message).await;
+    }
+}
+
+#[tokio::test]
 async fn what_waits_for_a_user_survives_a_bind_that_is_refused() {
     let gateway = TestGateway::with(|config| config.connections_per_user_max = 1).await;
     let mut other = client(&gateway).await;
