@@ -27,7 +27,7 @@ pub(crate) use memory::MemoryJournal;
 pub trait Journal: Send + Sync + fmt::Debug + 'static {
     /// Keeps messages of one session, in ascending order of their numbers, all above those that are kept already.
     ///
-    /// Where the bounds leave no room, the session's own oldest messages go for them.
+    /// Where the bounds leave no room, the session's own oldest messages go for them, and none of them in vain.
     fn append(&self, session: &SessionKey, messages: &mut dyn Iterator<Item = Kept>) -> Appended;
 
     /// Lets go of a session's messages up to this number, and hands them over: its client has them.

@@ -68,6 +68,21 @@ impl MemoryJournal {
             && total.bytes + message.bytes() <= self.bounds.bytes_max
     }
 
+    /// How many of a session's oldest messages must go for a newer one; `None` if it has no room without all of them
+    /// either, and then none goes in vain.
+    fn leaving_for(&self, newer: &Kept, log: &VecDeque<Kept>, mut user: Usage, mut total: Usage) -> Option<usize> {
+        let mut oldest = log.iter().enumerate();
+        loop {
+            let next = oldest.next();
+            if self.has_room(user, total, newer) {
+                return Some(next.map_or(log.len(), |(place, _)| place));
+            }
+            let (_, message) = next?;
+            user.remove(message);
+            total.remove(message);
+        }
+    }
+
     fn is_over(&self, message: &Kept, now: Instant) -> bool {
         now.saturating_duration_since(message.kept_at()) >= self.bounds.age
             || message.expires_at().is_some_and(|expires_at| expires_at <= now)
@@ -90,20 +105,18 @@ impl Journal for MemoryJournal {
         let Shelf { sessions, usage, .. } = users.entry(session.user_id.clone()).or_default();
         let log = sessions.entry(session.epoch).or_default();
         for message in messages {
-            while !self.has_room(*usage, *total, &message)
-                && let Some(oldest) = log.pop_front()
-            {
+            let Some(count) = self.leaving_for(&message, log, *usage, *total) else {
+                refused.push(message);
+                continue;
+            };
+            for oldest in log.drain(..count) {
                 usage.remove(&oldest);
                 total.remove(&oldest);
                 gone.push((oldest, DropReason::QueueFull));
             }
-            if self.has_room(*usage, *total, &message) {
-                usage.add(&message);
-                total.add(&message);
-                log.push_back(message);
-            } else {
-                refused.push(message);
-            }
+            usage.add(&message);
+            total.add(&message);
+            log.push_back(message);
         }
         if log.is_empty() {
             sessions.remove(&session.epoch);

@@ -160,13 +160,16 @@ impl World {
                 entry.is_sent = true;
             }
             messages.push(kept);
+            let before = self.naive.shelf(user, Some(session)).clone();
             while !self.naive.has_room(user, entry.bytes) && !self.naive.shelf(user, Some(session)).is_empty() {
-                let oldest = self.naive.shelf(user, Some(session)).remove(0);
-                lost += usize::from(!oldest.is_sent);
+                self.naive.shelf(user, Some(session)).remove(0);
             }
             if self.naive.has_room(user, entry.bytes) {
+                let gone = before.len() - self.naive.shelf(user, Some(session)).len();
+                lost += before[..gone].iter().filter(|oldest| !oldest.is_sent).count();
                 self.naive.shelf(user, Some(session)).push(entry);
             } else {
+                *self.naive.shelf(user, Some(session)) = before;
                 refused.push(entry);
             }
         }
