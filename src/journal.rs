@@ -21,8 +21,12 @@ pub(crate) use memory::MemoryJournal;
 /// and those with a time to live whose user had no connection at all. Every message is owned by whoever has it at the
 /// moment; a journal that lets go of one says why, with [`Kept::give_up`].
 ///
-/// The gateway calls the methods that are not `async` while it holds the lock of one outbox, so they must neither wait
-/// nor call back.
+/// The gateway may hold the lock of one outbox while it calls the methods that are not `async`, so they must neither
+/// wait nor call back. A call to one that is `async` may be dropped before it is done, when the client goes: what it has
+/// not handed over by then must still be kept.
+///
+/// Sessions themselves, and whoever waits for an outcome, live in the gateway's process, and a [`Kept`] cannot be made
+/// from what was stored elsewhere: so far a journal can keep messages in another way, but not over a restart.
 #[async_trait]
 pub trait Journal: Send + Sync + fmt::Debug + 'static {
     /// Keeps messages of one session, in ascending order of their numbers, all above those that are kept already.
@@ -30,7 +34,8 @@ pub trait Journal: Send + Sync + fmt::Debug + 'static {
     /// Where the bounds leave no room, the session's own oldest messages go for them, and none of them in vain.
     fn append(&self, session: &SessionKey, messages: &mut dyn Iterator<Item = Kept>) -> Appended;
 
-    /// Lets go of a session's messages up to this number, and hands them over: its client has them.
+    /// Lets go of a session's messages up to this number, and hands them over. Its client has them; or the session is
+    /// over, and the number is `u64::MAX`.
     fn acknowledge(&self, session: &SessionKey, seq: u64) -> Vec<Kept>;
 
     /// Hands over everything that is kept for a session, oldest first, and keeps none of it.
@@ -42,10 +47,12 @@ pub trait Journal: Send + Sync + fmt::Debug + 'static {
     /// Hands it back where the bounds leave no room.
     fn hold(&self, user_id: &UserId, message: Kept) -> Result<(), Kept>;
 
-    /// Hands back one message that is held, if it was not released yet.
+    /// Hands back one message that is held, if it was not released yet. Of this and [`Journal::release`], which other
+    /// threads may call at the same time, only one may hand it over.
     fn withdraw(&self, user_id: &UserId, message_id: MessageId) -> Option<Kept>;
 
-    /// Whether anything is held for a user, so that a bind need not ask further. May say yes without reason.
+    /// Whether anything is held for a user, so that a bind need not ask further. May say yes without reason, but not
+    /// no once [`Journal::hold`] has returned.
     fn holds(&self, user_id: &UserId) -> bool;
 
     /// Hands over what is held for a user's event, oldest first, and keeps none of it.
