@@ -36,6 +36,19 @@ impl Index {
         user.events.entry(event.clone()).or_default().insert(outbox.clone())
     }
 
+    /// Takes one binding out, if it is still there: after an eviction its place is free, or another connection's.
+    fn unbind(&mut self, user_id: &UserId, event: &Event, place: usize, connection_id: ConnectionId) {
+        let Some(user) = self.users.get_mut(user_id) else { return };
+        let Some(outboxes) = user.events.get_mut(event) else { return };
+        if outboxes.get(place).is_some_and(|outbox| outbox.id() == connection_id) {
+            outboxes.remove(place);
+            if outboxes.is_empty() {
+                user.events.remove(event);
+            }
+            self.remove(event, connection_id);
+        }
+    }
+
     fn remove(&mut self, event: &Event, connection_id: ConnectionId) {
         self.bindings -= 1;
         if let Some(outboxes) = self.events.get_mut(event) {
@@ -200,9 +213,7 @@ impl Bindings {
         self.events.push((event, place));
         Ok(())
     }
-}
 
-impl Bindings {
     pub(crate) fn binder(&self) -> &Arc<Binder> {
         &self.binder
     }
@@ -219,16 +230,7 @@ impl Bindings {
             return false;
         }
         let (event, place) = self.events.remove(at);
-        let mut index = self.binder.index();
-        let Some(user) = index.users.get_mut(&self.user_id) else { return true };
-        let Some(outboxes) = user.events.get_mut(&event) else { return true };
-        if outboxes.get(place).is_some_and(|outbox| outbox.id() == self.outbox.id()) {
-            outboxes.remove(place);
-            if outboxes.is_empty() {
-                user.events.remove(&event);
-            }
-            index.remove(&event, self.outbox.id());
-        }
+        self.binder.index().unbind(&self.user_id, &event, place, self.outbox.id());
         true
     }
 
@@ -269,25 +271,13 @@ impl Bindings {
 impl Drop for Bindings {
     fn drop(&mut self) {
         let mut index = self.binder.index();
-        let Some(user) = index.users.get_mut(&self.user_id) else { return };
-        let mut unbound: SmallVec<[&Event; 4]> = SmallVec::new();
         for (event, place) in &self.events {
-            let Some(outboxes) = user.events.get_mut(event) else { continue };
-            // After an eviction the place is free, or another connection's.
-            if outboxes.get(*place).is_some_and(|outbox| outbox.id() == self.outbox.id()) {
-                outboxes.remove(*place);
-                unbound.push(event);
-                if outboxes.is_empty() {
-                    user.events.remove(event);
-                }
-            }
+            index.unbind(&self.user_id, event, *place, self.outbox.id());
         }
+        let Some(user) = index.users.get_mut(&self.user_id) else { return };
         *if self.is_away { &mut user.away } else { &mut user.connections } -= 1;
         if user.connections + user.away == 0 {
             index.users.remove(&self.user_id);
-        }
-        for event in unbound {
-            index.remove(event, self.outbox.id());
         }
     }
 }
