@@ -265,6 +265,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Bound<S> {
         }
     }
 }
+
 #[cfg(test)]
 mod tests {
     use super::*;

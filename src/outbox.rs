@@ -441,7 +441,7 @@ impl Outbox {
 
 /// Keeps an idle connection from holding the memory of its busiest moment, but lets it keep what the next message needs,
 /// so that a quiet connection's messages cost no allocation each.
-pub(crate) fn shrink(queue: &mut VecDeque<Ticket>) {
+pub(crate) fn shrink<T>(queue: &mut VecDeque<T>) {
     const KEPT: usize = 4;
     if queue.is_empty() && queue.capacity() > KEPT {
         *queue = VecDeque::new();

@@ -245,10 +245,10 @@ impl Batch {
     pub(super) fn shrink(&mut self) {
         match self {
             Self::Legacy(tickets) => shrink(tickets),
-            Self::Session(batch) if batch.frames.is_empty() => {
-                (batch.frames, batch.fresh) = (VecDeque::new(), VecDeque::new());
+            Self::Session(batch) => {
+                shrink(&mut batch.frames);
+                shrink(&mut batch.fresh);
             }
-            Self::Session(_) => {}
         }
     }
 
