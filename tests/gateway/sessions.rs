@@ -16,6 +16,13 @@ async fn client(gateway: &TestGateway) -> SessionClient {
     SessionClient::connect(gateway.clients).await
 }
 
+/// A client whose kernel takes little.
+async fn slow_client(gateway: &TestGateway) -> SessionClient {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    SessionClient::over(socket, gateway.clients).await
+}
+
 /// A client with a session of ann's mail, and where it stands.
 async fn bound(gateway: &TestGateway) -> (SessionClient, Place) {
     let mut client = client(gateway).await;
@@ -214,9 +221,7 @@ async fn what_a_session_is_not_replayed_before_it_is_over_is_counted() {
     for _ in 0..200 {
         assert_eq!(push(&mut grpc, &"m".repeat(1 << 16)).await, (0, 0, 1));
     }
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.set_recv_buffer_size(4096).unwrap();
-    let mut deaf = SessionClient::over(socket, gateway.clients).await;
+    let mut deaf = slow_client(&gateway).await;
     assert_eq!(deaf.resume("ann", "mail", &place).await["recovered"], true);
     assert_eq!(grpc.drop_user("ann", "").await, 1);
     gateway.until_closed("dropped").await;
@@ -332,9 +337,7 @@ async fn what_is_still_written_after_a_drop_is_kept_for_nobody() {
         config.request_timeout = PATIENCE;
     })
     .await;
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.set_recv_buffer_size(4096).unwrap();
-    let mut slow = SessionClient::over(socket, gateway.clients).await;
+    let mut slow = slow_client(&gateway).await;
     slow.bind("ann", "mail").await;
     let mut grpc = gateway.grpc().await;
     while gateway.metric("pushgate_outbox_messages").await < 4 {
@@ -462,9 +465,7 @@ async fn a_dropped_message_is_told_as_a_gap() {
         config.write_timeout = PATIENCE;
     })
     .await;
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.set_recv_buffer_size(4096).unwrap();
-    let mut slow = SessionClient::over(socket, gateway.clients).await;
+    let mut slow = slow_client(&gateway).await;
     slow.bind("ann", "mail").await;
     let mut grpc = gateway.grpc().await;
     let policy = SlowReaderPolicy::DropNewest.into();
@@ -499,9 +500,7 @@ async fn a_slow_session_is_closed_and_gets_what_it_missed_when_it_comes_back() {
         config.write_timeout = PATIENCE;
     })
     .await;
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.set_recv_buffer_size(4096).unwrap();
-    let mut slow = SessionClient::over(socket, gateway.clients).await;
+    let mut slow = slow_client(&gateway).await;
     let place = Place::of(&slow.bind("ann", "mail").await);
     let mut grpc = gateway.grpc().await;
     let mut sent = 0;
@@ -558,12 +557,6 @@ fn large(config: &mut Config) {
     config.journal_total_bytes_max = 1 << 30;
     config.write_timeout = PATIENCE;
     config.close_timeout = Duration::from_millis(100);
-}
-
-async fn slow_client(gateway: &TestGateway) -> SessionClient {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.set_recv_buffer_size(4096).unwrap();
-    SessionClient::over(socket, gateway.clients).await
 }
 
 #[tokio::test]
@@ -765,9 +758,7 @@ async fn a_shutdown_writes_what_is_queued_and_says_when_to_come_back() {
 #[tokio::test]
 async fn a_client_that_asks_and_does_not_read_is_held_back() {
     let gateway = TestGateway::with(|config| config.write_timeout = Duration::from_millis(500)).await;
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.set_recv_buffer_size(4096).unwrap();
-    let mut deaf = SessionClient::over(socket, gateway.clients).await;
+    let mut deaf = slow_client(&gateway).await;
     deaf.bind("ann", "mail").await;
     let asking = async {
         // The answer is as long as the question.
