@@ -69,11 +69,11 @@ pub(crate) async fn run<S>(
         // Set up in a box, and kept in one: a task is for its whole life as large as the largest thing it ever held.
         let link = Box::pin(Link::open(stream, already_read, protocol, peer, registration, shared)).await;
         let unbound = Unbound { link };
-        let (link, reason) = match unbound.bind().await {
+        let (link, session, reason) = match unbound.bind().await {
             Ok(bound) => bound.run().await,
-            Err(ended) => ended,
+            Err((link, reason)) => (link, None, reason),
         };
-        Box::pin(link.close(reason)).await;
+        Box::pin(link.close(reason, session)).await;
     }
     .instrument(span)
     .await;
@@ -138,7 +138,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Unbound<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Bound<S> {
     /// Delivers until something ends the connection. A further bind adds an event.
-    async fn run(mut self) -> (Box<Link<S>>, CloseReason) {
+    async fn run(mut self) -> (Box<Link<S>>, Option<Box<Session>>, CloseReason) {
         loop {
             let step = match self.link.input().await {
                 Input::Data(data) => self.asked(&data),
@@ -146,29 +146,33 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Bound<S> {
                 Input::End(reason) => Err(reason),
             };
             if let Err(reason) = step {
-                return (self.leave(reason), reason);
+                let (link, session) = Box::pin(self.leave(reason)).await;
+                return (link, session, reason);
             }
         }
     }
 
-    /// Leaves the session, if there is one that may come back. Else the bindings go here, before the close frame is even
-    /// written: whoever pushes now is told the truth.
-    fn leave(self, reason: CloseReason) -> Box<Link<S>> {
+    /// Leaves the session, if there is one that may come back; hands over one that is over. The bindings of the others go
+    /// here, before the close frame is even written: whoever pushes now is told the truth.
+    async fn leave(self, reason: CloseReason) -> (Box<Link<S>>, Option<Box<Session>>) {
         let Self { mut link, bindings, session } = self;
-        let Some(session) = session else { return link };
-        // What is written while the connection closes has nobody left to acknowledge it.
-        link.socket.keep_sent_no_more();
+        let Some(session) = session else { return (link, None) };
         let is_done = reason == CloseReason::ClientClosed && link.socket.is_done();
         if is_done || matches!(reason, CloseReason::Dropped | CloseReason::Drained | CloseReason::Cut) {
-            return link;
+            session.end();
+            return (link, Some(session));
         }
+        if reason != CloseReason::Reset {
+            link.finish_message().await;
+        }
+        let written = link.socket.written();
         let in_hand = link.socket.take_messages();
-        if session.leave(*bindings, in_hand) {
+        if session.leave(*bindings, in_hand, written) {
             // The books are the session's now; this connection begins new ones.
             let _left_behind = link.socket.take_done();
             link.registration.part_with_outbox();
         }
-        link
+        (link, None)
     }
 
     fn asked(&mut self, data: &[u8]) -> Result<(), CloseReason> {
@@ -188,8 +192,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Bound<S> {
                 return Ok(());
             }
             Ok(Request::Unbind { event }) => Err((Problem::LastEvent, Some(event))),
-            Ok(Request::Ack { seq }) if seq <= self.link.registration.outbox().seq() => {
-                self.link.acknowledge(session, seq);
+            Ok(Request::Ack { seq }) if seq <= self.link.socket.written() => {
+                self.link.shared.acknowledge(session, seq);
                 return Ok(());
             }
             Ok(Request::Ack { .. }) => Err((Problem::BadAck, None)),

@@ -225,7 +225,7 @@ fn a_session_that_leaves_and_comes_back_among_pushes_is_told_of_each_of_them() {
         let mut told = Told::default();
         for _ in 0..2 {
             told.take(&outbox, &journal, &key);
-            outbox.leave(Vec::new()).expect("nobody ends it");
+            outbox.leave(Vec::new(), told.last).expect("nobody ends it");
             thread::yield_now();
             assert!(outbox.come_back());
             let kept = block_on(journal.take(&key));
@@ -262,7 +262,7 @@ fn two_connections_that_claim_one_session_get_it_one_after_the_other() {
                 let stop = outbox.visit_numbered(cx, Depth::default(), &mut VecDeque::new(), 2);
                 if stop.is_some() { Poll::Ready(()) } else { Poll::Pending }
             }));
-            assert!(session.leave(bindings, Vec::new()));
+            assert!(session.leave(bindings, Vec::new(), 0));
         });
         let claims: Vec<_> = (0..2)
             .map(|_| {
@@ -270,7 +270,7 @@ fn two_connections_that_claim_one_session_get_it_one_after_the_other() {
                 thread::spawn(move || {
                     let claimed = block_on(sessions.claim(token, &user_id)).expect("it is known all the time");
                     let goes_on = claimed.go_on(0).expect("no limit").expect("from the beginning");
-                    assert!(goes_on.session.leave(goes_on.bindings, Vec::new()));
+                    assert!(goes_on.session.leave(goes_on.bindings, Vec::new(), 0));
                 })
             })
             .collect();
@@ -296,7 +296,7 @@ fn a_session_that_leaves_while_its_user_is_dropped_is_over() {
         let token = session.token();
         let bindings = binder.bind(&outbox, user_id.clone(), push(0).event().clone(), bind).expect("no limit");
         let leaves = thread::spawn(move || {
-            session.leave(bindings, Vec::new());
+            session.leave(bindings, Vec::new(), 0);
         });
         let claims = thread::spawn({
             let (sessions, user_id) = (sessions.clone(), user_id.clone());
@@ -312,7 +312,7 @@ fn a_session_that_leaves_while_its_user_is_dropped_is_over() {
         leaves.join().expect("no panic");
         if let Some(goes_on) = claims.join().expect("no panic") {
             // Its connection finds out at its first look.
-            assert!(!goes_on.session.leave(goes_on.bindings, Vec::new()));
+            assert!(!goes_on.session.leave(goes_on.bindings, Vec::new(), 0));
         }
         assert_eq!((sessions.away(), binder.len(), binder.users()), (0, 0, 0));
         assert_eq!(outbox.told_to_stop(), Some(Stop::Dropped));

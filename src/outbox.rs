@@ -284,7 +284,9 @@ impl Outbox {
             // It has left in the meantime, and may come back.
             return false;
         }
-        if first || stop == Stop::Cut {
+        // One that waits for its slow client is not to wait any longer.
+        let is_wanted = stop == Stop::Replaced && state.stop == Some(Stop::QueueFull);
+        if first || is_wanted || stop == Stop::Cut {
             state.stop = Some(stop);
             wake(state);
         }
@@ -343,18 +345,19 @@ impl Outbox {
     }
 
     /// The session's connection is gone: from here on messages are kept for its return, beginning with those that were
-    /// accepted and not written, `in_hand` first. Says how many of them there was no room for.
+    /// accepted and not written, `in_hand` first. `written` is the last number that its client can have. Says how many of
+    /// the messages there was no room for.
     ///
     /// # Errors
     /// Hands back what was in hand if the session is not to come back.
-    pub(crate) fn leave(&self, in_hand: Vec<Kept>) -> Result<usize, Vec<Kept>> {
+    pub(crate) fn leave(&self, in_hand: Vec<Kept>, written: u64) -> Result<usize, Vec<Kept>> {
         let mut state = self.state();
         let may_come_back = matches!(state.stop, None | Some(Stop::QueueFull | Stop::Replaced));
         let State { queue, numbering: Some(numbering), .. } = &mut *state else { return Err(in_hand) };
         if !may_come_back {
             return Err(in_hand);
         }
-        let appended = numbering.leave(in_hand, std::mem::take(queue));
+        let appended = numbering.leave(in_hand, std::mem::take(queue), written);
         (state.stop, state.waker, state.wants_messages) = (None, None, false);
         state.depth = Depth::default();
         drop(state);
@@ -384,7 +387,7 @@ impl Outbox {
     /// Goes on behind the last number that the client has, with what was kept from there on.
     ///
     /// # Errors
-    /// Hands back what was kept if the client claims a number that was never sent.
+    /// Hands back what was kept if the client claims a number that was never written.
     pub(crate) fn resume(&self, seq: u64, kept: Vec<Kept>) -> Result<Resumed, Vec<Kept>> {
         let mut state = self.state();
         let Some(numbering) = &mut state.numbering else { return Err(kept) };
@@ -586,7 +589,7 @@ mod tests {
         let mut in_hand: Vec<Kept> = in_hand.collect();
         in_hand[0].sent(Instant::now());
         offer(&outbox, message("queued")).expect("room");
-        assert_eq!(outbox.leave(in_hand).ok(), Some(2), "that in hand and that in the queue");
+        assert_eq!(outbox.leave(in_hand, 1).ok(), Some(2), "that in hand and that in the queue");
     }
 
     #[test]

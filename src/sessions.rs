@@ -364,10 +364,16 @@ impl Session {
         self.key.epoch
     }
 
-    /// The connection is gone, and the session may come back. `in_hand` is what was on its way to the client. Says whether
-    /// the outbox is the session's now; else the session is over, and the outbox is still the connection's.
-    pub(crate) fn leave(mut self, mut bindings: Bindings, in_hand: Vec<Kept>) -> bool {
-        let Ok(lost) = self.outbox.leave(in_hand) else { return false };
+    /// The session is over, and nobody can go on with it. Until it is dropped, its client may acknowledge what it got.
+    pub(crate) fn end(&self) {
+        self.sessions.remove(self.token);
+    }
+
+    /// The connection is gone, and the session may come back. `in_hand` is what was on its way to the client, `written`
+    /// the last number that the client can have. Says whether the outbox is the session's now; else the session is over,
+    /// and the outbox is still the connection's.
+    pub(crate) fn leave(mut self, mut bindings: Bindings, in_hand: Vec<Kept>, written: u64) -> bool {
+        let Ok(lost) = self.outbox.leave(in_hand, written) else { return false };
         self.has_left = true;
         self.sessions.metrics.forgotten.inc_by(lost as u64);
         bindings.leave();
@@ -380,7 +386,7 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         if !self.has_left {
-            self.sessions.remove(self.token);
+            self.end();
             self.sessions.count_forgotten(&self.sessions.journal.acknowledge(&self.key, u64::MAX));
         }
     }
@@ -453,7 +459,8 @@ impl Claimed {
 impl Drop for Claimed {
     fn drop(&mut self) {
         let Some(away) = self.away.take() else { return };
-        match away.outbox.leave(std::mem::take(&mut self.kept)) {
+        // Nothing was written meanwhile.
+        match away.outbox.leave(std::mem::take(&mut self.kept), 0) {
             Ok(lost) => {
                 self.sessions.metrics.forgotten.inc_by(lost as u64);
                 self.sessions.put_away(self.token, away);
@@ -518,7 +525,7 @@ mod tests {
             let token = session.token();
             assert!(world.outbox.stop(stop));
             assert_eq!(world.drop_user(), 1);
-            assert!(!session.leave(bindings, Vec::new()), "{stop:?}");
+            assert!(!session.leave(bindings, Vec::new(), 0), "{stop:?}");
             let claimed = world.sessions.claim(token, &world.user_id).now_or_never().expect("nothing to wait for");
             assert!(claimed.is_none(), "{stop:?}: it would be bound to {:?}, and no push would reach it", world.event);
         }
@@ -529,7 +536,7 @@ mod tests {
         for is_dropped in [false, true] {
             let (world, session, bindings) = World::new();
             let token = session.token();
-            assert!(session.leave(bindings, Vec::new()));
+            assert!(session.leave(bindings, Vec::new(), 0));
             let push = Push::new("ann", "mail", "lasting").expect("valid").with_ttl(AGE);
             let delivery = Delivery::new(Names::new().message_id(), &push, SlowReaderPolicy::default(), Instant::now());
             let delivery = Arc::new(delivery);

@@ -36,6 +36,8 @@ pub(super) struct SessionBatch {
     /// What was written and is to be kept until it is acknowledged, and for whom and where.
     sent: Vec<Kept>,
     keeper: Option<(SessionKey, Arc<dyn Journal>)>,
+    /// The last number that is with the kernel, message or gap. The client can have no later one.
+    written: u64,
 }
 
 /// One frame of a session.
@@ -48,8 +50,8 @@ struct Frame {
 /// What a frame tells.
 enum What {
     Message(Message),
-    /// That messages are lost.
-    Gap,
+    /// That messages are lost, up to this number.
+    Gap(u64),
     /// Something of the gateway's own.
     Said,
     /// A message that the session took back.
@@ -130,7 +132,7 @@ impl Frame {
     }
 
     fn gap(from: u64, to: u64) -> Self {
-        Self { what: What::Gap, ..Self::said(format!(r#"{{"type":"gap","from":{from},"to":{to}}}"#)) }
+        Self { what: What::Gap(to), ..Self::said(format!(r#"{{"type":"gap","from":{from},"to":{to}}}"#)) }
     }
 
     fn push(kept: Kept, is_counted: bool) -> Self {
@@ -158,7 +160,7 @@ impl Frame {
         }
         match std::mem::replace(&mut self.what, what) {
             What::Message(message) => Some(message),
-            What::Gap | What::Said | What::Taken => None,
+            What::Gap(_) | What::Said | What::Taken => None,
         }
     }
 }
@@ -233,10 +235,17 @@ impl Batch {
                 delivered(ticket.written(now));
             }
             Self::Session(batch) => {
-                let Some(Frame { what: What::Message(mut message), .. }) = batch.frames.pop_front() else { return };
-                message.settle(done);
-                message.kept.sent(now).into_iter().for_each(delivered);
-                batch.sent.push(message.kept);
+                let Some(Frame { what, .. }) = batch.frames.pop_front() else { return };
+                match what {
+                    What::Message(mut message) => {
+                        message.settle(done);
+                        message.kept.sent(now).into_iter().for_each(delivered);
+                        batch.written = message.kept.seq();
+                        batch.sent.push(message.kept);
+                    }
+                    What::Gap(to) => batch.written = to,
+                    What::Said | What::Taken => {}
+                }
             }
         }
     }
@@ -273,7 +282,7 @@ impl Batch {
             }
             Self::Session(batch) => {
                 for frame in batch.frames.iter_mut().skip(begun).filter(|frame| frame.is_expired()) {
-                    let Some(message) = frame.take_message(What::Gap) else { continue };
+                    let Some(message) = frame.take_message(What::Taken) else { continue };
                     message.settle(done);
                     let kept = message.kept;
                     *frame = Frame::gap(kept.seq(), kept.seq());
@@ -316,17 +325,28 @@ impl Batch {
         }
     }
 
-    /// From here on what is written is kept for this session until it is acknowledged.
-    pub(super) fn keep_sent_for(&mut self, key: SessionKey, journal: Arc<dyn Journal>) {
+    /// From here on what is written is kept for this session until it is acknowledged. Its client has everything up to
+    /// this number.
+    pub(super) fn keep_sent_for(&mut self, key: SessionKey, journal: Arc<dyn Journal>, seq: u64) {
         if let Self::Session(batch) = self {
             batch.keeper = Some((key, journal));
+            batch.written = seq;
         }
     }
 
-    /// What is written from here on is kept for nobody: the session is over, or goes on elsewhere.
-    pub(super) fn keep_sent_no_more(&mut self) {
-        if let Self::Session(batch) = self {
-            batch.keeper = None;
+    /// The last number that is with the kernel.
+    pub(super) fn written(&self) -> u64 {
+        match self {
+            Self::Legacy(_) => 0,
+            Self::Session(batch) => batch.written,
+        }
+    }
+
+    /// Whether the frame in front is one whose message the session took back.
+    pub(super) fn is_front_taken(&self) -> bool {
+        match self {
+            Self::Legacy(_) => false,
+            Self::Session(batch) => batch.frames.front().is_some_and(|frame| matches!(frame.what, What::Taken)),
         }
     }
 
@@ -345,8 +365,8 @@ impl Batch {
         }
     }
 
-    /// The messages in hand that are not written, for a session that leaves this connection; the first `begun` frames
-    /// stay, to be finished.
+    /// The messages in hand that are not written whole, for a session that leaves this connection. The first `begun`
+    /// frames stay without them.
     pub(super) fn take_messages(&mut self, begun: usize) -> Vec<Kept> {
         let Self::Session(batch) = self else { return Vec::new() };
         let messages = batch.frames.iter_mut().filter_map(|frame| frame.take_message(What::Taken));

@@ -99,6 +99,19 @@ impl Shared {
         }
         Ok(Some(claimed))
     }
+
+    /// The client of a session has every message up to this number.
+    pub(super) fn acknowledge(&self, session: &Session, seq: u64) {
+        self.acknowledged(self.sessions.journal().acknowledge(session.key(), seq));
+    }
+
+    fn acknowledged(&self, messages: Vec<Kept>) {
+        let now = Instant::now();
+        for message in messages {
+            debug_assert!(message.is_sent(), "no client can claim a number that was not written");
+            self.metrics.acknowledged(message.into_ticket().acked(now));
+        }
+    }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
@@ -230,9 +243,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         event: &Event,
     ) -> Result<(Bindings, Option<Box<Session>>), Refused> {
         let GoesOn { session, outbox, mut bindings, is_recovered, acknowledged } = goes_on;
-        self.acknowledged(acknowledged);
+        self.shared.acknowledged(acknowledged);
         if let Err(error) = bindings.add(event.clone()) {
-            session.leave(bindings, Vec::new());
+            session.leave(bindings, Vec::new(), 0);
             return Err(error.into());
         }
         self.registration.adopt(outbox);
@@ -242,7 +255,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
     }
 
     fn begin(&mut self, session: &Session, identity: &Identity, event: &Event, recovered: Option<bool>) {
-        self.socket.keep_sent_for(session.key().clone(), self.shared.sessions.journal().clone());
+        let seq = self.registration.outbox().seq();
+        self.socket.keep_sent_for(session.key().clone(), self.shared.sessions.journal().clone(), seq);
         self.shared.metrics.binds.inc();
         self.say_bound(session, identity, event, recovered);
     }
@@ -251,24 +265,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         let seq = self.registration.outbox().seq();
         let expires_in_ms = expires_in_ms(identity);
         self.say(&Said::bound(event, session.epoch(), session.token(), seq, recovered, expires_in_ms));
-    }
-
-    pub(super) fn acknowledge(&self, session: &Session, seq: u64) {
-        self.acknowledged(self.shared.sessions.journal().acknowledge(session.key(), seq));
-    }
-
-    fn acknowledged(&self, messages: Vec<Kept>) {
-        let now = Instant::now();
-        let metrics = &self.shared.metrics;
-        for message in messages {
-            let is_sent = message.is_sent();
-            let after = message.into_ticket().acked(now);
-            if !is_sent {
-                // Half of it was written when the session left the connection, and the rest after.
-                metrics.delivered(after);
-            }
-            metrics.acknowledged(after);
-        }
     }
 
     /// Queues what was held for the event that is bound now, and looks once more for what was held meanwhile.

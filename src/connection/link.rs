@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,10 +16,11 @@ use crate::close::CloseReason;
 use crate::config::Config;
 use crate::outbox::Stop;
 use crate::registry::{Clock, Registration};
+use crate::sessions::Session;
 
 use super::batch::{Batch, SessionBatch};
 use super::binding::Checked;
-use super::frames::{Said, milliseconds};
+use super::frames::{Request, Said, milliseconds};
 use super::socket::{Received, Socket};
 use super::{Protocol, Shared};
 
@@ -289,9 +290,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         Ok(NextStep::WaitFor(deadlines.into_iter().fold(NEVER, u64::min)))
     }
 
+    /// Writes the rest of a message that is partly written, so that a session leaves between two messages: its client has
+    /// each whole, or never will from this connection. Gives up after a while, and at once when the session is wanted
+    /// elsewhere.
+    pub(super) async fn finish_message(&mut self) {
+        let deadline = self.clock().after(self.shared.config.close_timeout);
+        self.registration.outbox().set_alarm(deadline);
+        poll_fn(|cx| {
+            let metrics = &self.shared.metrics;
+            let finished = self.socket.poll_finish_frame(cx, |after| metrics.delivered(after));
+            let stop = self.socket.visit(self.registration.outbox(), cx, false);
+            let is_wanted = matches!(stop, Some(Stop::Replaced | Stop::Dropped | Stop::GoingAway | Stop::Cut));
+            if finished.is_ready() || is_wanted || deadline <= self.clock().now() {
+                return Poll::Ready(());
+            }
+            Poll::Pending
+        })
+        .await;
+        self.socket.keep_sent();
+    }
+
     /// Ends the connection: refuses more messages, writes those already accepted if the reason allows, tells the client
-    /// why, and waits for it to go, all of it within bounds.
-    pub(super) async fn close(mut self: Box<Self>, reason: CloseReason) {
+    /// why, and waits for it to go, all of it within bounds. A session that is over ends with it, and until then its client
+    /// may acknowledge what it got last.
+    pub(super) async fn close(mut self: Box<Self>, reason: CloseReason, session: Option<Box<Session>>) {
         self.reason = Some(reason);
         self.check = None;
         let outbox = self.registration.outbox().clone();
@@ -302,22 +324,44 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             Some(_) if reason.flushes() => {}
             Some(_) => self.socket.give_up(),
         }
+        if self.socket.is_torn() {
+            return;
+        }
+        let session = session.as_deref();
         let has_last_words = reason.flushes() || self.socket.said() > 0;
-        if has_last_words && poll_fn(|cx| self.poll_flush(cx)).await.is_err() {
+        if has_last_words && poll_fn(|cx| self.poll_flush(cx, session)).await.is_err() {
             return;
         }
         match reason.frame() {
-            Some((code, text)) => self.socket.queue_close(code, text),
             // The answer to the client's own close frame is queued already.
-            None if reason == CloseReason::ClientClosed => {}
+            _ if self.socket.has_closed() => {}
+            Some((code, text)) => self.socket.queue_close(code, text),
             None => return,
         }
         let deadline = self.clock().after(self.shared.config.close_timeout);
-        poll_fn(|cx| self.poll_close(cx, deadline)).await;
+        poll_fn(|cx| self.poll_close(cx, deadline, session)).await;
+    }
+
+    /// Reads what the client of a session that is over still says, and takes its acknowledgements. Ready when it has
+    /// closed.
+    fn poll_last_acks(&mut self, cx: &mut Context<'_>, session: Option<&Session>) -> Poll<()> {
+        let Self { socket, shared, .. } = self;
+        let written = socket.written();
+        socket.poll_last_words(cx, |data| {
+            if let (Some(session), Ok(Request::Ack { seq })) = (session, Request::read(data))
+                && seq <= written
+            {
+                shared.acknowledge(session, seq);
+            }
+        })
     }
 
     /// Writes all that was accepted. An error when the client takes nothing in time, or the grace is over.
-    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), CloseReason>> {
+    fn poll_flush(&mut self, cx: &mut Context<'_>, session: Option<&Session>) -> Poll<Result<(), CloseReason>> {
+        if session.is_some() && self.poll_last_acks(cx, session).is_ready() {
+            // It has closed, or broke the protocol: nothing goes behind the answer to a close frame.
+            self.socket.silence();
+        }
         loop {
             if self.socket.visit(self.registration.outbox(), cx, true) == Some(Stop::Cut) {
                 self.reason = Some(CloseReason::Cut);
@@ -344,7 +388,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
     }
 
     /// Writes the close frame, ends the sending direction, and waits for the client to do the same.
-    fn poll_close(&mut self, cx: &mut Context<'_>, deadline: u64) -> Poll<()> {
+    fn poll_close(&mut self, cx: &mut Context<'_>, deadline: u64, session: Option<&Session>) -> Poll<()> {
         let stop = self.socket.visit(self.registration.outbox(), cx, false);
         if stop == Some(Stop::Cut) || deadline <= self.clock().now() {
             return Poll::Ready(());
@@ -359,16 +403,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             if !self.socket.take_control_went() {
                 break;
             }
-            // The answer to a close frame may have been held back behind pongs. What else comes is of no interest.
-            let _ended = self.socket.poll_read(cx);
+            if self.socket.has_closed() {
+                // The answer to its close frame may have been held back behind pongs.
+                let _ended = self.socket.poll_read(cx);
+            } else {
+                let _closed = self.poll_last_acks(cx, session);
+            }
         }
-        match self.socket.poll_shutdown(cx) {
-            // It has said its last word, and has our answer.
-            Poll::Ready(Ok(())) if self.reason == Some(CloseReason::ClientClosed) => Poll::Ready(()),
-            Poll::Ready(Ok(())) => self.socket.poll_discard(cx),
-            Poll::Ready(Err(_)) => Poll::Ready(()),
-            Poll::Pending => Poll::Pending,
+        if ready!(self.socket.poll_shutdown(cx)).is_err() {
+            return Poll::Ready(());
         }
+        ready!(self.poll_last_acks(cx, session));
+        // A client that has closed has said its last word, and has our answer.
+        if self.socket.has_closed() { Poll::Ready(()) } else { self.socket.poll_discard(cx) }
     }
 }
 

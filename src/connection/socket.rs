@@ -48,6 +48,8 @@ pub(super) struct Socket<S> {
     unreadable: bool,
     /// Whether control frames were written since anybody asked, so that tungstenite can bring out what it held back.
     control_went: bool,
+    /// Whether the client's close frame came, which is answered by then.
+    has_closed: bool,
     is_done: bool,
 }
 
@@ -104,14 +106,15 @@ impl<S> Socket<S> {
         matches!(self.batch, Batch::Session(_))
     }
 
-    /// From here on what is written is kept for this session until it is acknowledged.
-    pub(super) fn keep_sent_for(&mut self, key: SessionKey, journal: Arc<dyn Journal>) {
-        self.batch.keep_sent_for(key, journal);
+    /// From here on what is written is kept for this session until it is acknowledged. Its client has everything up to
+    /// this number.
+    pub(super) fn keep_sent_for(&mut self, key: SessionKey, journal: Arc<dyn Journal>, seq: u64) {
+        self.batch.keep_sent_for(key, journal, seq);
     }
 
-    /// What is written from here on is kept for nobody.
-    pub(super) fn keep_sent_no_more(&mut self) {
-        self.batch.keep_sent_no_more();
+    /// The last number of the session that is with the kernel.
+    pub(super) fn written(&self) -> u64 {
+        self.batch.written()
     }
 
     /// Keeps what was written since the last call.
@@ -119,15 +122,25 @@ impl<S> Socket<S> {
         self.batch.keep_sent();
     }
 
-    /// The messages of a session that were not written. One that is partly written is among them, and its frame is still
-    /// finished.
+    /// The messages of a session that were not written whole. If one was written in part, the stream ends here.
     pub(super) fn take_messages(&mut self) -> Vec<Kept> {
         self.batch.take_messages(self.begun())
+    }
+
+    /// Whether the stream ends within a message that the session took back: its rest may not follow, or the client would
+    /// have what its sender may be told is lost.
+    pub(super) fn is_torn(&self) -> bool {
+        self.begun() > 0 && self.batch.is_front_taken()
     }
 
     /// Gives up everything in hand, except what is partly written.
     pub(super) fn silence(&mut self) {
         self.batch.silence(self.begun());
+    }
+
+    /// Whether the client's close frame has come.
+    pub(super) fn has_closed(&self) -> bool {
+        self.has_closed
     }
 
     /// Whether the client's close frame said that it is done, not that it may be back.
@@ -162,6 +175,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             unflushed: false,
             unreadable: false,
             control_went: false,
+            has_closed: false,
             is_done: false,
         }
     }
@@ -225,13 +239,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             } else if !self.batch.is_empty() {
                 // With a control frame waiting, only the frame that is partly written goes before it.
                 let frames_max = if wire.control.is_empty() { BATCH_MAX } else { 1 };
-                let mut slices = self.batch.slices(frames_max);
-                let mut rest = &mut slices[..];
-                IoSlice::advance_slices(&mut rest, self.offset);
-                let count = ready!(Pin::new(&mut wire.stream).poll_write_vectored(cx, rest))?;
-                drop(slices);
-                self.wrote(count, &mut delivered);
-                count
+                ready!(self.poll_write_frames(cx, frames_max, &mut delivered))?
             } else if self.unflushed {
                 ready!(Pin::new(&mut wire.stream).poll_flush(cx))?;
                 self.unflushed = false;
@@ -245,6 +253,35 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             *progress = true;
             self.unflushed = true;
         }
+    }
+
+    /// Writes the rest of the frame that is partly written, and nothing behind it.
+    pub(super) fn poll_finish_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut delivered: impl FnMut(Duration),
+    ) -> Poll<io::Result<()>> {
+        while self.begun() > 0 {
+            if ready!(self.poll_write_frames(cx, 1, &mut delivered))? == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_write_frames(
+        &mut self,
+        cx: &mut Context<'_>,
+        frames_max: usize,
+        delivered: &mut impl FnMut(Duration),
+    ) -> Poll<io::Result<usize>> {
+        let mut slices = self.batch.slices(frames_max);
+        let mut rest = &mut slices[..];
+        IoSlice::advance_slices(&mut rest, self.offset);
+        let count = ready!(Pin::new(&mut self.websocket.get_mut().stream).poll_write_vectored(cx, rest))?;
+        drop(slices);
+        self.wrote(count, delivered);
+        Poll::Ready(Ok(count))
     }
 
     fn wrote(&mut self, count: usize, delivered: &mut impl FnMut(Duration)) {
@@ -266,6 +303,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             Some(Ok(Message::Binary(bytes))) => Received::Data(bytes),
             Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Received::Life,
             Some(Ok(Message::Close(frame))) => {
+                self.has_closed = true;
                 self.is_done = frame.is_some_and(|frame| frame.code == CloseCode::Normal);
                 // The next read does not read: it hands over the answer to the close frame.
                 let _answered = Pin::new(&mut self.websocket).poll_next(cx);
@@ -288,14 +326,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         Pin::new(&mut self.websocket.get_mut().stream).poll_shutdown(cx)
     }
 
-    /// Reads and throws away what still comes; ready when the client has answered the close frame or is gone. Closing
-    /// with unread bytes would reset the connection, and the close frame might be lost on its way.
-    pub(super) fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while !self.unreadable {
-            if let Received::End(CloseReason::ClientClosed) = ready!(self.poll_read(cx)) {
-                return Poll::Ready(());
+    /// Reads what still comes; ready when the client has closed, or cannot be understood any more.
+    pub(super) fn poll_last_words(&mut self, cx: &mut Context<'_>, mut heard: impl FnMut(&[u8])) -> Poll<()> {
+        while !self.unreadable && !self.has_closed {
+            if let Received::Data(data) = ready!(self.poll_read(cx)) {
+                heard(&data);
             }
         }
+        Poll::Ready(())
+    }
+
+    /// Reads and throws away what still comes from a client that has not closed; ready when it is gone. Closing with
+    /// unread bytes would reset the connection, and the close frame might be lost on its way.
+    pub(super) fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut scratch = [0; 512];
         loop {
             let mut buffer = ReadBuf::new(&mut scratch);

@@ -42,8 +42,8 @@ pub(super) struct Numbering {
     last: u64,
     /// The last number that this connection was handed to send.
     told: u64,
-    /// The last number that any connection was handed to send.
-    told_ever: u64,
+    /// The last number that any connection wrote before it ended.
+    written: u64,
     /// Messages that were lost before they had a number.
     lost: u64,
     /// What the client missed, to be sent before what is queued.
@@ -53,7 +53,7 @@ pub(super) struct Numbering {
 
 impl Numbering {
     pub(super) fn new(key: SessionKey, journal: Arc<dyn Journal>) -> Self {
-        Self { key, journal, last: 0, told: 0, told_ever: 0, lost: 0, replay: VecDeque::new(), is_away: false }
+        Self { key, journal, last: 0, told: 0, written: 0, lost: 0, replay: VecDeque::new(), is_away: false }
     }
 
     pub(super) fn is_away(&self) -> bool {
@@ -74,11 +74,6 @@ impl Numbering {
         self.last
     }
 
-    fn tell(&mut self, seq: u64) {
-        self.told = seq;
-        self.told_ever = self.told_ever.max(seq);
-    }
-
     /// Moves what is to be sent next into the batch, at most `room` entries.
     pub(super) fn number(&mut self, queue: &mut VecDeque<Ticket>, batch: &mut VecDeque<Numbered>, room: usize) {
         let full = batch.len() + room;
@@ -88,7 +83,7 @@ impl Numbering {
             } else if self.lost > 0 || self.told < self.last {
                 self.last += std::mem::take(&mut self.lost);
                 batch.push_back(Numbered::Gap { from: self.told + 1, to: self.last });
-                self.tell(self.last);
+                self.told = self.last;
                 continue;
             } else if let Some(ticket) = queue.pop_front() {
                 let seq = self.next();
@@ -100,7 +95,7 @@ impl Numbering {
             if seq > self.told + 1 {
                 batch.push_back(Numbered::Gap { from: self.told + 1, to: seq - 1 });
             }
-            self.tell(seq);
+            self.told = seq;
             batch.push_back(Numbered::Message { message, is_counted });
         }
     }
@@ -114,8 +109,9 @@ impl Numbering {
         (refused.pop(), lost)
     }
 
-    pub(super) fn leave(&mut self, in_hand: Vec<Kept>, queue: VecDeque<Ticket>) -> Appended {
+    pub(super) fn leave(&mut self, in_hand: Vec<Kept>, queue: VecDeque<Ticket>, written: u64) -> Appended {
         self.is_away = true;
+        self.written = self.written.max(written);
         let replay = std::mem::take(&mut self.replay);
         let queued: Vec<Kept> = queue.into_iter().map(|ticket| Kept::new(ticket, self.next())).collect();
         let mut messages = in_hand.into_iter().chain(replay).chain(queued);
@@ -127,7 +123,7 @@ impl Numbering {
     }
 
     pub(super) fn resume(&mut self, seq: u64, kept: Vec<Kept>) -> Result<Resumed, Vec<Kept>> {
-        if seq > self.told_ever {
+        if seq > self.written {
             return Err(kept);
         }
         let (acknowledged, missed): (Vec<_>, Vec<_>) = kept.into_iter().partition(|message| message.seq() <= seq);

@@ -3,8 +3,6 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
-use pushgate::proto::DropReason;
-
 use crate::answers::{Lane, Record, State};
 use crate::assert_distinct;
 use crate::body::Body;
@@ -130,18 +128,16 @@ struct Seen {
     /// Of the gaps of complete sessions: what was told as dropped or lost, and what was lost after the answer.
     told_lost: u64,
     lost_later: u64,
-    half_written: BTreeMap<i32, u64>,
     legacy: u64,
 }
 
 impl fmt::Display for Seen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { epochs, complete, received, gaps, told_lost, lost_later, half_written, legacy } = self;
+        let Self { epochs, complete, received, gaps, told_lost, lost_later, legacy } = self;
         write!(
             f,
             "  seen: {epochs} sessions got {received} messages and {gaps} numbers that are lost; legacy clients got {legacy}; of \
-             the {complete} that came home {told_lost} were told as lost and {lost_later} were lost after the answer; \
-             {half_written:?} were told as lost and came in two halves"
+             the {complete} that came home {told_lost} were told as lost and {lost_later} were lost after the answer"
         )
     }
 }
@@ -273,14 +269,10 @@ impl Ledger {
                     assert!(!came, "push {number} was received, and told as dropped: {reason:?}");
                     told_lost += 1;
                 }
-                State::Lost(reason) if came => {
-                    // Half of it was written when the session left the connection, and the other half after.
-                    let may_be = book.last_of_connections.contains(number) && *reason != DropReason::Unspecified;
-                    let (seq, last) = (seq.copied(), book.last());
-                    assert!(may_be, "push {number}, {seq:?} of {last}, was received, and told as lost: {reason:?}");
-                    *seen.half_written.entry((*reason).into()).or_default() += 1;
+                State::Lost(reason) => {
+                    assert!(!came, "push {number}, {seq:?}, was received, and told as lost: {reason:?}");
+                    told_lost += 1;
                 }
-                State::Lost(_) => told_lost += 1,
                 // Passed on to another session, which had it.
                 State::Acked if self.records[*number as usize].is_anyones => {}
                 State::Acked => {
@@ -334,7 +326,7 @@ impl Ledger {
             self.order(connection.iter().copied());
             // By its own name the connection is not known to its client, but its messages are told of one.
             let mut may_be: Option<HashSet<Name>> = None;
-            for (at, body) in connection.iter().enumerate() {
+            for body in connection {
                 let record = self.record(*body);
                 assert_eq!(body.user, visits.user);
                 seen.legacy += 1;
@@ -345,13 +337,8 @@ impl Ledger {
                     assert!(held_received.insert(body.number), "{body:?} was held once and delivered twice");
                     continue;
                 }
-                let is_last = at + 1 == connection.len();
                 let took = record.connections.iter().filter(|(name, state)| {
-                    let is_possible = match state {
-                        State::Dropped(_) | State::Held | State::Acked | State::Written { cannot_ack: false } => false,
-                        State::Accepted | State::Written { cannot_ack: true } => true,
-                        State::Lost(_) => is_last,
-                    };
+                    let is_possible = matches!(state, State::Accepted | State::Written { cannot_ack: true });
                     is_possible && told.contains_key(name)
                 });
                 let took: HashSet<Name> = took.map(|(name, _)| *name).collect();

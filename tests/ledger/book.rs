@@ -1,6 +1,5 @@
 //! What one client knows of one session: every number it was told of, over all the connections of the session.
 
-use std::collections::HashSet;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 
 use crate::body::Body;
@@ -42,21 +41,11 @@ pub(crate) struct Book {
     pub(crate) ending: Ending,
     /// What came on an older connection after a newer one had asked for the session.
     pub(crate) late: Vec<(u64, Name, Body)>,
-    /// The last push of each connection. The session may have left the connection in the middle of it.
-    pub(crate) last_of_connections: HashSet<u32>,
 }
 
 impl Book {
     pub(crate) fn new(user: usize, epoch: Name) -> Self {
-        Self {
-            user,
-            epoch,
-            seen: Vec::new(),
-            acked: 0,
-            ending: Ending::Lost,
-            late: Vec::new(),
-            last_of_connections: HashSet::new(),
-        }
+        Self { user, epoch, seen: Vec::new(), acked: 0, ending: Ending::Lost, late: Vec::new() }
     }
 
     /// The last number that the client was told of.

@@ -71,7 +71,6 @@ pub(crate) struct Link {
     next: u64,
     /// Up to where nothing can be missing, since the gateway said so.
     recovered_to: u64,
-    last_push: Option<u32>,
     frames: usize,
     is_going_away: bool,
     is_over: bool,
@@ -91,8 +90,7 @@ impl Link {
         let mut request = format!("ws://{address}/ws").into_client_request().unwrap();
         request.headers_mut().insert("sec-websocket-protocol", "pushgate.v1.json".parse().unwrap());
         let (socket, _) = soon(tokio_tungstenite::client_async(request, stream)).await.unwrap();
-        let (next, recovered_to, last_push, frames) = (0, 0, None, 0);
-        Self { socket, next, recovered_to, last_push, frames, is_going_away: false, is_over: false }
+        Self { socket, next: 0, recovered_to: 0, frames: 0, is_going_away: false, is_over: false }
     }
 
     /// Says something. A connection that is over is noticed when it is read.
@@ -147,12 +145,7 @@ impl Link {
                 }
                 Came::Gap
             }
-            Told::Other(came) => {
-                if let Came::Ended(_) = came {
-                    self.note_end(book);
-                }
-                came
-            }
+            Told::Other(came) => came,
         }
     }
 
@@ -161,16 +154,10 @@ impl Link {
         loop {
             match self.told().await {
                 Told::Push { seq, id, body } => book.late.push((seq, id, body)),
-                Told::Other(Came::Ended(_)) => break,
+                Told::Other(Came::Ended(_)) => return,
                 Told::Gap { .. } | Told::Other(_) => {}
             }
         }
-        self.note_end(book);
-    }
-
-    /// Nothing more is read from this connection.
-    pub(crate) fn note_end(&self, book: &mut Book) {
-        book.last_of_connections.extend(self.last_push);
     }
 
     /// The next frame, which must be the one whose turn it is.
@@ -198,7 +185,6 @@ impl Link {
                     }
                     _ => panic!("{text}"),
                 };
-                self.last_push = Some(body.number);
                 Told::Push { seq, id: Name::of(&frame.id.unwrap()), body }
             }
             "gap" => {

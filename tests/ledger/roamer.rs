@@ -197,10 +197,7 @@ impl Roamer {
         };
         let book = self.books.last_mut().expect("a session was begun");
         match leave {
-            Leave::Reset => {
-                link.note_end(book);
-                link.reset();
-            }
+            Leave::Reset => link.reset(),
             Leave::Close(code) => {
                 link.close(code).await;
                 while !matches!(link.read(book).await, Came::Ended(_)) {}
@@ -211,8 +208,6 @@ impl Roamer {
                 self.resume = None;
             }
             Leave::Abandon => {
-                // Noted now: the next connection may begin another session.
-                link.note_end(book);
                 let next = self.arrive(None).await;
                 link.reset();
                 return next;
