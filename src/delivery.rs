@@ -125,7 +125,7 @@ impl Delivery {
 
     /// What one receiver's outbox is offered.
     pub(crate) fn ticket(self: &Arc<Self>, place: usize) -> Ticket {
-        Ticket { delivery: self.clone(), place }
+        Ticket { delivery: self.clone(), place, is_late: false }
     }
 
     fn payload(&self) -> &[u8] {
@@ -210,9 +210,21 @@ impl ReceiptState {
 pub(crate) struct Ticket {
     delivery: Arc<Delivery>,
     place: usize,
+    is_late: bool,
 }
 
 impl Ticket {
+    /// The same for a client that was away when the message was pushed: it takes no room from newer ones, since the
+    /// journal's bounds held for it, and a client that has only just come is not a slow one.
+    pub(crate) fn late(mut self) -> Self {
+        self.is_late = true;
+        self
+    }
+
+    pub(crate) fn is_late(&self) -> bool {
+        self.is_late
+    }
+
     pub(crate) fn message_id(&self) -> MessageId {
         self.delivery.message_id
     }

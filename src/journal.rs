@@ -173,6 +173,12 @@ impl Kept {
         Self::new(self.ticket, 0)
     }
 
+    /// The same on its way to a client that was away.
+    pub(crate) fn late(mut self) -> Self {
+        self.ticket = self.ticket.late();
+        self
+    }
+
     pub(crate) fn ticket(&self) -> &Ticket {
         &self.ticket
     }

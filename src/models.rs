@@ -92,8 +92,7 @@ fn every_message_offered_is_written_or_refused_or_lost_and_whoever_waits_is_told
         loop {
             let (batch, stop) = next(&outbox, &mut done);
             for ticket in batch {
-                done.messages += 1;
-                done.bytes += ticket.bytes().len();
+                done += Depth::of(&ticket);
                 ticket.written(Instant::now());
                 written += 1;
             }
@@ -175,14 +174,13 @@ impl Told {
             }
             for numbered in batch.drain(..) {
                 match numbered {
-                    Numbered::Message { mut message, is_counted } => {
+                    Numbered::Message(mut message) => {
                         assert_eq!(message.seq(), self.last + 1, "no silent gap");
                         self.last = message.seq();
                         let told = self.numbers.insert(message.seq(), Some(message.message_id()));
                         assert!(told.is_none_or(|told| told == Some(message.message_id())), "the same number twice");
-                        if is_counted {
-                            done.messages += 1;
-                            done.bytes += message.bytes();
+                        if !message.is_sent() {
+                            done += Depth::of(message.ticket());
                         }
                         message.sent(Instant::now());
                         journal.append(key, &mut std::iter::once(message));

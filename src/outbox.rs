@@ -3,6 +3,7 @@
 mod numbering;
 
 use std::collections::VecDeque;
+use std::ops::{AddAssign, SubAssign};
 use std::sync::{Arc, PoisonError};
 use std::task::{Context, Waker};
 
@@ -63,9 +64,35 @@ pub(crate) enum Stop {
 pub(crate) struct Depth {
     pub(crate) messages: usize,
     pub(crate) bytes: usize,
-    /// Messages of a session that came back, on their way to its client for the first time. They take no room from newer
-    /// ones: the journal's bounds held for them.
+    /// Messages that were kept for a client, on their way to it for the first time. They are in neither of the others.
     pub(crate) late: usize,
+}
+
+impl Depth {
+    /// What one message adds.
+    pub(crate) fn of(ticket: &Ticket) -> Self {
+        if ticket.is_late() {
+            Self { late: 1, ..Self::default() }
+        } else {
+            Self { messages: 1, bytes: ticket.bytes().len(), late: 0 }
+        }
+    }
+}
+
+impl AddAssign for Depth {
+    fn add_assign(&mut self, other: Self) {
+        self.messages += other.messages;
+        self.bytes += other.bytes;
+        self.late += other.late;
+    }
+}
+
+impl SubAssign for Depth {
+    fn sub_assign(&mut self, other: Self) {
+        self.messages -= other.messages;
+        self.bytes -= other.bytes;
+        self.late -= other.late;
+    }
 }
 
 /// One connection's queue. Until the first message it holds no heap memory, and empty next to none.
@@ -96,24 +123,17 @@ struct State {
 #[derive(Debug, Default)]
 struct Leaving {
     places: Vec<(usize, DropReason)>,
-    bytes: usize,
+    depth: Depth,
 }
 
 impl Leaving {
     fn add(&mut self, place: usize, ticket: &Ticket, reason: DropReason) {
         self.places.push((place, reason));
-        self.bytes += ticket.bytes().len();
+        self.depth += Depth::of(ticket);
     }
 }
 
 impl State {
-    /// Takes off the books what was written.
-    fn settle(&mut self, done: Depth) {
-        self.depth.messages -= done.messages;
-        self.depth.bytes -= done.bytes;
-        self.depth.late -= done.late;
-    }
-
     /// Arranges for the task to be woken.
     fn sleep(&mut self, cx: &Context<'_>, room: usize) {
         self.wants_messages = room > 0;
@@ -150,9 +170,8 @@ impl State {
         for (place, reason) in leaving.places.into_iter().rev() {
             self.remove(place, reason, out);
         }
-        ticket.behind(self.depth.messages);
-        self.depth.messages += 1;
-        self.depth.bytes += ticket.bytes().len();
+        ticket.behind(self.depth.messages + self.depth.late);
+        self.depth += Depth::of(&ticket);
         // The queue is kept in order of priority, so its place is found by bisection; mostly it is the end.
         let place = self.queue.partition_point(|queued| queued.priority() >= ticket.priority());
         self.queue.insert(place, ticket);
@@ -191,7 +210,9 @@ impl State {
                     return;
                 }
                 // The superseded ones were added in order of place.
-                if leaving.places[..superseded].binary_search_by_key(&place, |(taken, _)| *taken).is_err() {
+                let is_leaving = leaving.places[..superseded].binary_search_by_key(&place, |(taken, _)| *taken).is_ok();
+                // A late one makes no room.
+                if !is_leaving && !self.queue[place].is_late() {
                     leaving.add(place, &self.queue[place], DropReason::QueueFull);
                 }
             }
@@ -200,14 +221,15 @@ impl State {
     }
 
     fn has_room_without(&self, leaving: &Leaving, ticket: &Ticket, capacity: Capacity) -> bool {
-        self.depth.messages - leaving.places.len() < capacity.messages_max
-            && self.depth.bytes - leaving.bytes + ticket.bytes().len() <= capacity.bytes_max
+        let (depth, out) = (self.depth, leaving.depth);
+        ticket.is_late()
+            || (depth.messages - out.messages < capacity.messages_max
+                && depth.bytes - out.bytes + ticket.bytes().len() <= capacity.bytes_max)
     }
 
     fn remove(&mut self, place: usize, reason: DropReason, out: &mut Vec<(Ticket, DropReason)>) {
         if let Some(ticket) = self.queue.remove(place) {
-            self.depth.messages -= 1;
-            self.depth.bytes -= ticket.bytes().len();
+            self.depth -= Depth::of(&ticket);
             out.push((ticket, reason));
         }
     }
@@ -224,16 +246,6 @@ impl Outbox {
 
     /// Queues a message behind those of its priority, or says why not. Never waits.
     pub(crate) fn offer(&self, ticket: Ticket) -> Offered {
-        self.offer_within(self.capacity, ticket)
-    }
-
-    /// Queues a message that was held for this client, however many there are: the journal has its own bounds, and a
-    /// client that has only just come is not a slow one.
-    pub(crate) fn offer_held(&self, ticket: Ticket) -> Offered {
-        self.offer_within(Capacity { messages_max: usize::MAX, bytes_max: usize::MAX }, ticket)
-    }
-
-    fn offer_within(&self, capacity: Capacity, ticket: Ticket) -> Offered {
         let mut out = Vec::new();
         let mut state = self.state();
         if let Some(numbering) = state.numbering_if_away() {
@@ -248,7 +260,7 @@ impl Outbox {
             };
             return Offered { taken, displaced: 0, forgotten };
         }
-        let queued = state.queue(ticket, capacity, &mut out);
+        let queued = state.queue(ticket, self.capacity, &mut out);
         if let Some(numbering) = &mut state.numbering {
             numbering.lose(out.len() + usize::from(queued.is_err()));
         }
@@ -308,7 +320,7 @@ impl Outbox {
         room: usize,
     ) -> Option<Stop> {
         let mut state = self.state();
-        state.settle(done);
+        state.depth -= done;
         if batch.is_empty() && state.queue.len() <= room {
             std::mem::swap(batch, &mut state.queue);
         } else {
@@ -329,7 +341,7 @@ impl Outbox {
         room: usize,
     ) -> Option<Stop> {
         let mut state = self.state();
-        state.settle(done);
+        state.depth -= done;
         let State { queue, numbering, .. } = &mut *state;
         if let Some(numbering) = numbering {
             numbering.number(queue, batch, room);
@@ -392,7 +404,7 @@ impl Outbox {
         let mut state = self.state();
         let Some(numbering) = &mut state.numbering else { return Err(kept) };
         let resumed = numbering.resume(seq, kept)?;
-        state.depth.late = resumed.late;
+        state.depth.late += resumed.late;
         Ok(resumed)
     }
 
@@ -408,7 +420,7 @@ impl Outbox {
         state.stop.get_or_insert(Stop::Ended);
         state.waker = None;
         let given_up = std::mem::take(&mut state.queue);
-        state.settle(done);
+        state.depth -= done;
         let Depth { messages, late, .. } = std::mem::take(&mut state.depth);
         // Each message tells whoever waits for it that it is lost, which is not for under the lock.
         drop(state);
@@ -530,6 +542,21 @@ mod tests {
     }
 
     #[test]
+    fn what_was_kept_for_a_client_that_has_only_just_come_takes_no_room() {
+        let outbox = outbox(2, 20);
+        for text in ["kept 1", "kept 2", "kept 3"] {
+            assert_eq!(offer(&outbox, message(text).late()), Ok(()));
+        }
+        let oldest = push("new 1").with_slow_reader_policy(SlowReaderPolicy::DropOldest);
+        assert_eq!(offer(&outbox, ticket(&oldest)), Ok(()));
+        assert_eq!(offer(&outbox, message("new 2")), Ok(()));
+        assert_eq!(outbox.depth(), Depth { messages: 2, bytes: 14, late: 3 });
+        assert_eq!(offer(&outbox, message("new 3")), Err(DropReason::QueueFull));
+        assert_eq!(taken(&outbox), ["kept 1", "kept 2", "kept 3", "new 1", "new 2"]);
+        assert_eq!(outbox.close(Depth::default()), 5);
+    }
+
+    #[test]
     fn what_the_writer_holds_still_counts_until_it_is_written() {
         let outbox = outbox(2, 1_000);
         let mut batch = VecDeque::new();
@@ -583,7 +610,7 @@ mod tests {
         let mut batch = VecDeque::new();
         outbox.visit_numbered(&Context::from_waker(Waker::noop()), Depth::default(), &mut batch, 8);
         let in_hand = batch.into_iter().map(|numbered| match numbered {
-            Numbered::Message { message, .. } => message,
+            Numbered::Message(message) => message,
             Numbered::Gap { .. } => panic!("nothing is lost yet"),
         });
         let mut in_hand: Vec<Kept> = in_hand.collect();

@@ -280,7 +280,7 @@ impl Sessions {
                 withdrawn
             }
         };
-        let Offered { taken, displaced, forgotten } = receiver.offer(message.into_ticket());
+        let Offered { taken, displaced, forgotten } = receiver.offer(message.into_ticket().late());
         self.metrics.displaced.inc_by(displaced as u64);
         self.metrics.forgotten.inc_by(forgotten as u64 + u64::from(matches!(taken, Taken::Refused(_))));
     }

@@ -49,7 +49,7 @@ struct Frame {
 
 /// What a frame tells.
 enum What {
-    Message(Message),
+    Message(Kept),
     /// That messages are lost, up to this number.
     Gap(u64),
     /// Something of the gateway's own.
@@ -58,20 +58,9 @@ enum What {
     Taken,
 }
 
-struct Message {
-    kept: Kept,
-    is_counted: bool,
-}
-
-impl Message {
-    /// Takes it off the outbox's books.
-    fn settle(&self, done: &mut Depth) {
-        if self.is_counted {
-            settle(done, self.kept.ticket());
-        } else {
-            done.late += usize::from(!self.kept.is_sent());
-        }
-    }
+/// What is taken off the outbox's books with this message: nothing if it is sent once more.
+fn done_with(message: &Kept) -> Depth {
+    if message.is_sent() { Depth::default() } else { Depth::of(message.ticket()) }
 }
 
 /// `{"type":"push","seq":` and `,` with the longest number between them.
@@ -135,10 +124,10 @@ impl Frame {
         Self { what: What::Gap(to), ..Self::said(format!(r#"{{"type":"gap","from":{from},"to":{to}}}"#)) }
     }
 
-    fn push(kept: Kept, is_counted: bool) -> Self {
-        let tail = kept.ticket().session_tail();
-        let head = Head::of_push(kept.seq(), tail.len());
-        Self { head, tail, what: What::Message(Message { kept, is_counted }) }
+    fn push(message: Kept) -> Self {
+        let tail = message.ticket().session_tail();
+        let head = Head::of_push(message.seq(), tail.len());
+        Self { head, tail, what: What::Message(message) }
     }
 
     fn length(&self) -> usize {
@@ -146,7 +135,7 @@ impl Frame {
     }
 
     fn is_expired(&self) -> bool {
-        matches!(&self.what, What::Message(message) if message.kept.ticket().is_expired())
+        matches!(&self.what, What::Message(message) if message.ticket().is_expired())
     }
 
     fn is_said(&self) -> bool {
@@ -154,7 +143,7 @@ impl Frame {
     }
 
     /// Takes the message out of it, and leaves `what` in its place.
-    fn take_message(&mut self, what: What) -> Option<Message> {
+    fn take_message(&mut self, what: What) -> Option<Kept> {
         if !matches!(self.what, What::Message(_)) {
             return None;
         }
@@ -168,16 +157,10 @@ impl Frame {
 impl From<Numbered> for Frame {
     fn from(numbered: Numbered) -> Self {
         match numbered {
-            Numbered::Message { message, is_counted } => Self::push(message, is_counted),
+            Numbered::Message(message) => Self::push(message),
             Numbered::Gap { from, to } => Self::gap(from, to),
         }
     }
-}
-
-/// Takes a message off the outbox's books.
-fn settle(done: &mut Depth, ticket: &Ticket) {
-    done.messages += 1;
-    done.bytes += ticket.bytes().len();
 }
 
 impl Batch {
@@ -231,17 +214,17 @@ impl Batch {
         match self {
             Self::Legacy(tickets) => {
                 let Some(ticket) = tickets.pop_front() else { return };
-                settle(done, &ticket);
+                *done += Depth::of(&ticket);
                 delivered(ticket.written(now));
             }
             Self::Session(batch) => {
                 let Some(Frame { what, .. }) = batch.frames.pop_front() else { return };
                 match what {
                     What::Message(mut message) => {
-                        message.settle(done);
-                        message.kept.sent(now).into_iter().for_each(delivered);
-                        batch.written = message.kept.seq();
-                        batch.sent.push(message.kept);
+                        *done += done_with(&message);
+                        message.sent(now).into_iter().for_each(delivered);
+                        batch.written = message.seq();
+                        batch.sent.push(message);
                     }
                     What::Gap(to) => batch.written = to,
                     What::Said | What::Taken => {}
@@ -274,7 +257,7 @@ impl Batch {
                     if tickets[at].is_expired()
                         && let Some(ticket) = tickets.remove(at)
                     {
-                        settle(done, &ticket);
+                        *done += Depth::of(&ticket);
                         ticket.lost(DropReason::Expired);
                         expired += 1;
                     }
@@ -283,11 +266,10 @@ impl Batch {
             Self::Session(batch) => {
                 for frame in batch.frames.iter_mut().skip(begun).filter(|frame| frame.is_expired()) {
                     let Some(message) = frame.take_message(What::Taken) else { continue };
-                    message.settle(done);
-                    let kept = message.kept;
-                    *frame = Frame::gap(kept.seq(), kept.seq());
-                    expired += usize::from(!kept.is_sent());
-                    kept.give_up(DropReason::Expired);
+                    *done += done_with(&message);
+                    *frame = Frame::gap(message.seq(), message.seq());
+                    expired += usize::from(!message.is_sent());
+                    message.give_up(DropReason::Expired);
                 }
             }
         }
@@ -369,8 +351,7 @@ impl Batch {
     /// frames stay without them.
     pub(super) fn take_messages(&mut self, begun: usize) -> Vec<Kept> {
         let Self::Session(batch) = self else { return Vec::new() };
-        let messages = batch.frames.iter_mut().filter_map(|frame| frame.take_message(What::Taken));
-        let taken = messages.map(|message| message.kept).collect();
+        let taken = batch.frames.iter_mut().filter_map(|frame| frame.take_message(What::Taken)).collect();
         batch.retain(begun, Frame::is_said);
         taken
     }

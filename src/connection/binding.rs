@@ -281,7 +281,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
     pub(super) fn offer_held(&self, held: Vec<Kept>) {
         let metrics = &self.shared.metrics;
         for message in held {
-            let offered = self.registration.outbox().offer_held(message.into_ticket());
+            let offered = self.registration.outbox().offer(message.into_ticket().late());
             metrics.displaced.inc_by(offered.displaced as u64);
             metrics.forgotten.inc_by(u64::from(matches!(offered.taken, Taken::Refused(_))));
         }

@@ -12,11 +12,7 @@ use crate::outcome::DropReason;
 #[derive(Debug)]
 pub(crate) enum Numbered {
     /// A message with its number.
-    Message {
-        message: Kept,
-        /// Whether the outbox counts it until it is written. What is sent again was counted once.
-        is_counted: bool,
-    },
+    Message(Kept),
     /// Numbers whose messages are lost, first and last.
     Gap { from: u64, to: u64 },
 }
@@ -78,16 +74,15 @@ impl Numbering {
     pub(super) fn number(&mut self, queue: &mut VecDeque<Ticket>, batch: &mut VecDeque<Numbered>, room: usize) {
         let full = batch.len() + room;
         while batch.len() < full {
-            let (message, is_counted) = if let Some(message) = self.replay.pop_front() {
-                (message, false)
+            let message = if let Some(message) = self.replay.pop_front() {
+                message
             } else if self.lost > 0 || self.told < self.last {
                 self.last += std::mem::take(&mut self.lost);
                 batch.push_back(Numbered::Gap { from: self.told + 1, to: self.last });
                 self.told = self.last;
                 continue;
             } else if let Some(ticket) = queue.pop_front() {
-                let seq = self.next();
-                (Kept::new(ticket, seq), true)
+                Kept::new(ticket, self.next())
             } else {
                 return;
             };
@@ -96,7 +91,7 @@ impl Numbering {
                 batch.push_back(Numbered::Gap { from: self.told + 1, to: seq - 1 });
             }
             self.told = seq;
-            batch.push_back(Numbered::Message { message, is_counted });
+            batch.push_back(Numbered::Message(message));
         }
     }
 
@@ -128,7 +123,9 @@ impl Numbering {
         }
         let (acknowledged, missed): (Vec<_>, Vec<_>) = kept.into_iter().partition(|message| message.seq() <= seq);
         let lost;
-        (self.replay, lost) = worth_sending(missed);
+        let worth;
+        (worth, lost) = worth_sending(missed);
+        self.replay = worth.into_iter().map(Kept::late).collect();
         self.told = seq;
         let is_recovered = self.lost == 0 && self.replay.len() as u64 == self.last - seq;
         let late = self.replay.iter().filter(|message| !message.is_sent()).count();
