@@ -144,9 +144,10 @@ settings! {
     /// Messages that the journal keeps for one user, over all of its sessions; over it, a session's oldest go, which it is
     /// told when it comes back.
     journal_messages_max: usize = 1024;
-    /// Bytes of messages that the journal keeps for one user.
-    journal_bytes_max: usize = 1024 * 1024;
-    /// Bytes of messages that the journal keeps in all.
+    /// Bytes that the journal keeps for one user, about as many as of memory: a message as it was pushed, as JSON once it
+    /// was sent to a session, and about 300 beside them.
+    journal_bytes_max: usize = 2 * 1024 * 1024;
+    /// The same in all.
     journal_total_bytes_max: usize = 256 * 1024 * 1024;
     /// Sessions without a connection that may come back; over it, the one that is away for longest is given up. Each costs
     /// about a KiB, and what the journal keeps for it.
@@ -167,7 +168,8 @@ settings! {
     pong_timeout: Duration = Duration::from_secs(10);
     /// How long a client may take no byte while something waits to be written; over it, the connection is closed.
     write_timeout: Duration = Duration::from_secs(10);
-    /// How long the gateway waits for a client to take the close frame and go.
+    /// How long the gateway waits for a client to take the close frame and go, and before that, where a session's client
+    /// has got a part of a message, for it to take the rest.
     close_timeout: Duration = Duration::from_secs(5);
     /// How long the head of an HTTP request may take, which also bounds how long an idle HTTP/1 connection is kept.
     http_header_timeout: Duration = Duration::from_secs(10);

@@ -256,6 +256,13 @@ impl Ticket {
         self.delivery.priority
     }
 
+    /// About how many bytes of memory the message takes, though others may share them.
+    pub(crate) fn memory(&self) -> usize {
+        let Delivery { event, bytes, session_tail, collapse_key, .. } = &*self.delivery;
+        let texts = event.as_str().len() + collapse_key.as_ref().map_or(0, |key| key.len());
+        size_of::<Delivery>() + bytes.len() + session_tail.get().map_or(0, Bytes::len) + texts
+    }
+
     /// What happens to it where the outbox is full.
     pub(crate) fn policy(&self) -> SlowReaderPolicy {
         self.delivery.policy
@@ -276,9 +283,9 @@ impl Ticket {
             && older.collapse_key == newer.collapse_key
     }
 
-    /// What it has in common with messages whose place it takes.
-    pub(crate) fn collapse_key(&self) -> Option<(Event, Box<str>)> {
-        self.delivery.collapse_key.clone().map(|key| (self.delivery.event.clone(), key))
+    /// By what it takes the place of messages of its event, and they its.
+    pub(crate) fn collapse_key(&self) -> Option<&str> {
+        self.delivery.collapse_key.as_deref()
     }
 
     /// When it is no longer worth writing.

@@ -5,15 +5,16 @@ mod memory;
 mod model;
 
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 
-use crate::delivery::Ticket;
-use crate::message::{ConnectionId, Event, MessageId, Payload, UserId};
+use crate::delivery::{Delivery, Ticket};
+use crate::message::{ConnectionId, Event, InvalidPush, MessageId, Payload, Priority, Push, SlowReaderPolicy, UserId};
 use crate::outcome::DropReason;
 
-pub(crate) use memory::MemoryJournal;
+pub use memory::MemoryJournal;
 
 /// Where messages are kept for clients that come back.
 ///
@@ -25,8 +26,9 @@ pub(crate) use memory::MemoryJournal;
 /// wait nor call back. A call to one that is `async` may be dropped before it is done, when the client goes: what it has
 /// not handed over by then must still be kept.
 ///
-/// Sessions themselves, and whoever waits for an outcome, live in the gateway's process, and a [`Kept`] cannot be made
-/// from what was stored elsewhere: so far a journal can keep messages in another way, but not over a restart.
+/// One that outlives the process stores [`Kept::stored`] and comes back with [`Kept::restored`], for example around a
+/// [`MemoryJournal`]. It hands out the [`Kept`] it was given as long as it has it, since whoever waits for its outcome waits
+/// for that one. Sessions themselves do not outlive the process so far: what is held for a user does.
 #[async_trait]
 pub trait Journal: Send + Sync + fmt::Debug + 'static {
     /// Keeps messages of one session, in ascending order of their numbers, all above those that are kept already.
@@ -88,17 +90,44 @@ pub struct Appended {
 pub struct Usage {
     /// Messages, each counted once for every session it is kept for.
     pub messages: usize,
-    /// Bytes of them.
+    /// Bytes of them, see [`Kept::bytes`].
     pub bytes: usize,
 }
 
 /// What a journal may keep.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Bounds {
-    pub(crate) messages_per_user_max: usize,
-    pub(crate) bytes_per_user_max: usize,
-    pub(crate) bytes_max: usize,
-    pub(crate) age: Duration,
+pub struct JournalBounds {
+    /// Messages of one user, over all of its sessions.
+    pub messages_per_user_max: usize,
+    /// Bytes of one user's messages.
+    pub bytes_per_user_max: usize,
+    /// Bytes in all.
+    pub bytes_max: usize,
+    /// How long a message is kept.
+    pub age: Duration,
+}
+
+/// One message in a form that outlives the process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// The gateway's name for the message.
+    pub message_id: MessageId,
+    /// The session's number for it; 0 while it has none.
+    pub seq: u64,
+    /// The event it belongs to.
+    pub event: Event,
+    /// What the client is to see.
+    pub payload: Payload,
+    /// Which messages it overtakes.
+    pub priority: Priority,
+    /// By what a newer message of its event takes its place.
+    pub collapse_key: Option<String>,
+    /// Since when it is kept.
+    pub kept_at: SystemTime,
+    /// When it is no longer worth delivering.
+    pub expires_at: Option<SystemTime>,
+    /// Whether it was sent to its client, who has not acknowledged it.
+    pub is_sent: bool,
 }
 
 /// One message that is kept. Whoever waits for its outcome is told when it is let go of.
@@ -107,12 +136,56 @@ pub struct Kept {
     ticket: Ticket,
     seq: u64,
     kept_at: Instant,
+    /// Taken when it changes hands: what the message takes grows when the first session is written to.
+    bytes: usize,
     is_sent: bool,
 }
 
 impl Kept {
+    /// What a message takes beside itself: its place in a queue, which has up to twice the places it needs.
+    const OVERHEAD_BYTES: usize = 2 * size_of::<Self>();
+
     pub(crate) fn new(ticket: Ticket, seq: u64) -> Self {
-        Self { ticket, seq, kept_at: Instant::now(), is_sent: false }
+        let bytes = Self::OVERHEAD_BYTES + ticket.memory();
+        Self { ticket, seq, kept_at: Instant::now(), bytes, is_sent: false }
+    }
+
+    /// Makes a message again from what was stored of it. Nobody waits for its outcome.
+    ///
+    /// # Errors
+    /// Refuses a payload or collapse key that no push can have.
+    pub fn restored(stored: Stored) -> Result<Self, InvalidPush> {
+        let Stored { message_id, seq, event, payload, priority, collapse_key, kept_at, expires_at, is_sent } = stored;
+        let (now, wall_clock) = (Instant::now(), SystemTime::now());
+        let mut push = Push::to_everyone(event.as_str(), payload)?.with_priority(priority);
+        if let Some(key) = collapse_key {
+            push = push.with_collapse_key(key)?;
+        }
+        if let Some(expires_at) = expires_at {
+            push = push.with_ttl(expires_at.duration_since(wall_clock).unwrap_or_default());
+        }
+        let delivery = Delivery::new(message_id, &push, SlowReaderPolicy::default(), now);
+        let age = wall_clock.duration_since(kept_at).unwrap_or_default();
+        let kept_at = now.checked_sub(age).unwrap_or(now);
+        Ok(Self { kept_at, is_sent, ..Self::new(Arc::new(delivery).ticket(0), seq) })
+    }
+
+    /// What there is to store of it.
+    #[must_use]
+    pub fn stored(&self) -> Stored {
+        let (now, wall_clock) = (Instant::now(), SystemTime::now());
+        let expires_at = self.expires_at().and_then(|at| wall_clock.checked_add(at.saturating_duration_since(now)));
+        Stored {
+            message_id: self.message_id(),
+            seq: self.seq,
+            event: self.event().clone(),
+            payload: self.payload(),
+            priority: self.ticket.priority(),
+            collapse_key: self.ticket.collapse_key().map(str::to_owned),
+            kept_at: wall_clock.checked_sub(now.saturating_duration_since(self.kept_at)).unwrap_or(wall_clock),
+            expires_at,
+            is_sent: self.is_sent,
+        }
     }
 
     /// The session's number for it; 0 while it has none.
@@ -139,10 +212,11 @@ impl Kept {
         self.ticket.payload()
     }
 
-    /// How many bytes of the bounds it takes.
+    /// How many bytes of the bounds it takes, about as many as of memory: the message as it was pushed, the JSON that a
+    /// session is sent once there is any, and about 300 bytes beside them. What several sessions share counts for each.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.ticket.bytes().len()
+        self.bytes
     }
 
     /// Since when it is kept.
@@ -190,6 +264,7 @@ impl Kept {
     /// The last byte is with the kernel. Says how long that took, the first time.
     pub(crate) fn sent(&mut self, at: Instant) -> Option<Duration> {
         let after = self.ticket.sent(at);
+        self.bytes = Self::OVERHEAD_BYTES + self.ticket.memory();
         (!std::mem::replace(&mut self.is_sent, true)).then_some(after)
     }
 }

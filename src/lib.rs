@@ -100,10 +100,10 @@ pub use auth::{
 };
 pub use config::{Config, EventPolicies, Invalid, Loaded, LogFormat, Mistake, Page, Source};
 pub use gateway::{Gateway, PushError};
-pub use journal::{Appended, Journal, Kept, SessionKey, Usage};
+pub use journal::{Appended, Journal, JournalBounds, Kept, MemoryJournal, SessionKey, Stored, Usage};
 pub use message::{
-    ConnectionId, Event, Field, InvalidConnectionId, InvalidPush, MessageId, Payload, Priority, Push, SlowReaderPolicy,
-    Target, UserId,
+    ConnectionId, Event, Field, InvalidConnectionId, InvalidMessageId, InvalidPush, MessageId, Payload, Priority, Push,
+    SlowReaderPolicy, Target, UserId,
 };
 pub use outcome::{ConnectionOutcome, DropReason, Drops, Level, Outcome, Progress};
 pub use server::{Report, Server, ServerBuilder, ServerError};

@@ -454,13 +454,31 @@ impl std::str::FromStr for ConnectionId {
     type Err = InvalidConnectionId;
 
     fn from_str(text: &str) -> Result<Self, InvalidConnectionId> {
-        let digits =
-            |text: &str| text.bytes().all(|b| b.is_ascii_hexdigit()).then(|| u64::from_str_radix(text, 16).ok());
-        let (process, number) = text.split_once('-').ok_or(InvalidConnectionId)?;
-        match (digits(process).flatten(), digits(number).flatten()) {
-            (Some(process), Some(number)) if text.find('-') == Some(16) => Ok(Self(Id { process, number })),
-            _ => Err(InvalidConnectionId),
-        }
+        Id::read(text).map(Self).ok_or(InvalidConnectionId)
+    }
+}
+
+/// The text is not a message's name as its `Display` writes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a message id")]
+pub struct InvalidMessageId;
+
+impl std::str::FromStr for MessageId {
+    type Err = InvalidMessageId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidMessageId> {
+        Id::read(text).map(Self).ok_or(InvalidMessageId)
+    }
+}
+
+impl Id {
+    fn read(text: &str) -> Option<Self> {
+        let number = |text: &str| {
+            let is_number = text.bytes().all(|b| b.is_ascii_hexdigit());
+            is_number.then(|| u64::from_str_radix(text, 16).ok()).flatten()
+        };
+        let (process, rest) = text.split_at_checked(16)?;
+        Some(Self { process: number(process)?, number: number(rest.strip_prefix('-')?)? })
     }
 }
 
@@ -527,13 +545,16 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_id_reads_back() {
+    fn the_name_of_a_connection_or_message_reads_back() {
         let id = Names::new().connection_id();
+        assert_eq!(id.to_string().parse(), Ok(id));
+        let id = Names::new().message_id();
         assert_eq!(id.to_string().parse(), Ok(id));
         for bad in
             ["", "-", "1-1", "0123456789abcdef", "0123456789abcdef-", "0123456789abcdef-+1", "0123456789abcdeg-1"]
         {
             assert_eq!(bad.parse::<ConnectionId>(), Err(InvalidConnectionId), "{bad}");
+            assert_eq!(bad.parse::<MessageId>(), Err(InvalidMessageId), "{bad}");
         }
     }
 

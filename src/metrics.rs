@@ -239,7 +239,7 @@ impl Metrics {
             self.sessions_away.clone(),
         );
         registry.register("journal_messages", "Messages in the journal", self.journal_messages.clone());
-        registry.register("journal_bytes", "Bytes in the journal", self.journal_bytes.clone());
+        registry.register("journal_bytes", "Bytes that the journal takes", self.journal_bytes.clone());
         registry.register("http_refused", "TCP connections over http_connections_max", self.http_refused.clone());
         registry.register("accept_errors", "Failures to accept a TCP connection", self.accept_errors.clone());
         registry.register_with_unit(

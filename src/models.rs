@@ -11,7 +11,7 @@ use shuttle::thread;
 
 use crate::binder::{BindLimits, Binder};
 use crate::delivery::{Delivery, Ticket};
-use crate::journal::{Bounds, Journal, Kept, MemoryJournal, SessionKey};
+use crate::journal::{Journal, JournalBounds, Kept, MemoryJournal, SessionKey};
 use crate::message::{ConnectionId, MessageId, Names, Push, SlowReaderPolicy, UserId};
 use crate::metrics::Metrics;
 use crate::outbox::{Capacity, Depth, Numbered, Outbox, Stop, Taken};
@@ -40,7 +40,7 @@ fn delivery(names: &Names, push: &Push) -> Delivery {
 
 fn journal() -> Arc<MemoryJournal> {
     let age = Duration::from_secs(3600);
-    Arc::new(MemoryJournal::new(Bounds {
+    Arc::new(MemoryJournal::new(JournalBounds {
         messages_per_user_max: 3,
         bytes_per_user_max: 1 << 20,
         bytes_max: 1 << 20,

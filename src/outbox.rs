@@ -482,7 +482,7 @@ mod tests {
 
     use super::*;
     use crate::delivery::Delivery;
-    use crate::journal::{Bounds, MemoryJournal};
+    use crate::journal::{JournalBounds, MemoryJournal};
     use crate::message::{Names, Priority, Push, UserId};
 
     #[derive(Default)]
@@ -597,7 +597,8 @@ mod tests {
 
     #[test]
     fn what_a_journal_without_room_refuses_is_lost_only_if_it_never_was_sent() {
-        let bounds = Bounds { messages_per_user_max: 1, bytes_per_user_max: 100, bytes_max: 100, age: Duration::MAX };
+        let bounds =
+            JournalBounds { messages_per_user_max: 1, bytes_per_user_max: 1000, bytes_max: 1000, age: Duration::MAX };
         let journal = Arc::new(MemoryJournal::new(bounds));
         let user_id = UserId::new("ann").expect("not empty");
         let key = |outbox: &Outbox| SessionKey { user_id: user_id.clone(), epoch: outbox.id() };

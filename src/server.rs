@@ -31,7 +31,7 @@ use crate::config::{Check, Config, Invalid, Page};
 use crate::connection::Shared;
 use crate::doors::websocket::WebSocketDoor;
 use crate::gateway::{Gateway, Rooms};
-use crate::journal::{Bounds, Journal, MemoryJournal};
+use crate::journal::{Journal, JournalBounds, MemoryJournal};
 use crate::message::Names;
 use crate::metrics::Metrics;
 use crate::outbox::{Capacity, Stop};
@@ -228,7 +228,7 @@ fn gateway(
     };
     let metrics = Arc::new(Metrics::new());
     let journal = journal.unwrap_or_else(|| {
-        Arc::new(MemoryJournal::new(Bounds {
+        Arc::new(MemoryJournal::new(JournalBounds {
             messages_per_user_max: config.journal_messages_max,
             bytes_per_user_max: config.journal_bytes_max,
             bytes_max: config.journal_total_bytes_max,

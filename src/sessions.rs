@@ -480,7 +480,7 @@ mod tests {
     use super::*;
     use crate::binder::BindLimits;
     use crate::delivery::Delivery;
-    use crate::journal::{Bounds, MemoryJournal};
+    use crate::journal::{JournalBounds, MemoryJournal};
     use crate::message::{Names, Push, SlowReaderPolicy};
     use crate::outbox::Capacity;
 
@@ -497,7 +497,8 @@ mod tests {
 
     impl World {
         fn new() -> (Self, Session, Bindings) {
-            let bounds = Bounds { messages_per_user_max: 8, bytes_per_user_max: 1000, bytes_max: 1000, age: AGE };
+            let bounds =
+                JournalBounds { messages_per_user_max: 8, bytes_per_user_max: 10_000, bytes_max: 10_000, age: AGE };
             let limits = Limits { away_max: 4, away_per_user_max: 4, age: AGE };
             let journal = Arc::new(MemoryJournal::new(bounds));
             let sessions = Arc::new(Sessions::new(limits, journal, Arc::new(Metrics::new())));

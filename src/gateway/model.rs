@@ -3,7 +3,7 @@
 use super::*;
 use crate::auth::{OpenPush, TokenIsUser};
 use crate::binder::{BindLimits, Bindings};
-use crate::journal::{Bounds, MemoryJournal};
+use crate::journal::{JournalBounds, MemoryJournal};
 use crate::outbox::{Capacity, Depth};
 use crate::outcome::Drops;
 use crate::registry::{Limits, Registration};
@@ -25,7 +25,8 @@ fn gateway() -> Gateway {
         outbox: Capacity { messages_max: OUTBOX_MESSAGES, bytes_max: 1 << 20 },
     };
     let metrics = Arc::new(Metrics::new());
-    let bounds = Bounds { messages_per_user_max: 1, bytes_per_user_max: 1, bytes_max: 1, age: Duration::from_secs(1) };
+    let bounds =
+        JournalBounds { messages_per_user_max: 1, bytes_per_user_max: 1, bytes_max: 1, age: Duration::from_secs(1) };
     let away = sessions::Limits { away_max: 1, away_per_user_max: 1, age: Duration::from_secs(1) };
     Gateway::new(Rooms {
         config: Arc::new(Config::default()),

@@ -7,15 +7,15 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 
-use super::{Appended, Bounds, Journal, Kept, SessionKey, Usage};
+use super::{Appended, Journal, JournalBounds, Kept, SessionKey, Usage};
 use crate::message::{ConnectionId, Event, MessageId, UserId};
 use crate::outcome::DropReason;
 use crate::sync::{Mutex, MutexGuard};
 
 /// Keeps messages until they are acknowledged, too old, or one too many.
 #[derive(Debug)]
-pub(crate) struct MemoryJournal {
-    bounds: Bounds,
+pub struct MemoryJournal {
+    bounds: JournalBounds,
     /// A std mutex: held for a few map steps, never over an await.
     shelves: Mutex<Shelves>,
 }
@@ -53,7 +53,9 @@ impl Shelf {
 }
 
 impl MemoryJournal {
-    pub(crate) fn new(bounds: Bounds) -> Self {
+    /// An empty one.
+    #[must_use]
+    pub fn new(bounds: JournalBounds) -> Self {
         Self { bounds, shelves: Mutex::default() }
     }
 

@@ -2,19 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::FutureExt;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::{Bounds, Journal, Kept, MemoryJournal, SessionKey};
+use super::{Journal, JournalBounds, Kept, MemoryJournal, SessionKey, Stored};
 use crate::delivery::Delivery;
-use crate::message::{ConnectionId, Event, MessageId, Names, Push, SlowReaderPolicy, UserId};
+use crate::message::{ConnectionId, Event, MessageId, Names, Priority, Push, SlowReaderPolicy, UserId};
 use crate::outcome::{DropReason, Progress};
 
-const BOUNDS: Bounds =
-    Bounds { messages_per_user_max: 5, bytes_per_user_max: 60, bytes_max: 150, age: Duration::from_secs(100) };
+/// About what a message of one byte takes. Others take up to a few times that.
+const MESSAGE_BYTES: usize = 310;
+
+const BOUNDS: JournalBounds = JournalBounds {
+    messages_per_user_max: 5,
+    bytes_per_user_max: 6 * MESSAGE_BYTES,
+    bytes_max: 15 * MESSAGE_BYTES,
+    age: Duration::from_secs(100),
+};
 
 /// What the time to live of a message is, where it has one.
 const TTL: Duration = Duration::from_secs(10);
@@ -31,7 +38,7 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let (user, session, event, length) = (0..3_usize, 0..2_usize, 0..2_usize, 1..40_usize);
+    let (user, session, event, length) = (0..3_usize, 0..2_usize, 0..2_usize, 1..3 * MESSAGE_BYTES);
     prop_oneof![
         6 => (user.clone(), session.clone(), vec(length.clone(), 1..4), any::<bool>())
             .prop_map(|(user, session, lengths, is_sent)| Step::Append { user, session, lengths, is_sent }),
@@ -225,7 +232,7 @@ proptest! {
 #[test]
 fn a_journal_that_lets_go_of_a_message_that_waits_tells_whoever_waits_for_it() {
     let names = Names::new();
-    let journal = MemoryJournal::new(Bounds { messages_per_user_max: 1, ..BOUNDS });
+    let journal = MemoryJournal::new(JournalBounds { messages_per_user_max: 1, ..BOUNDS });
     let id: ConnectionId = names.connection_id();
     let key = SessionKey { user_id: UserId::new("ann").expect("valid"), epoch: id };
     let push = Push::new("ann", "mail", "m").expect("valid");
@@ -239,4 +246,28 @@ fn a_journal_that_lets_go_of_a_message_that_waits_tells_whoever_waits_for_it() {
     let progress: Vec<_> =
         delivery.receipt().expect("followed").outcomes().iter().map(|outcome| outcome.progress).collect();
     assert_eq!(progress, [Progress::Lost(DropReason::QueueFull), Progress::Held]);
+}
+
+#[test]
+fn a_message_is_the_same_when_it_is_restored_from_what_was_stored() {
+    let payload = bytes::Bytes::from_static(&[0, 255]);
+    for expires in [true, false] {
+        let push = Push::new("ann", "mail", payload.clone()).expect("valid").with_priority(Priority::High);
+        let mut push = push.with_collapse_key("key").expect("valid");
+        if expires {
+            push = push.with_ttl(TTL);
+        }
+        let delivery = Delivery::new(Names::new().message_id(), &push, SlowReaderPolicy::default(), Instant::now());
+        let mut kept = Kept::new(Arc::new(delivery).ticket(0), 7);
+        kept.sent(Instant::now());
+        let stored = kept.stored();
+        let again = Kept::restored(stored.clone()).expect("valid").stored();
+        let off =
+            |one: SystemTime, other: SystemTime| one.duration_since(other).unwrap_or_else(|error| error.duration());
+        assert!(off(stored.kept_at, again.kept_at) < Duration::from_secs(1));
+        assert_eq!(stored.expires_at.is_some(), expires);
+        assert!(stored.expires_at.zip(again.expires_at).is_none_or(|(one, other)| off(one, other) < TTL / 10));
+        assert_eq!((stored.payload.as_bytes(), stored.seq, stored.is_sent), (&payload[..], 7, true));
+        assert_eq!(Stored { kept_at: stored.kept_at, expires_at: stored.expires_at, ..again }, stored);
+    }
 }

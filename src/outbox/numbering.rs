@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::delivery::Ticket;
 use crate::journal::{Appended, Journal, Kept, SessionKey};
+use crate::message::Event;
 use crate::outcome::DropReason;
 
 /// What a session's connection has to send.
@@ -136,11 +137,12 @@ impl Numbering {
 /// Gives up what has expired, and what a newer message has taken the place of, unless the client may have it already.
 /// Says how many of those the client never had.
 fn worth_sending(missed: Vec<Kept>) -> (VecDeque<Kept>, usize) {
-    let mut taken = HashSet::new();
+    let mut taken: HashSet<(Event, Box<str>)> = HashSet::new();
     let mut lost = 0;
     let mut worth = VecDeque::with_capacity(missed.len());
     for message in missed.into_iter().rev() {
-        let is_superseded = message.ticket().collapse_key().is_some_and(|key| !taken.insert(key));
+        let key = message.ticket().collapse_key().map(|key| (message.event().clone(), key.into()));
+        let is_superseded = key.is_some_and(|key| !taken.insert(key));
         let reason = if message.ticket().is_expired() {
             DropReason::Expired
         } else if is_superseded && !message.is_sent() {

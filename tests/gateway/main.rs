@@ -9,6 +9,7 @@ mod auth;
 mod connections;
 mod following;
 mod grpc;
+mod journal;
 mod json;
 mod legacy;
 mod operating;

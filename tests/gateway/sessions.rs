@@ -194,12 +194,12 @@ async fn what_did_not_fit_in_the_journal_is_told_as_a_gap_of_the_same_session() 
 
 #[tokio::test]
 async fn a_message_too_large_for_the_journal_is_dropped_and_told_to_both_sides() {
-    let gateway = TestGateway::with(|config| config.journal_bytes_max = 100).await;
+    let gateway = TestGateway::with(|config| config.journal_bytes_max = 500).await;
     let (phone, place) = bound(&gateway).await;
     let mut grpc = gateway.grpc().await;
     leave(&gateway, phone).await;
     assert_eq!(push(&mut grpc, "small").await, (0, 0, 1));
-    let dropped = grpc.push("ann", "mail", &"x".repeat(101)).await;
+    let dropped = grpc.push("ann", "mail", &"x".repeat(500)).await;
     assert_eq!((counts(&dropped), dropped.drops[0].reason()), ((1, 0, 0), DropReason::QueueFull));
     let mut phone = client(&gateway).await;
     assert_eq!(phone.resume("ann", "mail", &place).await["recovered"], false);

@@ -28,7 +28,7 @@ pub(crate) fn small(config: &mut Config) {
     config.outbox_bytes_max = 96 * 1024;
     config.journal_messages_max = 120;
     config.journal_bytes_max = 192 * 1024;
-    config.journal_total_bytes_max = 2 * 1024 * 1024;
+    config.journal_total_bytes_max = 4 * 1024 * 1024;
     config.journal_age = JOURNAL_AGE;
     config.sessions_away_max = 60;
     config.sessions_away_per_user_max = 3;
