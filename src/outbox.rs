@@ -413,6 +413,11 @@ impl Outbox {
         self.state().numbering.as_ref().map_or(0, |numbering| numbering.told())
     }
 
+    /// The last number that the session's client can have from the connections before.
+    pub(crate) fn written(&self) -> u64 {
+        self.state().numbering.as_ref().map_or(0, |numbering| numbering.written())
+    }
+
     /// Gives up what is queued and refuses what comes, for a connection that has ended. Says how many messages were
     /// accepted and never written; `done` is what the last visit did not yet report.
     pub(crate) fn close(&self, done: Depth) -> usize {

@@ -36,7 +36,7 @@ pub(super) struct SessionBatch {
     /// What was written and is to be kept until it is acknowledged, and for whom and where.
     sent: Vec<Kept>,
     keeper: Option<(SessionKey, Arc<dyn Journal>)>,
-    /// The last number that is with the kernel, message or gap. The client can have no later one.
+    /// The last number that the client can have: it was written whole, message or gap, here or on a connection before.
     written: u64,
 }
 
@@ -223,10 +223,10 @@ impl Batch {
                     What::Message(mut message) => {
                         *done += done_with(&message);
                         message.sent(now).into_iter().for_each(delivered);
-                        batch.written = message.seq();
+                        batch.written = batch.written.max(message.seq());
                         batch.sent.push(message);
                     }
-                    What::Gap(to) => batch.written = to,
+                    What::Gap(to) => batch.written = batch.written.max(to),
                     What::Said | What::Taken => {}
                 }
             }
@@ -307,16 +307,16 @@ impl Batch {
         }
     }
 
-    /// From here on what is written is kept for this session until it is acknowledged. Its client has everything up to
-    /// this number.
-    pub(super) fn keep_sent_for(&mut self, key: SessionKey, journal: Arc<dyn Journal>, seq: u64) {
+    /// From here on what is written is kept for this session until it is acknowledged. `written` is the last number that
+    /// its client can have by now.
+    pub(super) fn keep_sent_for(&mut self, key: SessionKey, journal: Arc<dyn Journal>, written: u64) {
         if let Self::Session(batch) = self {
             batch.keeper = Some((key, journal));
-            batch.written = seq;
+            batch.written = written;
         }
     }
 
-    /// The last number that is with the kernel.
+    /// The last number that the session's client can have.
     pub(super) fn written(&self) -> u64 {
         match self {
             Self::Legacy(_) => 0,

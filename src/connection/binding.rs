@@ -255,8 +255,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
     }
 
     fn begin(&mut self, session: &Session, identity: &Identity, event: &Event, recovered: Option<bool>) {
-        let seq = self.registration.outbox().seq();
-        self.socket.keep_sent_for(session.key().clone(), self.shared.sessions.journal().clone(), seq);
+        let written = self.registration.outbox().written();
+        self.socket.keep_sent_for(session.key().clone(), self.shared.sessions.journal().clone(), written);
         self.shared.metrics.binds.inc();
         self.say_bound(session, identity, event, recovered);
     }

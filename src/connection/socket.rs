@@ -106,13 +106,13 @@ impl<S> Socket<S> {
         matches!(self.batch, Batch::Session(_))
     }
 
-    /// From here on what is written is kept for this session until it is acknowledged. Its client has everything up to
-    /// this number.
-    pub(super) fn keep_sent_for(&mut self, key: SessionKey, journal: Arc<dyn Journal>, seq: u64) {
-        self.batch.keep_sent_for(key, journal, seq);
+    /// From here on what is written is kept for this session until it is acknowledged. `written` is the last number that
+    /// its client can have by now.
+    pub(super) fn keep_sent_for(&mut self, key: SessionKey, journal: Arc<dyn Journal>, written: u64) {
+        self.batch.keep_sent_for(key, journal, written);
     }
 
-    /// The last number of the session that is with the kernel.
+    /// The last number that the session's client can have.
     pub(super) fn written(&self) -> u64 {
         self.batch.written()
     }

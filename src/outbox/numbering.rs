@@ -61,6 +61,10 @@ impl Numbering {
         self.told
     }
 
+    pub(super) fn written(&self) -> u64 {
+        self.written
+    }
+
     pub(super) fn lose(&mut self, messages: usize) {
         self.lost += messages as u64;
     }

@@ -174,6 +174,29 @@ async fn a_push_that_waits_is_told_of_what_a_resumed_session_did_with_it() {
 }
 
 #[tokio::test]
+async fn what_came_on_an_earlier_connection_may_be_acknowledged_and_what_never_came_may_not() {
+    let gateway = TestGateway::with(large).await;
+    let (mut phone, place) = bound(&gateway).await;
+    let mut grpc = gateway.grpc().await;
+    let large = "m".repeat(1 << 22);
+    push(&mut grpc, &large).await;
+    phone.expect_push(1, &large).await;
+    leave(&gateway, phone).await;
+    push(&mut grpc, &large).await;
+    // A client that reads little, so that nothing is written whole on this connection.
+    let mut phone = slow_client(&gateway).await;
+    phone.resume("ann", "mail", &place).await;
+    phone.ack(2).await;
+    phone.ack(1).await;
+    phone.expect_push(1, &large).await;
+    phone.expect_push(2, &large).await;
+    assert_eq!(phone.next().await["code"], "bad_ack", "of number 2, and of that alone");
+    phone.ack(2).await;
+    phone.say(json!({ "type": "ping" })).await;
+    assert_eq!(phone.next().await["type"], "pong");
+}
+
+#[tokio::test]
 async fn what_did_not_fit_in_the_journal_is_told_as_a_gap_of_the_same_session() {
     let gateway = TestGateway::with(|config| config.journal_messages_max = 2).await;
     let (phone, place) = bound(&gateway).await;
