@@ -5,79 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value, json};
 
 use crate::support::schema::{SCHEMA, check_client, check_server, is_client, is_server};
-
-const PAGE: &str = include_str!("../../proto/session/pushgate.v1.json.md");
-
-/// One line of a transcript. The number tells connections apart that are open at one time.
-#[derive(Debug)]
-enum Line {
-    Connect(u8),
-    Client(u8, Value),
-    /// A message that is no frame of the protocol.
-    Wrong(String),
-    Server(u8, Value),
-    Close(Side, u16),
-    Reset,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Side {
-    Client,
-    Server,
-}
-
-/// The transcripts of the page, each with its heading.
-fn transcripts() -> Vec<(&'static str, Vec<Line>)> {
-    let mut transcripts = Vec::new();
-    let (mut heading, mut open) = ("", None::<Vec<Line>>);
-    for line in PAGE.lines() {
-        match &mut open {
-            None if line == "```transcript" => open = Some(Vec::new()),
-            None => heading = line.strip_prefix("### ").unwrap_or(heading),
-            Some(_) if line == "```" => transcripts.push((heading, open.take().unwrap())),
-            Some(lines) => lines.extend(read(line)),
-        }
-    }
-    assert!(open.is_none(), "the last transcript does not end");
-    transcripts
-}
-
-/// A line as the page explains it; `None` for one that is for people.
-fn read(line: &str) -> Option<Line> {
-    if line.starts_with('#') {
-        return None;
-    }
-    let (side, rest) = match line.split_at_checked(1) {
-        Some(("C", rest)) => (Side::Client, rest),
-        Some(("S", rest)) => (Side::Server, rest),
-        _ => panic!("neither side: {line}"),
-    };
-    if let Some(wrong) = rest.strip_prefix("! ").filter(|_| side == Side::Client) {
-        return Some(Line::Wrong(wrong.to_owned()));
-    }
-    let (number, said) = rest.split_once(": ").unwrap_or_else(|| panic!("nothing said: {line}"));
-    let number = if number.is_empty() { 1 } else { number.parse().unwrap() };
-    Some(match (side, said) {
-        (Side::Client, "connect") => Line::Connect(number),
-        (Side::Client, "reset") => Line::Reset,
-        (side, said) => match (side, said.strip_prefix("close ")) {
-            (side, Some(close)) => Line::Close(side, read_close(close)),
-            (Side::Client, None) => Line::Client(number, read_frame(said)),
-            (Side::Server, None) => Line::Server(number, read_frame(said)),
-        },
-    })
-}
-
-fn read_frame(said: &str) -> Value {
-    serde_json::from_str(said).unwrap_or_else(|error| panic!("{error}: {said}"))
-}
-
-fn read_close(close: &str) -> u16 {
-    let (code, text) = close.split_once(' ').unwrap();
-    let text = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap();
-    assert!(text.len() <= 123, "RFC 6455 section 5.5: a text over 123 bytes does not fit in a close frame");
-    code.parse().unwrap()
-}
+use crate::support::transcript::{Line, PAGE, Side, Step, Transcript, transcripts};
 
 /// The values that a definition of the schema allows for a frame's type.
 fn types(side: &str) -> BTreeSet<&'static str> {
@@ -89,22 +17,22 @@ fn types(side: &str) -> BTreeSet<&'static str> {
 fn every_frame_of_a_transcript_fits_the_schema() {
     let transcripts = transcripts();
     assert_eq!(transcripts.len(), 16, "every case of the page was read");
-    for (_, lines) in &transcripts {
-        for line in lines {
-            match line {
-                Line::Client(_, frame) => {
+    for Transcript { lines, .. } in &transcripts {
+        for Line { step, .. } in lines {
+            match step {
+                Step::Client(frame) => {
                     check_client(frame);
                     assert!(!is_server(frame), "from the wrong side: {frame}");
                 }
-                Line::Server(_, frame) => {
+                Step::Server(frame) => {
                     check_server(frame);
                     assert!(!is_client(frame), "from the wrong side: {frame}");
                 }
-                Line::Wrong(text) => {
+                Step::Wrong(text) => {
                     let frame = serde_json::from_str(text);
                     assert!(!frame.is_ok_and(|frame| is_client(&frame)), "this is a good frame: {text}");
                 }
-                Line::Connect(_) | Line::Close(..) | Line::Reset => {}
+                _ => {}
             }
         }
     }
@@ -114,10 +42,10 @@ fn every_frame_of_a_transcript_fits_the_schema() {
 fn every_frame_of_the_schema_is_on_the_page_and_in_a_transcript() {
     let (mut from_client, mut from_server) = (BTreeSet::new(), BTreeSet::new());
     let transcripts = transcripts();
-    for line in transcripts.iter().flat_map(|(_, lines)| lines) {
-        match line {
-            Line::Client(_, frame) => from_client.insert(frame["type"].as_str().unwrap()),
-            Line::Server(_, frame) => from_server.insert(frame["type"].as_str().unwrap()),
+    for Line { step, .. } in transcripts.iter().flat_map(|transcript| &transcript.lines) {
+        match step {
+            Step::Client(frame) => from_client.insert(frame["type"].as_str().unwrap()),
+            Step::Server(frame) => from_server.insert(frame["type"].as_str().unwrap()),
             _ => continue,
         };
     }
@@ -139,13 +67,13 @@ fn every_frame_of_the_schema_is_on_the_page_and_in_a_transcript() {
 
 #[test]
 fn no_transcript_has_a_silent_gap() {
-    for (heading, lines) in transcripts() {
+    for Transcript { heading, lines } in transcripts() {
         let mut last = BTreeMap::new();
-        for line in lines {
-            match line {
-                Line::Connect(number) => assert!(last.insert(number, None).is_none_or(|_| number == 1), "{heading}"),
-                Line::Server(number, frame) => {
-                    let last = last.get_mut(&number).unwrap();
+        for Line { connection, step, .. } in lines {
+            match step {
+                Step::Connect => assert!(last.insert(connection, None).is_none_or(|_| connection == 1), "{heading}"),
+                Step::Server(frame) => {
+                    let last = last.get_mut(&connection).unwrap();
                     let first = match frame["type"].as_str().unwrap() {
                         "push" => frame["seq"].as_u64(),
                         "gap" => frame["from"].as_u64(),
@@ -161,9 +89,9 @@ fn no_transcript_has_a_silent_gap() {
                     *last = frame["to"].as_u64().or(first);
                     assert!(*last >= first, "{heading}: {frame}");
                 }
-                Line::Client(number, frame) if frame["type"] == "ack" => {
+                Step::Client(frame) if frame["type"] == "ack" => {
                     // The page shows an ack of a number that was not sent, and one before the bind.
-                    let known = last[&number].is_none_or(|last| frame["seq"].as_u64() <= Some(last));
+                    let known = last[&connection].is_none_or(|last| frame["seq"].as_u64() <= Some(last));
                     assert!(known || heading == "Acks", "{heading}: {frame}");
                 }
                 _ => {}
@@ -174,9 +102,9 @@ fn no_transcript_has_a_silent_gap() {
 
 #[test]
 fn every_close_code_of_a_transcript_is_in_the_table() {
-    for (heading, lines) in transcripts() {
-        for line in lines {
-            let Line::Close(side, code) = line else { continue };
+    for Transcript { heading, lines } in transcripts() {
+        for Line { step, .. } in lines {
+            let Step::Close(side, code, _) = step else { continue };
             let sender = if side == Side::Client { "client" } else { "gateway" };
             assert!(PAGE.contains(&format!("\n| {code} | {sender} | ")), "{heading}: {code} by the {sender}");
         }

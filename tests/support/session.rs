@@ -33,14 +33,19 @@ impl SessionClient {
     }
 
     pub async fn over(socket: TcpSocket, address: SocketAddr) -> Self {
+        let mut client = Self::open(socket, address).await;
+        assert_eq!(client.next().await["type"], "welcome");
+        client
+    }
+
+    /// Connects, with the welcome still to come.
+    pub async fn open(socket: TcpSocket, address: SocketAddr) -> Self {
         let stream = soon(socket.connect(address)).await.unwrap();
         let mut request = format!("ws://{address}/ws").into_client_request().unwrap();
         request.headers_mut().insert("sec-websocket-protocol", "chat, pushgate.v1.json".parse().unwrap());
         let (socket, response) = soon(tokio_tungstenite::client_async(request, stream)).await.unwrap();
         assert_eq!(response.headers()["sec-websocket-protocol"], "pushgate.v1.json");
-        let mut client = Self { socket };
-        assert_eq!(client.next().await["type"], "welcome");
-        client
+        Self { socket }
     }
 
     /// Sends a frame that the schema knows.
