@@ -17,3 +17,4 @@ mod parity;
 mod session_schema;
 mod sessions;
 mod shutdown;
+mod transcripts;

@@ -1,6 +1,6 @@
 //! The transcripts of the session protocol's page, as a program reads them. The page explains each kind of line.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// The page as it is published.
 pub const PAGE: &str = include_str!("../../proto/session/pushgate.v1.json.md");
@@ -30,6 +30,11 @@ pub enum Step {
     Server(Value),
     Close(Side, u16, &'static str),
     Reset,
+    Push(Value),
+    /// A gateway starts, with these settings.
+    Start(Value),
+    Stop,
+    Forget,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +73,11 @@ fn read(text: &'static str) -> Option<Line> {
         ("C", _, (": ", "reset")) => Step::Reset,
         ("C", _, (": ", said)) => read_close(Side::Client, said).unwrap_or_else(|| Step::Client(read_json(said))),
         ("S", _, (": ", said)) => read_close(Side::Server, said).unwrap_or_else(|| Step::Server(read_json(said))),
+        ("P", "", (": ", said)) => Step::Push(read_json(said)),
+        ("G", "", (": ", "start")) => Step::Start(json!({})),
+        ("G", "", (": ", "stop")) => Step::Stop,
+        ("G", "", (": ", "forget")) => Step::Forget,
+        ("G", "", (": ", said)) if said.starts_with("start ") => Step::Start(read_json(&said["start ".len()..])),
         _ => panic!("no such line: {text}"),
     };
     Some(Line { text, connection: if number.is_empty() { 1 } else { number.parse().unwrap() }, step })
