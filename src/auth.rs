@@ -85,7 +85,7 @@ pub struct Identity {
     /// The user that pushes will name.
     pub user_id: UserId,
     /// When the token is over. The connection is then closed with 4410, unless its client has shown another token of the
-    /// same user before: by binding once more, or with `refresh` in the session protocol.
+    /// same user for this event before: by binding it once more, or for all events with `refresh` in the session protocol.
     pub expires_at: Option<SystemTime>,
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
+use std::time::SystemTime;
 
 use slab::Slab;
 use smallvec::SmallVec;
@@ -112,7 +113,7 @@ impl Binder {
             binder: self.clone(),
             outbox: outbox.clone(),
             user_id,
-            events: SmallVec::from_buf([(event, place)]),
+            events: SmallVec::from_buf([Bound { event, place, expires_at: None }]),
             limits,
             is_away: false,
         })
@@ -181,10 +182,19 @@ pub(crate) struct Bindings {
     binder: Arc<Binder>,
     outbox: Arc<Outbox>,
     user_id: UserId,
-    /// Each event with its place in the event's slab.
-    events: SmallVec<[(Event, usize); 1]>,
+    events: SmallVec<[Bound; 1]>,
     limits: BindLimits,
     is_away: bool,
+}
+
+/// One event that is bound.
+#[derive(Debug)]
+struct Bound {
+    event: Event,
+    /// Where in the event's slab.
+    place: usize,
+    /// When the token that was shown for it is over.
+    expires_at: Option<SystemTime>,
 }
 
 impl Bindings {
@@ -192,13 +202,15 @@ impl Bindings {
         &self.user_id
     }
 
-    /// Binds one more event. An event that is already bound stays bound, once.
+    /// Binds one more event, by a token that is over at this time. An event that is already bound stays bound, once, by
+    /// the newer token.
     ///
     /// # Errors
     /// Refuses an event over the connection's limit.
-    pub(crate) fn add(&mut self, event: Event) -> Result<(), BindError> {
+    pub(crate) fn add(&mut self, event: Event, expires_at: Option<SystemTime>) -> Result<(), BindError> {
         let limit = self.limits.events_per_connection_max;
-        if self.events.iter().any(|(bound, _)| *bound == event) {
+        if let Some(bound) = self.events.iter_mut().find(|bound| bound.event == event) {
+            bound.expires_at = expires_at;
             return Ok(());
         }
         if self.events.len() >= limit {
@@ -210,8 +222,18 @@ impl Bindings {
             return Ok(());
         }
         let place = index.insert(&self.user_id, &event, &self.outbox);
-        self.events.push((event, place));
+        self.events.push(Bound { event, place, expires_at });
         Ok(())
+    }
+
+    /// A token that is over at this time is good for all events that are bound.
+    pub(crate) fn renew(&mut self, expires_at: Option<SystemTime>) {
+        self.events.iter_mut().for_each(|bound| bound.expires_at = expires_at);
+    }
+
+    /// When the first of the tokens is over.
+    pub(crate) fn expires_at(&self) -> Option<SystemTime> {
+        self.events.iter().filter_map(|bound| bound.expires_at).min()
     }
 
     pub(crate) fn binder(&self) -> &Arc<Binder> {
@@ -220,16 +242,16 @@ impl Bindings {
 
     /// The events that are bound.
     pub(crate) fn events(&self) -> impl Iterator<Item = &Event> {
-        self.events.iter().map(|(event, _)| event)
+        self.events.iter().map(|bound| &bound.event)
     }
 
     /// Unbinds an event, and says whether it is unbound now: the last one stays.
     pub(crate) fn remove(&mut self, event: &Event) -> bool {
-        let Some(at) = self.events.iter().position(|(bound, _)| bound == event) else { return true };
+        let Some(at) = self.events.iter().position(|bound| bound.event == *event) else { return true };
         if self.events.len() == 1 {
             return false;
         }
-        let (event, place) = self.events.remove(at);
+        let Bound { event, place, .. } = self.events.remove(at);
         self.binder.index().unbind(&self.user_id, &event, place, self.outbox.id());
         true
     }
@@ -261,7 +283,7 @@ impl Bindings {
     /// Whether the first binding is still in the index. An eviction takes all at once.
     fn holds(&self, index: &Index) -> bool {
         let user = index.users.get(&self.user_id);
-        self.events.first().is_some_and(|(event, place)| {
+        self.events.first().is_some_and(|Bound { event, place, .. }| {
             let outbox = user.and_then(|user| user.events.get(event)).and_then(|outboxes| outboxes.get(*place));
             outbox.is_some_and(|outbox| outbox.id() == self.outbox.id())
         })
@@ -271,7 +293,7 @@ impl Bindings {
 impl Drop for Bindings {
     fn drop(&mut self) {
         let mut index = self.binder.index();
-        for (event, place) in &self.events {
+        for Bound { event, place, .. } in &self.events {
             index.unbind(&self.user_id, event, *place, self.outbox.id());
         }
         let Some(user) = index.users.get_mut(&self.user_id) else { return };

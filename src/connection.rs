@@ -184,10 +184,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Bound<S> {
                 return Ok(());
             }
             Ok(Request::Refresh { token }) => {
-                self.link.check_refresh(token, self.bindings.events().cloned().collect());
+                let events = self.bindings.events().cloned().collect();
+                self.link.check_refresh(token, self.bindings.user_id().clone(), events);
                 return Ok(());
             }
             Ok(Request::Unbind { event }) if self.bindings.remove(&event) => {
+                self.link.expire_at(self.bindings.expires_at());
                 self.link.say(&Said::Unbound { event: event.as_str() });
                 return Ok(());
             }
@@ -212,10 +214,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Bound<S> {
         match checked {
             Checked::Bind { event, result, held, .. } => self.bind_also(&event, result, held),
             Checked::Refresh(result) => {
-                match result.map_err(|error| Refused::from(&error)).and_then(|identity| self.same_user(identity)) {
-                    Ok(identity) => {
-                        self.link.expire_at(identity.expires_at);
-                        self.link.say(&Said::Refreshed { expires_in_ms: expires_in_ms(&identity) });
+                match result {
+                    Ok(expires_at) => {
+                        self.bindings.renew(expires_at);
+                        self.link.expire_at(expires_at);
+                        self.link.say(&Said::Refreshed { expires_in_ms: expires_at.map(expires_in_ms) });
                     }
                     Err(Refused { problem, .. }) => self.link.say(&Said::error(problem, None)),
                 }
@@ -236,16 +239,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Bound<S> {
     ) -> Result<(), CloseReason> {
         let whose = result.as_ref().ok().map(|identity| identity.user_id.clone());
         let granted = result.map_err(|error| Refused::from(&error)).and_then(|identity| {
-            let identity = self.same_user(identity)?;
-            self.bindings.add(event.clone())?;
-            Ok(identity)
+            if identity.user_id != *self.bindings.user_id() {
+                return Err(Refused::other_user());
+            }
+            Ok(self.bindings.add(event.clone(), identity.expires_at)?)
         });
         match granted {
-            Ok(identity) => {
-                self.link.expire_at(identity.expires_at);
+            Ok(()) => {
+                let expires_at = self.bindings.expires_at();
+                self.link.expire_at(expires_at);
                 self.link.shared.metrics.binds.inc();
                 if let Some(session) = &self.session {
-                    self.link.say_bound(session, &identity, event, None);
+                    self.link.say_bound(session, event, None, expires_at);
                 }
                 self.link.deliver_held(held, self.bindings.user_id(), event);
                 Ok(())
@@ -258,14 +263,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Bound<S> {
                 // A session's client has been told; a legacy one can only be closed.
                 if self.session.is_some() { Ok(()) } else { Err(reason) }
             }
-        }
-    }
-
-    fn same_user(&self, identity: Identity) -> Result<Identity, Refused> {
-        if identity.user_id == *self.bindings.user_id() {
-            Ok(identity)
-        } else {
-            Err(Refused { problem: Problem::OtherUser, reason: CloseReason::OtherUser })
         }
     }
 }

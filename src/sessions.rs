@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::Notify;
 
@@ -418,6 +418,13 @@ impl Claimed {
     /// The events that are bound.
     pub(crate) fn events(&self) -> Vec<Event> {
         self.away.iter().flat_map(|away| away.bindings.events().cloned()).collect()
+    }
+
+    /// A token that is over at this time is good for all its events.
+    pub(crate) fn renew(&mut self, expires_at: Option<SystemTime>) {
+        if let Some(away) = &mut self.away {
+            away.bindings.renew(expires_at);
+        }
     }
 
     /// Goes on behind the last number that the client has. `None` if the session cannot: the client claims a number that

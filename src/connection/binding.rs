@@ -1,8 +1,9 @@
 //! What a token is shown for: binding, going on with a session, refreshing; and what it comes to.
 
 use std::net::SocketAddr;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::auth::{BindAttempt, Identity, Token, TokenError};
@@ -19,6 +20,9 @@ use super::frames::{Problem, Resume, Said, milliseconds};
 use super::link::{Link, NEVER};
 use super::{Shared, TOKEN_BYTES_MAX};
 
+/// Checks of one token for several events that are made at one time.
+const CHECKS_AT_ONCE: usize = 8;
+
 /// What a token check came to, or a look at what is held.
 pub(super) enum Checked {
     Bind {
@@ -29,7 +33,8 @@ pub(super) enum Checked {
         /// What was held for the event.
         held: Vec<Kept>,
     },
-    Refresh(Result<Identity, TokenError>),
+    /// When the first of the new tokens is over.
+    Refresh(Result<Option<SystemTime>, Refused>),
     Held(Vec<Kept>),
 }
 
@@ -37,6 +42,12 @@ pub(super) enum Checked {
 pub(super) struct Refused {
     pub(super) problem: Problem,
     pub(super) reason: CloseReason,
+}
+
+impl Refused {
+    pub(super) fn other_user() -> Self {
+        Self { problem: Problem::OtherUser, reason: CloseReason::OtherUser }
+    }
 }
 
 impl From<&TokenError> for Refused {
@@ -51,10 +62,13 @@ impl From<BindError> for Refused {
     }
 }
 
-pub(super) fn expires_in_ms(identity: &Identity) -> Option<u64> {
-    // A time that is past already is over now.
-    let left = |at: SystemTime| at.duration_since(SystemTime::now()).unwrap_or_default();
-    identity.expires_at.map(|at| milliseconds(left(at)))
+pub(super) fn expires_in_ms(expires_at: SystemTime) -> u64 {
+    milliseconds(left(expires_at))
+}
+
+/// A time that is past already is over now.
+fn left(expires_at: SystemTime) -> Duration {
+    expires_at.duration_since(SystemTime::now()).unwrap_or_default()
 }
 
 impl From<&TokenError> for CloseReason {
@@ -86,18 +100,49 @@ impl Shared {
         peer: SocketAddr,
     ) -> Result<Option<Claimed>, TokenError> {
         let Some(resume_token) = resume.token else { return Ok(None) };
-        let Some(claimed) = self.sessions.claim(resume_token, user_id).await else { return Ok(None) };
-        for event in claimed.events() {
-            match self.token_authenticator.authenticate(&BindAttempt::new(token, &event, peer)).await {
-                Ok(identity) if identity.user_id == *user_id => {}
-                Err(TokenError::Unavailable) => return Err(TokenError::Unavailable),
-                Ok(_) | Err(TokenError::Refused | TokenError::NotAllowed) => {
-                    claimed.end();
-                    return Ok(None);
-                }
+        let Some(mut claimed) = self.sessions.claim(resume_token, user_id).await else { return Ok(None) };
+        match self.check_all(&claimed.events(), token, user_id, peer).await {
+            Ok(expires_at) => {
+                claimed.renew(expires_at);
+                Ok(Some(claimed))
+            }
+            Err(Refused { problem: Problem::CheckUnavailable, .. }) => Err(TokenError::Unavailable),
+            Err(_) => {
+                claimed.end();
+                Ok(None)
             }
         }
-        Ok(Some(claimed))
+    }
+
+    /// Shows a user's token for each of these events, some at a time, and says when the first of them is over.
+    async fn check_all(
+        &self,
+        events: &[Event],
+        token: &Token,
+        user_id: &UserId,
+        peer: SocketAddr,
+    ) -> Result<Option<SystemTime>, Refused> {
+        // Collected: as a stream of closures they would not be `Send`, for want of a lifetime.
+        let checks: Vec<_> = events.iter().map(|event| self.check(event, token, user_id, peer)).collect();
+        let mut results = stream::iter(checks).buffered(CHECKS_AT_ONCE);
+        let mut earliest = None;
+        while let Some(expires_at) = results.try_next().await? {
+            earliest = earliest.into_iter().chain(expires_at).min();
+        }
+        Ok(earliest)
+    }
+
+    /// Shows a user's token for one event, and says when it is over.
+    async fn check(
+        &self,
+        event: &Event,
+        token: &Token,
+        user_id: &UserId,
+        peer: SocketAddr,
+    ) -> Result<Option<SystemTime>, Refused> {
+        let attempt = BindAttempt::new(token, event, peer);
+        let identity = self.token_authenticator.authenticate(&attempt).await.map_err(|error| Refused::from(&error))?;
+        if identity.user_id == *user_id { Ok(identity.expires_at) } else { Err(Refused::other_user()) }
     }
 
     /// The client of a session has every message up to this number.
@@ -148,18 +193,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
     }
 
     /// Checks a new token against every event that is bound.
-    pub(super) fn check_refresh(&mut self, token: Token, events: Vec<Event>) {
+    pub(super) fn check_refresh(&mut self, token: Token, user_id: UserId, events: Vec<Event>) {
         self.start_bind_deadline();
         let (shared, peer) = (self.shared.clone(), self.peer);
         self.check = Some(Box::pin(async move {
-            let mut result = Err(TokenError::Refused);
-            for event in &events {
-                result = shared.token_authenticator.authenticate(&BindAttempt::new(&token, event, peer)).await;
-                if result.is_err() {
-                    break;
-                }
-            }
-            Box::new(Checked::Refresh(result))
+            Box::new(Checked::Refresh(shared.check_all(&events, &token, &user_id, peer).await))
         }));
     }
 
@@ -173,7 +211,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
     pub(super) fn expire_at(&mut self, expires_at: Option<SystemTime>) {
         self.token_deadline = match expires_at {
             None => NEVER,
-            Some(at) => self.clock().after(at.duration_since(SystemTime::now()).unwrap_or_default()),
+            Some(at) => self.clock().after(left(at)),
         };
     }
 
@@ -207,14 +245,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         event: &Event,
         resume: Option<(Resume, Option<Box<Claimed>>)>,
     ) -> Result<(Bindings, Option<Box<Session>>), Refused> {
-        self.expire_at(identity.expires_at);
         let limits = BindLimits {
             connections_per_user_max: self.shared.config.connections_per_user_max,
             events_per_connection_max: self.shared.config.events_per_connection_max,
         };
         let (binder, user_id) = (self.shared.binder.clone(), identity.user_id.clone());
         if !self.socket.is_session() {
-            let bindings = binder.bind(self.registration.outbox(), user_id, event.clone(), limits)?;
+            let mut bindings = binder.bind(self.registration.outbox(), user_id, event.clone(), limits)?;
+            bindings.renew(identity.expires_at);
+            self.expire_at(identity.expires_at);
             self.shared.metrics.binds.inc();
             return Ok((bindings, None));
         }
@@ -222,7 +261,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         if let Some((Resume { seq, .. }, Some(claimed))) = resume
             && let Some(goes_on) = claimed.go_on(seq)?
         {
-            return self.go_on(goes_on, identity, event);
+            return self.go_on(goes_on, identity.expires_at, event);
         }
         if is_resume {
             self.shared.metrics.resumed(ResumeResult::Unknown);
@@ -230,8 +269,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         // Before the binding, so that nothing is offered to the outbox that has no number.
         let session = self.shared.sessions.begin(self.registration.outbox(), &user_id);
         let session = session.ok_or_else(|| Refused::from(&TokenError::Unavailable))?;
-        let bindings = binder.bind(self.registration.outbox(), user_id, event.clone(), limits)?;
-        self.begin(&session, identity, event, is_resume.then_some(false));
+        let mut bindings = binder.bind(self.registration.outbox(), user_id, event.clone(), limits)?;
+        bindings.renew(identity.expires_at);
+        self.begin(&session, event, is_resume.then_some(false), identity.expires_at);
         Ok((bindings, Some(Box::new(session))))
     }
 
@@ -239,31 +279,38 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
     fn go_on(
         &mut self,
         goes_on: GoesOn,
-        identity: &Identity,
+        expires_at: Option<SystemTime>,
         event: &Event,
     ) -> Result<(Bindings, Option<Box<Session>>), Refused> {
         let GoesOn { session, outbox, mut bindings, is_recovered, acknowledged } = goes_on;
         self.shared.acknowledged(acknowledged);
-        if let Err(error) = bindings.add(event.clone()) {
+        if let Err(error) = bindings.add(event.clone(), expires_at) {
             session.leave(bindings, Vec::new(), 0);
             return Err(error.into());
         }
         self.registration.adopt(outbox);
         self.shared.metrics.resumed(if is_recovered { ResumeResult::Recovered } else { ResumeResult::Gap });
-        self.begin(&session, identity, event, Some(is_recovered));
+        self.begin(&session, event, Some(is_recovered), bindings.expires_at());
         Ok((bindings, Some(Box::new(session))))
     }
 
-    fn begin(&mut self, session: &Session, identity: &Identity, event: &Event, recovered: Option<bool>) {
+    fn begin(&mut self, session: &Session, event: &Event, recovered: Option<bool>, expires_at: Option<SystemTime>) {
+        self.expire_at(expires_at);
         let written = self.registration.outbox().written();
         self.socket.keep_sent_for(session.key().clone(), self.shared.sessions.journal().clone(), written);
         self.shared.metrics.binds.inc();
-        self.say_bound(session, identity, event, recovered);
+        self.say_bound(session, event, recovered, expires_at);
     }
 
-    pub(super) fn say_bound(&mut self, session: &Session, identity: &Identity, event: &Event, recovered: Option<bool>) {
+    pub(super) fn say_bound(
+        &mut self,
+        session: &Session,
+        event: &Event,
+        recovered: Option<bool>,
+        expires_at: Option<SystemTime>,
+    ) {
         let seq = self.registration.outbox().seq();
-        let expires_in_ms = expires_in_ms(identity);
+        let expires_in_ms = expires_at.map(expires_in_ms);
         self.say(&Said::bound(event, session.epoch(), session.token(), seq, recovered, expires_in_ms));
     }
 

@@ -68,7 +68,7 @@ pub(super) struct Link<S> {
     /// A token check on its way. Nothing is read meanwhile, so that binds keep their order; writing goes on.
     pub(super) check: Option<Pin<Box<dyn Future<Output = Box<Checked>> + Send>>>,
     pub(super) bind_deadline: u64,
-    /// When the token is over.
+    /// When the first of the tokens is over.
     pub(super) token_deadline: u64,
     /// Set while the client takes no byte of something that waits.
     write_deadline: u64,

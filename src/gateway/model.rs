@@ -124,7 +124,7 @@ impl World {
                 })
             }
             Some(bindings) => {
-                let bound = bindings.add(event(event_number));
+                let bound = bindings.add(event(event_number), None);
                 let fits = naive.events.len() < EVENTS_MAX || naive.events.contains(&event_number);
                 assert_eq!(bound.is_ok(), fits);
                 bound

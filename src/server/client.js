@@ -162,6 +162,7 @@ export class Pushgate extends EventTarget {
       isOpen: false,
       isBound: false,
       isResuming: false,
+      isLeaving: false,
       refusal: null,
       pingIntervalMs: this.#pingIntervalMs ?? 30_000,
       heardAt: 0,
@@ -398,7 +399,12 @@ export class Pushgate extends EventTarget {
   }
 
   #onGoaway({ retry_after_ms: retryAfterMs }) {
-    if (retryAfterMs >= 0) this.#connection.retryAfterMs = retryAfterMs;
+    const connection = this.#connection;
+    if (retryAfterMs >= 0) connection.retryAfterMs = retryAfterMs;
+    // The gateway closes soon, and takes acknowledgements until then.
+    connection.isLeaving = true;
+    this.#cancel("ack");
+    this.#ackSoon();
   }
 
   #onError({ code, message, event }) {
@@ -462,7 +468,7 @@ export class Pushgate extends EventTarget {
   #ackSoon() {
     const connection = this.#connection;
     if (!connection?.isBound || this.#timers.has("ack")) return;
-    const waitMs = ACK_INTERVAL_MS - (performance.now() - connection.ackedAt);
+    const waitMs = connection.isLeaving ? 0 : ACK_INTERVAL_MS - (performance.now() - connection.ackedAt);
     if (waitMs <= 0) this.#sendAck();
     else this.#after("ack", waitMs, () => this.#sendAck());
   }

@@ -274,6 +274,17 @@ test("acknowledges when the listeners have run, and before it closes", async () 
   assert.deepEqual(latest().closed, { code: 1000 });
 });
 
+test("acknowledges without delay to a gateway that goes away", async () => {
+  await started();
+  const acks = () => latest().of("ack").map(({ seq }) => seq);
+  for (const seq of [1, 2]) latest().push(seq);
+  assert.deepEqual(acks(), [1]);
+  latest().say({ type: "goaway", retry_after_ms: 1_000 });
+  assert.deepEqual(acks(), [1, 2]);
+  for (const seq of [3, 4]) latest().push(seq);
+  assert.deepEqual(acks(), [1, 2, 3, 4]);
+});
+
 test("leaves acknowledging to the application where it wants to", async () => {
   const gate = await started({ ack: "manual" });
   const acks = () => latest().of("ack").map(({ seq }) => seq);
