@@ -12,7 +12,7 @@ use tonic::{Request, Status};
 /// Where the gateway is, and the key to its push doors.
 #[derive(Args)]
 pub(super) struct Remote {
-    /// The gateway's control address
+    /// The gateway's control address, as a URL or HOST:PORT
     #[arg(long, value_name = "URL", env = "PUSHGATE_ADDRESS", default_value = "http://127.0.0.1:12345")]
     address: String,
     /// An API key, where the gateway asks for one
@@ -31,7 +31,10 @@ impl Remote {
     {
         let key = self.key.map(|key| MetadataValue::try_from(key).map_err(|_| "the key is not a header value"));
         let caller = Caller { key: key.transpose()? };
-        let endpoint = Endpoint::from_shared(self.address.clone())?.connect_timeout(Duration::from_secs(10));
+        let scheme = if self.address.contains("://") { "" } else { "http://" };
+        let endpoint = Endpoint::from_shared(format!("{scheme}{}", self.address))
+            .map_err(|error| format!("no address of a gateway: {}: {error}", self.address))?
+            .connect_timeout(Duration::from_secs(10));
         super::serve::runtime()?.block_on(async {
             let channel = endpoint
                 .connect()

@@ -97,7 +97,7 @@ export interface Bound {
   readonly seq: number;
   /** Only in an answer that resumed, or tried to. */
   readonly recovered?: boolean;
-  /** How long the token is good for, where it expires. */
+  /** How long the tokens of all events that are bound are good for, where one of them expires. */
   readonly expiresInMs?: number;
 }
 

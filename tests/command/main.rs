@@ -96,7 +96,8 @@ fn push_drop_and_listen_talk_to_a_running_gateway() {
     assert!(stdout(&child.wait_with_output().unwrap()).starts_with("accepted by 1 of"));
     assert_eq!(listener.line(), "from stdin\n");
 
-    assert_eq!(stdout(&run(&["drop", "ann", "chat", "--address", &address])), "closed 0 connections\n");
+    let without_scheme = gateway.control.to_string();
+    assert_eq!(stdout(&run(&["drop", "ann", "chat", "--address", &without_scheme])), "closed 0 connections\n");
     assert_eq!(stdout(&run(&["drop", "ann", "--address", &address])), "closed 1 connection\n");
     let (code, said) = listener.end();
     assert_eq!(code, Some(1));
@@ -118,6 +119,9 @@ fn errors_are_told_in_words_and_by_the_exit_code() {
     let gone = run(&["push", "ann", "mail", "m", "--address", &address]);
     assert_eq!(gone.status.code(), Some(1));
     assert!(stderr(&gone).contains(&format!("cannot reach a gateway at {address}")));
+    let nowhere = run(&["push", "ann", "mail", "m", "--address", "no where"]);
+    assert_eq!(nowhere.status.code(), Some(1));
+    assert!(stderr(&nowhere).contains("no address of a gateway: no where"));
 }
 
 #[test]
