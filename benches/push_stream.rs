@@ -12,6 +12,7 @@
 
 #[path = "../tests/support/process.rs"]
 mod process;
+mod support;
 
 use std::time::{Duration, Instant};
 
@@ -22,7 +23,7 @@ use pushgate::proto::push_request::Payload;
 use pushgate::proto::push_result::Result as ResultOf;
 use pushgate::proto::push_service_client::PushServiceClient;
 use pushgate::proto::{PushRequest, PushResponse, PushStreamRequest};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tonic::transport::Channel;
 
@@ -55,7 +56,8 @@ async fn compare(connections: usize) {
     let channel = Channel::from_shared(format!("http://{}", gateway.control)).unwrap().connect().await.unwrap();
     let mut bench = Bench { caller: PushServiceClient::new(channel), readers: Vec::new(), gateway };
     for _ in 0..connections {
-        bench.readers.push(bench.reader().await);
+        let bind = r#"{"token":"ann","event":"mail"}"#;
+        bench.readers.push(support::connect(bench.gateway.clients, "", bind).await);
     }
     bench.until_bound().await;
 
@@ -98,25 +100,6 @@ struct Bench {
 }
 
 impl Bench {
-    /// A connection that is bound, read byte by byte: what a WebSocket library would cost is not of interest here.
-    async fn reader(&self) -> TcpStream {
-        let mut stream = TcpStream::connect(self.gateway.clients).await.unwrap();
-        stream.set_nodelay(true).unwrap();
-        let upgrade = "GET /ws HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
-                       sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
-        stream.write_all(upgrade.as_bytes()).await.unwrap();
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(stream.read_u8().await.unwrap());
-        }
-        let bind = r#"{"token":"ann","event":"mail"}"#;
-        // A final text frame, masked with nought.
-        let mut frame = vec![0x81, 0x80 | u8::try_from(bind.len()).unwrap(), 0, 0, 0, 0];
-        frame.extend(bind.as_bytes());
-        stream.write_all(&frame).await.unwrap();
-        stream
-    }
-
     /// Pushes until as many connections take it as there are readers, and reads what that left on them.
     async fn until_bound(&mut self) {
         let expected = self.readers.len() as u64;
