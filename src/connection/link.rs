@@ -358,12 +358,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
 
     /// Writes all that was accepted. An error when the client takes nothing in time, or the grace is over.
     fn poll_flush(&mut self, cx: &mut Context<'_>, session: Option<&Session>) -> Poll<Result<(), CloseReason>> {
-        if session.is_some() && self.poll_last_acks(cx, session).is_ready() {
+        let is_over = session.is_some() && self.poll_last_acks(cx, session).is_ready();
+        if is_over {
             // It has closed, or broke the protocol: nothing goes behind the answer to a close frame.
             self.socket.silence();
         }
         loop {
-            if self.socket.visit(self.registration.outbox(), cx, true) == Some(Stop::Cut) {
+            if self.socket.visit(self.registration.outbox(), cx, !is_over) == Some(Stop::Cut) {
                 self.reason = Some(CloseReason::Cut);
                 return Poll::Ready(Err(CloseReason::Cut));
             }

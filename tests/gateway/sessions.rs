@@ -395,6 +395,35 @@ async fn a_client_that_is_dropped_may_acknowledge_what_it_gets_last_until_it_has
 }
 
 #[tokio::test]
+async fn a_client_that_closes_while_it_is_dropped_is_written_nothing_behind_the_answer() {
+    const MESSAGES: u64 = 300;
+    let gateway = TestGateway::with(|config| {
+        config.outbox_bytes_max = 1 << 30;
+        config.write_timeout = PATIENCE;
+        config.close_timeout = PATIENCE;
+    })
+    .await;
+    let mut slow = slow_client(&gateway).await;
+    slow.bind("ann", "mail").await;
+    let mut grpc = gateway.grpc().await;
+    for _ in 0..MESSAGES {
+        assert_eq!(push(&mut grpc, &"m".repeat(1 << 16)).await, (1, 1, 0));
+    }
+    assert_eq!(grpc.drop_user("ann", "").await, 1);
+    slow.send(Message::Close(None)).await;
+    let mut received = 0;
+    while let Some(Message::Text(_)) = slow.next_message().await {
+        received += 1;
+    }
+    drop(slow);
+    gateway.until_closed("dropped").await;
+    assert_eq!(gateway.metric("pushgate_messages_written_total").await, received);
+    let undelivered = gateway.metric("pushgate_messages_undelivered_total{reason=\"dropped\"}").await;
+    assert_eq!(received + undelivered, MESSAGES);
+    assert!(undelivered > 0);
+}
+
+#[tokio::test]
 async fn a_message_with_a_time_to_live_waits_for_a_user_without_a_connection() {
     let gateway = TestGateway::start().await;
     let mut grpc = gateway.grpc().await;
