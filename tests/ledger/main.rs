@@ -20,6 +20,7 @@ mod roamer;
 mod world;
 
 use std::collections::HashSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,7 +34,7 @@ use balance::{Counters, Ledger};
 use pusher::{Pusher, push_last};
 use roamer::{Listener, Roamer, Visits};
 use support::{PATIENCE, TestGateway, soon};
-use world::{News, PUSHERS, Time, World, has_legacy, households, small};
+use world::{News, PUSHERS, Time, World, gateway, has_legacy, households};
 
 use crate::book::Book;
 
@@ -61,19 +62,23 @@ fn seed() -> u64 {
 #[ignore = "takes a minute"]
 async fn every_push_at_every_level_is_accounted_for() {
     let _alone = ONE_AT_A_TIME.lock().await;
+    at_every_level(seed(), None).await;
+}
+
+/// `far` is the address at which clients and callers reach the gateways over a link, and not by the loopback.
+async fn at_every_level(seed: u64, far: Option<IpAddr>) {
     let pushes = number("PUSHGATE_LEDGER_PUSHES").map_or(PUSHES, |pushes| usize::try_from(pushes).unwrap());
-    let seed = seed();
     for level in [Level::Accepted, Level::Written, Level::Acked] {
         println!("{}: {pushes} pushes, PUSHGATE_LEDGER_SEED={seed}", level.as_str_name());
         let begun = Instant::now();
-        let balance = run(level, pushes, seed).await;
+        let balance = run(level, pushes, seed, far).await;
         println!("{balance}\n  in {:.1?}", begun.elapsed());
     }
 }
 
 /// One gateway from its start to its end.
-async fn run(level: Level, pushes: usize, seed: u64) -> String {
-    let gateway = TestGateway::with(small).await;
+async fn run(level: Level, pushes: usize, seed: u64, far: Option<IpAddr>) -> String {
+    let gateway = gateway(far).await;
     let (world, clock, mut news) = World::new(&gateway, seed, level, pushes);
     let world = Arc::new(world);
     let mut clients = Clients::spawn(&world);

@@ -1,6 +1,5 @@
 //! Clients that come and go as their dice say, and in the end come home.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,15 +11,6 @@ use crate::dice::{Dice, Owner};
 use crate::link::{Came, Link};
 use crate::support::soon;
 use crate::world::{EVENTS, JOURNAL_AGE, News, Time, USERS_ALONE, WRITE_TIMEOUT, World, user};
-
-/// Clients with one source address, or the ports that rest after closing would run out.
-const CLIENTS_PER_ADDRESS: usize = 8;
-
-/// An address of this client's, and few others'.
-pub(crate) fn source(client: usize) -> SocketAddr {
-    let address = u8::try_from(1 + client / CLIENTS_PER_ADDRESS).unwrap();
-    ([127, 0, 1, address], 0).into()
-}
 
 /// When a client acknowledges.
 #[derive(Clone, Copy, Debug)]
@@ -102,7 +92,7 @@ impl Roamer {
     /// that the client still has, and reads to its end if it is one.
     async fn arrive(&mut self, before: Option<Link>) -> Option<Link> {
         let takes_little = self.dice.one_in(2);
-        let mut link = Link::open(source(self.number), self.world.clients, takes_little).await;
+        let mut link = Link::open(self.world.source(self.number), self.world.clients, takes_little).await;
         if before.is_none() && self.dice.one_in(12) {
             self.resume = None;
         }
@@ -340,7 +330,7 @@ impl Listener {
     }
 
     async fn arrive(&mut self) -> crate::support::Client {
-        let mut client = crate::support::Client::connect_from(source(self.number), self.world.clients).await;
+        let mut client = crate::support::Client::connect_from(self.world.source(self.number), self.world.clients).await;
         client.send_bind(&user(self.user), EVENTS[0]).await;
         self.visits.connections.push(Vec::new());
         client

@@ -1,5 +1,6 @@
 //! What all who take part in one run share: the gateway with its small limits, who lives there, and what time it is.
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use pushgate::Config;
@@ -22,7 +23,7 @@ pub(crate) const WRITE_TIMEOUT: Duration = Duration::from_millis(800);
 pub(crate) const JOURNAL_AGE: Duration = Duration::from_millis(500);
 
 /// Limits that are met all the time.
-pub(crate) fn small(config: &mut Config) {
+fn small(config: &mut Config) {
     config.message_bytes_max = 64 * 1024;
     config.outbox_messages_max = 32;
     config.outbox_bytes_max = 96 * 1024;
@@ -38,6 +39,24 @@ pub(crate) fn small(config: &mut Config) {
     config.close_timeout = Duration::from_millis(500);
     config.reconnect_spread = Duration::from_millis(100);
 }
+
+/// A gateway with these limits, reached at the far end of a link if not by the loopback.
+pub(crate) async fn gateway(far: Option<IpAddr>) -> TestGateway {
+    let Some(far) = far else { return TestGateway::with(small).await };
+    let mut gateway = TestGateway::with(|config| {
+        small(config);
+        config.listen.set_ip(Ipv4Addr::UNSPECIFIED.into());
+        config.insecure_token_is_user = true;
+        config.insecure_open_push = true;
+    })
+    .await;
+    gateway.clients.set_ip(far);
+    gateway.control.set_ip(far);
+    gateway
+}
+
+/// Clients with one source address, or the ports that rest after closing would run out.
+const CLIENTS_PER_ADDRESS: usize = 8;
 
 /// What everybody does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,7 +82,7 @@ pub(crate) enum News {
 
 #[derive(Debug)]
 pub(crate) struct World {
-    pub(crate) clients: std::net::SocketAddr,
+    pub(crate) clients: SocketAddr,
     pub(crate) seed: u64,
     pub(crate) level: Level,
     /// How many pushes there are before the last messages begin.
@@ -82,6 +101,13 @@ impl World {
         let (clock, time) = watch::channel(Time::Roam);
         let (news, told) = mpsc::unbounded_channel();
         (Self { clients: gateway.clients, seed, level, pushes, time, news }, clock, told)
+    }
+
+    /// An address of this client's, and few others': the loopback's, or at the near end of the link.
+    pub(crate) fn source(&self, client: usize) -> SocketAddr {
+        let address = u8::try_from(1 + client / CLIENTS_PER_ADDRESS).unwrap();
+        let network = if self.clients.ip().is_loopback() { 127 } else { 10 };
+        ([network, 0, 1, address], 0).into()
     }
 
     pub(crate) fn time(&self) -> Time {
