@@ -10,6 +10,8 @@ pub(crate) enum Owner {
     Session(usize),
     Legacy(usize),
     Pusher(usize),
+    #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "there is no such link"))]
+    Link,
 }
 
 impl Dice {
@@ -18,6 +20,7 @@ impl Dice {
             Owner::Session(number) => (1, number),
             Owner::Legacy(number) => (2, number),
             Owner::Pusher(number) => (3, number),
+            Owner::Link => (4, 0),
         };
         Self(mix(mix(seed ^ role << 56) ^ number as u64) | 1)
     }

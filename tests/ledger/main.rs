@@ -14,8 +14,11 @@ mod body;
 mod book;
 mod dice;
 mod link;
+#[cfg(target_os = "linux")]
 mod link_with_loss;
 mod pusher;
+#[cfg(target_os = "linux")]
+mod reflector;
 mod roamer;
 mod world;
 
