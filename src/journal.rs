@@ -244,7 +244,7 @@ impl Kept {
 
     /// The same message without a number, for the user as a whole.
     pub(crate) fn for_anyone(self) -> Self {
-        Self::new(self.ticket, 0)
+        Self::new(self.ticket.for_anyone(), 0)
     }
 
     /// The same on its way to a client that was away.

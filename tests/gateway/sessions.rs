@@ -455,11 +455,17 @@ async fn a_message_that_only_a_session_had_is_passed_on_when_the_session_is_over
     let mut grpc = gateway.grpc().await;
     leave(&gateway, phone).await;
     leave(&gateway, other).await;
-    assert_eq!(grpc.try_push(lasting(push_request("ann", "mail", "lasting"))).await.unwrap().held, 2);
+    let key = "once".to_owned();
+    let once = PushRequest { idempotency_key: key, ..acked(lasting(push_request("ann", "mail", "lasting"))) };
+    assert_eq!(grpc.try_push(once.clone()).await.unwrap().held, 2);
     assert_eq!(push(&mut grpc, "not lasting").await, (0, 0, 2));
     // The program was started anew and knows nothing of its session.
     let (mut phone, _) = bound(&gateway).await;
     phone.expect_push(1, "lasting").await;
+    phone.ack(1).await;
+    gateway.until("pushgate_messages_acked_total", |acked| acked == 1).await;
+    let told = grpc.try_push(once).await.unwrap();
+    assert_eq!((told.held, told.acked), (1, 0), "those it was for never had it: {told:?}");
     gateway.until("pushgate_messages_forgotten_total", |forgotten| forgotten == 3).await;
     assert_eq!(push(&mut grpc, "last").await, (1, 1, 0));
     phone.expect_push(2, "last").await;

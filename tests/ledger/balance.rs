@@ -273,8 +273,6 @@ impl Ledger {
                     assert!(!came, "push {number}, {seq:?}, was received, and told as lost: {reason:?}");
                     told_lost += 1;
                 }
-                // Passed on to another session, which had it.
-                State::Acked if self.records[*number as usize].is_anyones => {}
                 State::Acked => {
                     let seq =
                         *seq.unwrap_or_else(|| panic!("push {number} was told as acknowledged, and not received"));
