@@ -318,6 +318,47 @@ fn a_session_that_leaves_while_its_user_is_dropped_is_over() {
 }
 
 #[test]
+fn what_two_sessions_had_that_end_at_one_time_is_passed_on_by_one_of_them() {
+    in_many_orders(|| {
+        let names = Arc::new(Names::new());
+        let limits = Limits { away_max: 4, away_per_user_max: 4, age: Duration::from_secs(3600) };
+        let sessions = Arc::new(Sessions::new(limits, journal(), Arc::new(Metrics::new())));
+        let binder = Arc::new(Binder::default());
+        let user_id = UserId::new("ann").expect("valid");
+        let bind = BindLimits { connections_per_user_max: 0, events_per_connection_max: 1 };
+        let away: Vec<_> = (0..2)
+            .map(|_| {
+                let outbox = Arc::new(Outbox::new(names.connection_id(), capacity(2)));
+                let session = sessions.begin(&outbox, &user_id).expect("random numbers");
+                let bindings = binder.bind(&outbox, user_id.clone(), push(0).event().clone(), bind).expect("no limit");
+                let token = session.token();
+                assert!(session.leave(bindings, Vec::new(), 0));
+                (outbox, token)
+            })
+            .collect();
+        let lasting = push(1).with_ttl(Duration::from_secs(3600));
+        let delivery = delivery(&names, &lasting).followed(away.iter().map(|(outbox, _)| outbox.id()));
+        let delivery = Arc::new(delivery);
+        for (place, (outbox, _)) in away.iter().enumerate() {
+            assert_eq!(outbox.offer(delivery.ticket(place)).taken, Taken::Held);
+        }
+        delivery.leave_behind();
+        drop(delivery);
+        let ends: Vec<_> = away
+            .into_iter()
+            .map(|(_, token)| {
+                let (sessions, user_id) = (sessions.clone(), user_id.clone());
+                thread::spawn(move || block_on(sessions.claim(token, &user_id)).expect("it is away").end())
+            })
+            .collect();
+        for thread in ends {
+            thread.join().expect("no panic");
+        }
+        assert_eq!(sessions.journal().usage().messages, 1, "held for the user");
+    });
+}
+
+#[test]
 fn a_message_held_while_its_user_binds_is_taken_by_one_of_the_two() {
     in_many_orders(|| {
         let (names, journal) = (Names::new(), journal());

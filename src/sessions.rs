@@ -22,6 +22,9 @@ pub(crate) struct Sessions {
     metrics: Arc<Metrics>,
     /// A std mutex: every operation is a few map steps, and none is held over an await.
     known: Mutex<Known>,
+    /// Held by a session that is over while it lets go of its messages: of two that have one and end at the same time, the
+    /// second sees that it is the last.
+    letting_go: Mutex<()>,
     /// Told whenever a session has left a connection.
     changed: Notify,
 }
@@ -115,7 +118,7 @@ pub(crate) struct Session {
 
 impl Sessions {
     pub(crate) fn new(limits: Limits, journal: Arc<dyn Journal>, metrics: Arc<Metrics>) -> Self {
-        Self { limits, journal, metrics, known: Mutex::default(), changed: Notify::new() }
+        Self { limits, journal, metrics, known: Mutex::default(), letting_go: Mutex::default(), changed: Notify::new() }
     }
 
     pub(crate) fn journal(&self) -> &Arc<dyn Journal> {
@@ -255,8 +258,11 @@ impl Sessions {
         let queued = away.outbox.close(Depth::default());
         self.metrics.forgotten.inc_by(queued as u64);
         let kept = kept.into_iter().chain(self.journal.acknowledge(&away.key, u64::MAX));
+        let letting_go = self.letting_go.lock().unwrap_or_else(PoisonError::into_inner);
         let (left_behind, rest): (Vec<_>, Vec<_>) = kept.partition(would_be_lost);
         self.count_forgotten(&rest);
+        drop(rest);
+        drop(letting_go);
         for message in left_behind {
             self.pass_on(&binder, &away.key.user_id, message.for_anyone());
         }
