@@ -214,15 +214,15 @@ pub(crate) struct Ticket {
 }
 
 impl Ticket {
-    /// The same for whoever of the user's comes. What becomes of it is not followed: the receiver it was for is not the one
+    /// Makes it anyone's of the user's. What becomes of it is not followed any more: the receiver it was for is not the one
     /// that will have it.
     pub(crate) fn for_anyone(mut self) -> Self {
         self.place = usize::MAX;
         self
     }
 
-    /// The same for a client that was away when the message was pushed: it takes no room from newer ones, since the
-    /// journal's bounds held for it, and a client that has only just come is not a slow one.
+    /// Marks it as kept for a client that was away when the message was pushed: it takes no room from newer ones, since
+    /// the journal's bounds held for it, and a client that has only just come is not a slow one.
     pub(crate) fn late(mut self) -> Self {
         self.is_late = true;
         self

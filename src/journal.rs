@@ -247,7 +247,7 @@ impl Kept {
         Self::new(self.ticket.for_anyone(), 0)
     }
 
-    /// The same on its way to a client that was away.
+    /// Marks it as on its way to a client that was away.
     pub(crate) fn late(mut self) -> Self {
         self.ticket = self.ticket.late();
         self

@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 use shuttle::future::block_on;
 use shuttle::thread;
 
-use crate::binder::{BindLimits, Binder};
+use crate::binder::{BindLimits, Binder, Bindings};
 use crate::delivery::{Delivery, Ticket};
 use crate::journal::{Journal, JournalBounds, Kept, MemoryJournal, SessionKey};
 use crate::message::{ConnectionId, MessageId, Names, Push, SlowReaderPolicy, UserId};
 use crate::metrics::Metrics;
 use crate::outbox::{Capacity, Depth, Numbered, Outbox, Stop, Taken};
 use crate::outcome::{Level, Outcome, Progress};
-use crate::sessions::{Limits, Sessions};
+use crate::sessions::{Limits, Session, Sessions};
 
 const ORDERS: usize = 3_000;
 
@@ -241,18 +241,37 @@ fn a_session_that_leaves_and_comes_back_among_pushes_is_told_of_each_of_them() {
     });
 }
 
+/// Ann's sessions, each of a connection that is bound to her mail.
+struct Home {
+    names: Names,
+    sessions: Arc<Sessions>,
+    binder: Arc<Binder>,
+    user_id: UserId,
+}
+
+impl Home {
+    fn new() -> Self {
+        let limits = Limits { away_max: 4, away_per_user_max: 4, age: Duration::from_secs(3600) };
+        let sessions = Arc::new(Sessions::new(limits, journal(), Arc::new(Metrics::new())));
+        let user_id = UserId::new("ann").expect("valid");
+        Self { names: Names::new(), sessions, binder: Arc::new(Binder::default()), user_id }
+    }
+
+    fn session(&self) -> (Arc<Outbox>, Session, Bindings) {
+        let outbox = Arc::new(Outbox::new(self.names.connection_id(), capacity(2)));
+        let session = self.sessions.begin(&outbox, &self.user_id).expect("random numbers");
+        let limits = BindLimits { connections_per_user_max: 0, events_per_connection_max: 1 };
+        let bindings = self.binder.bind(&outbox, self.user_id.clone(), push(0).event().clone(), limits);
+        (outbox, session, bindings.expect("no limit"))
+    }
+}
+
 #[test]
 fn two_connections_that_claim_one_session_get_it_one_after_the_other() {
     in_many_orders(|| {
-        let names = Arc::new(Names::new());
-        let limits = Limits { away_max: 4, away_per_user_max: 4, age: Duration::from_secs(3600) };
-        let sessions = Arc::new(Sessions::new(limits, journal(), Arc::new(Metrics::new())));
-        let binder = Arc::new(Binder::default());
-        let user_id = UserId::new("ann").expect("valid");
-        let bind = BindLimits { connections_per_user_max: 0, events_per_connection_max: 1 };
-        let outbox = Arc::new(Outbox::new(names.connection_id(), capacity(2)));
-        let session = sessions.begin(&outbox, &user_id).expect("random numbers");
-        let bindings = binder.bind(&outbox, user_id.clone(), push(0).event().clone(), bind).expect("no limit");
+        let home = Home::new();
+        let Home { sessions, binder, user_id, .. } = &home;
+        let (outbox, session, bindings) = home.session();
         let token = session.token();
         let old = thread::spawn(move || {
             // The first connection notices after a while that it is to go.
@@ -283,16 +302,10 @@ fn two_connections_that_claim_one_session_get_it_one_after_the_other() {
 #[test]
 fn a_session_that_leaves_while_its_user_is_dropped_is_over() {
     in_many_orders(|| {
-        let names = Names::new();
-        let limits = Limits { away_max: 4, away_per_user_max: 4, age: Duration::from_secs(3600) };
-        let sessions = Arc::new(Sessions::new(limits, journal(), Arc::new(Metrics::new())));
-        let binder = Arc::new(Binder::default());
-        let user_id = UserId::new("ann").expect("valid");
-        let bind = BindLimits { connections_per_user_max: 0, events_per_connection_max: 1 };
-        let outbox = Arc::new(Outbox::new(names.connection_id(), capacity(2)));
-        let session = sessions.begin(&outbox, &user_id).expect("random numbers");
+        let home = Home::new();
+        let Home { sessions, binder, user_id, .. } = &home;
+        let (outbox, session, bindings) = home.session();
         let token = session.token();
-        let bindings = binder.bind(&outbox, user_id.clone(), push(0).event().clone(), bind).expect("no limit");
         let leaves = thread::spawn(move || {
             session.leave(bindings, Vec::new(), 0);
         });
@@ -303,10 +316,10 @@ fn a_session_that_leaves_while_its_user_is_dropped_is_over() {
                 claimed.and_then(|claimed| claimed.go_on(0).expect("no limit"))
             }
         });
-        for outbox in binder.evict(&user_id, None) {
+        for outbox in binder.evict(user_id, None) {
             outbox.stop(Stop::Dropped);
         }
-        sessions.end_dropped(&user_id);
+        sessions.end_dropped(user_id);
         leaves.join().expect("no panic");
         if let Some(goes_on) = claims.join().expect("no panic") {
             // Its connection finds out at its first look.
@@ -320,24 +333,18 @@ fn a_session_that_leaves_while_its_user_is_dropped_is_over() {
 #[test]
 fn what_two_sessions_had_that_end_at_one_time_is_passed_on_by_one_of_them() {
     in_many_orders(|| {
-        let names = Arc::new(Names::new());
-        let limits = Limits { away_max: 4, away_per_user_max: 4, age: Duration::from_secs(3600) };
-        let sessions = Arc::new(Sessions::new(limits, journal(), Arc::new(Metrics::new())));
-        let binder = Arc::new(Binder::default());
-        let user_id = UserId::new("ann").expect("valid");
-        let bind = BindLimits { connections_per_user_max: 0, events_per_connection_max: 1 };
+        let home = Home::new();
+        let Home { names, sessions, user_id, .. } = &home;
         let away: Vec<_> = (0..2)
             .map(|_| {
-                let outbox = Arc::new(Outbox::new(names.connection_id(), capacity(2)));
-                let session = sessions.begin(&outbox, &user_id).expect("random numbers");
-                let bindings = binder.bind(&outbox, user_id.clone(), push(0).event().clone(), bind).expect("no limit");
+                let (outbox, session, bindings) = home.session();
                 let token = session.token();
                 assert!(session.leave(bindings, Vec::new(), 0));
                 (outbox, token)
             })
             .collect();
         let lasting = push(1).with_ttl(Duration::from_secs(3600));
-        let delivery = delivery(&names, &lasting).followed(away.iter().map(|(outbox, _)| outbox.id()));
+        let delivery = delivery(names, &lasting).followed(away.iter().map(|(outbox, _)| outbox.id()));
         let delivery = Arc::new(delivery);
         for (place, (outbox, _)) in away.iter().enumerate() {
             assert_eq!(outbox.offer(delivery.ticket(place)).taken, Taken::Held);

@@ -292,7 +292,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
 
     /// Writes the rest of a message that is partly written, so that a session leaves between two messages: its client has
     /// each whole, or never will from this connection. Gives up after a while, and at once when the session is wanted
-    /// elsewhere.
+    /// elsewhere or is over.
     pub(super) async fn finish_message(&mut self) {
         let deadline = self.clock().after(self.shared.config.close_timeout);
         self.registration.outbox().set_alarm(deadline);
@@ -300,8 +300,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             let metrics = &self.shared.metrics;
             let finished = self.socket.poll_finish_frame(cx, |after| metrics.delivered(after));
             let stop = self.socket.visit(self.registration.outbox(), cx, false);
-            let is_wanted = matches!(stop, Some(Stop::Replaced | Stop::Dropped | Stop::GoingAway | Stop::Cut));
-            if finished.is_ready() || is_wanted || deadline <= self.clock().now() {
+            let is_urgent = matches!(stop, Some(Stop::Replaced | Stop::Dropped | Stop::GoingAway | Stop::Cut));
+            if finished.is_ready() || is_urgent || deadline <= self.clock().now() {
                 return Poll::Ready(());
             }
             Poll::Pending
