@@ -15,6 +15,8 @@ pub(crate) enum CloseReason {
     NotUtf8,
     /// A frame or message was over its limit.
     TooBig,
+    /// The client sent more frames than it may.
+    TooManyFrames,
     /// A data frame was not a bind request.
     NotUnderstood,
     /// A bind request named no token, no event, or one over its limit.
@@ -64,6 +66,7 @@ impl CloseReason {
             Self::Drained => (1012, "shutting down, come back after the delay given"),
             Self::ProtocolError => (1002, "protocol error"),
             Self::NotUtf8 => (1007, "text is not UTF-8"),
+            Self::TooManyFrames => (1008, "too many frames"),
             Self::TooBig => (1009, "message too big"),
             Self::CheckUnavailable => (1013, "token check unavailable, try again later"),
             Self::NotUnderstood => (4400, "not a JSON object with a token and an event, both strings"),

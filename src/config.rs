@@ -110,6 +110,10 @@ settings! {
     /// Bytes of one frame from a client. The frame's header claims its length before any byte of it came, so this also
     /// bounds what a claim can reserve.
     client_frame_bytes_max: usize = 32 * 1024;
+    /// Frames from one client a second, whatever is in them; ten seconds' worth may come at once, and each message written
+    /// to the client allows one more, its acknowledgement. A client over it is closed with 1008: otherwise one client's pings,
+    /// empty fragments or refused binds could keep a core busy.
+    client_frames_per_second_max: u32 = 100;
     /// Bytes of one pushed message; over it, a push is answered 413 or INVALID_ARGUMENT.
     message_bytes_max: usize = 256 * 1024;
     /// Bytes of one request at a push door; over it, the answer is 413 or RESOURCE_EXHAUSTED.
@@ -318,6 +322,11 @@ impl Config {
             self.request_bytes_max >= self.message_bytes_max && self.request_bytes_max <= u32::MAX as usize,
             "request_bytes_max",
             "must be at least message_bytes_max and at most 4294967295",
+        );
+        require(
+            self.client_frames_per_second_max > 0,
+            "client_frames_per_second_max",
+            "must be at least 1, or no client could bind",
         );
         let filter = tracing_subscriber::EnvFilter::builder().parse(&self.log);
         require(filter.is_ok(), "log", "must be error, warn, info, debug, trace, or target=level directives");

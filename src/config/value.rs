@@ -121,6 +121,17 @@ impl Value for usize {
     }
 }
 
+impl Value for u32 {
+    fn from_toml(raw: &toml::Value) -> Result<Self, String> {
+        let number = usize::from_toml(raw)?;
+        Self::try_from(number).map_err(|_| format!("must be a whole number from 0 to {}", Self::MAX))
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        Some(self.to_string())
+    }
+}
+
 impl Value for Duration {
     fn from_toml(raw: &toml::Value) -> Result<Self, String> {
         raw.as_str()

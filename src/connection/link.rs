@@ -103,7 +103,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             Protocol::Session => Batch::Session(Box::<SessionBatch>::default()),
         };
         let (message_bytes_max, frame_bytes_max) = (config.client_message_bytes_max, config.client_frame_bytes_max);
-        let socket = Socket::new(stream, already_read, batch, message_bytes_max, frame_bytes_max).await;
+        let frames_per_second_max = config.client_frames_per_second_max;
+        let socket =
+            Socket::new(stream, already_read, batch, message_bytes_max, frame_bytes_max, frames_per_second_max).await;
         let clock = registration.clock();
         let (first_ping, bind_deadline) = (clock.after(config.ping_interval), clock.after(config.bind_timeout));
         Box::new(Self {

@@ -18,11 +18,13 @@ use tokio_tungstenite::tungstenite::error::{CapacityError, Error, ProtocolError}
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
 
+use crate::allowance::Allowance;
 use crate::close::CloseReason;
 use crate::journal::{Journal, Kept, SessionKey};
 use crate::outbox::{Depth, Outbox, Stop};
 
 use super::batch::{BATCH_MAX, Batch};
+use super::inbound::{Inbound, NotMinimal};
 
 /// RFC 6455 section 5.2.
 const OPCODE_CLOSE: u8 = 0x8;
@@ -30,6 +32,9 @@ const OPCODE_PING: u8 = 0x9;
 
 /// Held per connection from its first read on. Clients send little: a token once, then pongs.
 const READ_BUFFER_BYTES: usize = 512;
+
+/// What a client may still send behind the gateway's close frame.
+const DISCARDED_BYTES_MAX: u32 = 1024 * 1024;
 
 /// Control frames that wait for a client that does not read. A pong is at most 127 bytes, and a newer one replaces the
 /// one that waits inside tungstenite, so more than a few never queue.
@@ -51,6 +56,8 @@ pub(super) struct Socket<S> {
     /// Whether the client's close frame came, which is answered by then.
     has_closed: bool,
     is_done: bool,
+    /// Bytes that came behind the gateway's close frame.
+    discarded: u32,
 }
 
 /// What came from the client.
@@ -157,6 +164,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         batch: Batch,
         message_bytes_max: usize,
         frame_bytes_max: usize,
+        frames_per_second_max: u32,
     ) -> Self {
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER_BYTES)
@@ -164,7 +172,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             .max_write_buffer_size(CONTROL_BYTES_MAX)
             .max_message_size(Some(message_bytes_max))
             .max_frame_size(Some(frame_bytes_max));
-        let wire = Wire { stream, control: Vec::new(), control_offset: 0, heard: false, is_closed: false };
+        let mut wire = Wire {
+            stream,
+            control: Vec::new(),
+            control_offset: 0,
+            heard: false,
+            is_closed: false,
+            inbound: Inbound::default(),
+            allowance: Allowance::new(frames_per_second_max, Instant::now()),
+            broken: None,
+        };
+        wire.look(&already_read);
         let websocket =
             WebSocketStream::from_partially_read(wire, already_read.to_vec(), Role::Server, Some(config)).await;
         Self {
@@ -177,6 +195,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             control_went: false,
             has_closed: false,
             is_done: false,
+            discarded: 0,
         }
     }
 
@@ -291,6 +310,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             && written >= length
         {
             written -= length;
+            // A session's client acknowledges it.
+            self.websocket.get_mut().allowance.earn(1.0);
             self.batch.wrote_front(now, &mut self.done, delivered);
         }
         self.offset = written;
@@ -298,7 +319,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     }
 
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Received> {
-        let received = match ready!(Pin::new(&mut self.websocket).poll_next(cx)) {
+        let polled = Pin::new(&mut self.websocket).poll_next(cx);
+        // Before the message, so that one which came too many is not acted on.
+        if let Some(reason) = self.websocket.get_ref().broken {
+            self.unreadable = true;
+            return Poll::Ready(Received::End(reason));
+        }
+        let received = match ready!(polled) {
             Some(Ok(Message::Text(text))) => Received::Data(text.into()),
             Some(Ok(Message::Binary(bytes))) => Received::Data(bytes),
             Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Received::Life,
@@ -337,16 +364,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     }
 
     /// Reads and throws away what still comes from a client that has not closed; ready when it is gone. Closing with
-    /// unread bytes would reset the connection, and the close frame might be lost on its way.
+    /// unread bytes would reset the connection, and the close frame might be lost on its way. One that goes on sending is
+    /// reset in the end: reading would cost as much as what it was closed for.
     pub(super) fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut scratch = [0; 512];
-        loop {
+        while self.discarded < DISCARDED_BYTES_MAX {
             let mut buffer = ReadBuf::new(&mut scratch);
             match ready!(Pin::new(&mut self.websocket.get_mut().stream).poll_read(cx, &mut buffer)) {
-                Ok(()) if !buffer.filled().is_empty() => {}
+                Ok(()) if !buffer.filled().is_empty() => self.discarded += buffer.filled().len() as u32,
                 _ => return Poll::Ready(()),
             }
         }
+        Poll::Ready(())
     }
 }
 
@@ -369,12 +398,31 @@ struct Wire<S> {
     heard: bool,
     /// Whether the gateway's close frame is queued, after which RFC 6455 section 5.5.1 allows no other frame.
     is_closed: bool,
+    inbound: Inbound,
+    /// Frames that the client may still send.
+    allowance: Allowance,
+    /// Why the client is not read any more, where tungstenite would read on.
+    broken: Option<CloseReason>,
+}
+
+impl<S> Wire<S> {
+    /// Looks at what the client sent, before tungstenite does.
+    fn look(&mut self, bytes: &[u8]) {
+        let is_good = match self.inbound.read(bytes) {
+            Ok(0) => return,
+            Ok(frames) => self.allowance.spend(frames, Instant::now()).then_some(()).ok_or(CloseReason::TooManyFrames),
+            Err(NotMinimal) => Err(CloseReason::ProtocolError),
+        };
+        self.broken = self.broken.or(is_good.err());
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
         self.heard |= read.is_ready();
+        self.look(&buffer.filled()[before..]);
         read
     }
 }

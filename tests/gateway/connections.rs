@@ -20,6 +20,13 @@ fn masked(opcode: u8, body: &[u8]) -> Vec<u8> {
     [&[0x80 | opcode, 0x80 | length, 0, 0, 0, 0], body].concat()
 }
 
+/// The same, with more of its message to come.
+fn masked_fragment(opcode: u8, body: &[u8]) -> Vec<u8> {
+    let mut frame = masked(opcode, body);
+    frame[0] &= 0x7f;
+    frame
+}
+
 async fn closes(gateway: &TestGateway, reason: &str) -> u64 {
     gateway.metric(&format!("pushgate_closes_total{{reason=\"{reason}\"}}")).await
 }
@@ -383,4 +390,37 @@ async fn nothing_follows_the_gateways_close_frame_not_even_a_pong_that_was_held_
         frames.drain(..2 + usize::from(length));
     }
     assert_eq!(opcodes.iter().position(|opcode| *opcode == 0x88), Some(opcodes.len() - 1), "{opcodes:x?}");
+}
+
+/// A handful of such clients kept a core busy for as long as they liked.
+#[tokio::test]
+async fn a_client_that_sends_more_frames_than_it_may_is_closed_whatever_is_in_them() {
+    let gateway = TestGateway::with(|config| config.client_frames_per_second_max = 5).await;
+    let bind = masked(1, br#"{"token":"ann","event":"mail"}"#);
+    let first_fragment = masked_fragment(1, b"");
+    let further_fragment = masked_fragment(0, b"");
+    let floods = [masked(9, b""), masked(10, b"unasked"), further_fragment, bind.clone()];
+    for (flood, start) in floods.into_iter().zip([&bind, &bind, &[bind.clone(), first_fragment].concat(), &bind]) {
+        let mut stream = soon(TcpStream::connect(gateway.clients)).await.unwrap();
+        soon(stream.write_all(&[UPGRADE.as_bytes(), start, &flood.repeat(200)].concat())).await.unwrap();
+        assert_eq!(read_answer(&mut stream).await.status, 101);
+        let mut rest = Vec::new();
+        soon(stream.read_to_end(&mut rest)).await.unwrap();
+        let close = [&[0x88, 17][..], &1008u16.to_be_bytes(), b"too many frames"].concat();
+        assert!(rest.ends_with(&close), "{rest:?}");
+    }
+    let sample = "pushgate_closes_total{reason=\"too_many_frames\"}";
+    assert_eq!(gateway.metric(sample).await, 4);
+}
+
+#[tokio::test]
+async fn a_frame_whose_length_takes_more_bytes_than_it_needs_is_a_protocol_error() {
+    let gateway = TestGateway::start().await;
+    let mut stream = soon(TcpStream::connect(gateway.clients)).await.unwrap();
+    let long = [&[0x81, 0xfe, 0, 2, 0, 0, 0, 0][..], b"{}"].concat();
+    soon(stream.write_all(&[UPGRADE.as_bytes(), &long].concat())).await.unwrap();
+    assert_eq!(read_answer(&mut stream).await.status, 101);
+    let mut close = Vec::new();
+    soon(stream.read_to_end(&mut close)).await.unwrap();
+    assert_eq!(u16::from_be_bytes([close[2], close[3]]), 1002);
 }
