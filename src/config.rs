@@ -105,6 +105,17 @@ settings! {
     /// closed at once, so that idle callers cannot use up the files that clients need.
     http_connections_max: usize = 4096;
 
+    /// Bytes of one connection that the kernel holds unsent or unacknowledged (`SO_SNDBUF`; Linux counts its own overhead on
+    /// top, up to as much again). Without it Linux lets each client that does not read pile up 4 MiB, outside of
+    /// `outbox_bytes_max`. It also bounds how fast one client can be: so much in a round trip. 0 leaves it to the kernel.
+    socket_send_bytes_max: usize = 128 * 1024;
+    /// Bytes of one connection that the kernel takes before it has sent them (`TCP_NOTSENT_LOWAT`): what is past it waits in
+    /// the outbox, where it can still expire, be overtaken or be superseded, and does not count as written.
+    socket_unsent_bytes_max: usize = 32 * 1024;
+    /// How long the kernel waits for a peer to acknowledge what was sent, or to take more (`TCP_USER_TIMEOUT`). It also
+    /// bounds how long the kernel keeps what was sent to a peer that is gone after the gateway has closed the connection.
+    socket_timeout: Duration = Duration::from_secs(30);
+
     /// Bytes of one message from a client; over it, the connection is closed with 1009. Twice what the longest token needs.
     client_message_bytes_max: usize = 32 * 1024;
     /// Bytes of one frame from a client. The frame's header claims its length before any byte of it came, so this also
@@ -277,6 +288,7 @@ impl Config {
             ("close_timeout", self.close_timeout),
             ("http_header_timeout", self.http_header_timeout),
             ("request_timeout", self.request_timeout),
+            ("socket_timeout", self.socket_timeout),
             ("idempotency_window", self.idempotency_window),
             ("journal_age", self.journal_age),
         ] {
@@ -300,11 +312,18 @@ impl Config {
             ("journal_total_bytes_max", self.journal_total_bytes_max, 1 << 40),
             ("sessions_away_max", self.sessions_away_max, 1 << 24),
             ("sessions_away_per_user_max", self.sessions_away_per_user_max, 1 << 24),
+            ("socket_unsent_bytes_max", self.socket_unsent_bytes_max, 1 << 30),
             ("message_bytes_max", self.message_bytes_max, 1 << 28),
             ("outbox_bytes_max", self.outbox_bytes_max, 1 << 32),
         ] {
             require((1..=most).contains(&limit), name, &format!("must be between 1 and {most}"));
         }
+        let sent = self.socket_send_bytes_max;
+        require(
+            sent == 0 || (4096..=1 << 30).contains(&sent),
+            "socket_send_bytes_max",
+            "must be 0, for the kernel's own, or between 4096 and 1073741824",
+        );
         // A frame's header alone makes room for what it claims.
         for (name, limit) in [
             ("client_message_bytes_max", self.client_message_bytes_max),

@@ -4,6 +4,7 @@ mod accept;
 mod client;
 mod page;
 mod route;
+mod sockets;
 mod stack;
 
 use std::fmt;
@@ -184,6 +185,9 @@ impl ServerBuilder {
             (None, Some(address)) => Some(listen(address)?),
             (None, None) => None,
         };
+        for listener in [Some(&listener), control_listener.as_ref()].into_iter().flatten() {
+            sockets::bound_kernel(listener, &self.config);
+        }
         let local_addr = address_of(&listener, self.config.listen)?;
         let control_addr = match &control_listener {
             Some(control) => address_of(control, self.config.control_address())?,

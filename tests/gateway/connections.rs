@@ -8,7 +8,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, Frame};
 
-use crate::support::{Client, TestGateway, http, read_answer, soon};
+use crate::support::{Client, PATIENCE, TestGateway, http, read_answer, soon};
 
 const UPGRADE: &str = "GET /ws HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
                        sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n";
@@ -423,4 +423,30 @@ async fn a_frame_whose_length_takes_more_bytes_than_it_needs_is_a_protocol_error
     let mut close = Vec::new();
     soon(stream.read_to_end(&mut close)).await.unwrap();
     assert_eq!(u16::from_be_bytes([close[2], close[3]]), 1002);
+}
+
+/// The kernel took 4 MiB of each client that did not read, beside the outbox.
+#[tokio::test]
+async fn what_the_kernel_holds_of_a_client_that_does_not_read_is_bounded_by_the_setting() {
+    const MESSAGE: usize = 10_000;
+    let gateway = TestGateway::with(|config| {
+        config.socket_send_bytes_max = 32 * 1024;
+        config.socket_unsent_bytes_max = 16 * 1024;
+        config.write_timeout = PATIENCE;
+        config.outbox_bytes_max = 1 << 30;
+    })
+    .await;
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut stuck = Client::over(socket, gateway.clients).await;
+    gateway.bind_also(&mut stuck, "ann", "mail").await;
+    let mut reader = gateway.bind("ann", "mail").await;
+    let message = "m".repeat(MESSAGE);
+    for _ in 0..100 {
+        assert_eq!(gateway.json().push("ann", "mail", &message).await, 2);
+        reader.next_text().await;
+    }
+    gateway.until("pushgate_messages_written_total", |written| written >= 100).await;
+    let kernel = gateway.metric("pushgate_messages_written_total").await as usize - 100;
+    assert!(kernel * MESSAGE <= 128 * 1024, "{kernel} messages are with the kernel");
 }
