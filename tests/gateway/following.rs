@@ -15,6 +15,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Streaming};
 use tonic_types::StatusExt;
 
+use crate::support::session::SessionClient;
 use crate::support::{Client, GrpcCaller, PATIENCE, TestGateway, push_request, soon};
 
 fn written(push: PushRequest) -> PushRequest {
@@ -56,6 +57,8 @@ async fn clog(gateway: &TestGateway, grpc: &mut GrpcCaller, user: &str) -> u64 {
 
 fn roomy(config: &mut pushgate::Config) {
     config.outbox_bytes_max = 1 << 30;
+    // The kernel takes what a client here does not read, unless it is narrow.
+    (config.socket_send_bytes_max, config.socket_unsent_bytes_max) = (0, 1 << 30);
     config.write_timeout = PATIENCE;
     config.request_timeout = PATIENCE;
 }
@@ -334,6 +337,34 @@ async fn a_stream_whose_results_nobody_reads_is_held_back_and_goes_on_afterwards
     }
     assert_eq!(soon(results.message()).await.unwrap(), None);
     soon(sending).await.unwrap();
+}
+
+/// Its waits outlived their time while its results could not be told, and others' waits were refused for as long.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_waits_of_a_stream_whose_results_nobody_reads_end_in_time() {
+    let gateway = TestGateway::with(|config| {
+        config.request_timeout = Duration::from_millis(500);
+        config.waiting_pushes_max = 20;
+    })
+    .await;
+    let mut silent = SessionClient::connect(gateway.clients).await;
+    assert_eq!(silent.bind("ann", "mail").await["type"], "bound");
+    let Stream { messages, results } = Stream::open(&gateway).await;
+    let acked = || PushRequest { wait_for: Level::Acked.into(), ..push_request("ann", "mail", "m") };
+    let sending = tokio::spawn(async move {
+        loop {
+            let message = PushStreamRequest { correlation_id: "i".repeat(256), push: Some(acked()) };
+            if messages.send(message).await.is_err() {
+                return;
+            }
+        }
+    });
+    let sample = "pushgate_pushes_total{door=\"grpc\",result=\"overloaded\"}";
+    gateway.until(sample, |refused| refused > 0).await;
+    let mut other = gateway.grpc().await;
+    soon(async { while other.try_push(acked()).await.is_err() {} }).await;
+    sending.abort();
+    drop(results);
 }
 
 #[tokio::test]

@@ -1,11 +1,13 @@
 //! One stream of pushes: messages in, results out, until the caller is done or gone, or the gateway stops.
 
+use std::collections::VecDeque;
 use std::pin::pin;
 use std::time::Instant;
 
 use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
@@ -53,73 +55,134 @@ impl PushStreaming {
         let _told = self.serve(messages).await;
     }
 
-    async fn serve(&self, mut messages: Streaming<proto::PushStreamRequest>) -> Result<(), Gone> {
+    async fn serve(self, mut messages: Streaming<proto::PushStreamRequest>) -> Result<(), Gone> {
+        let Self { door, scope, results } = self;
+        let rooms = door.gateway.rooms();
         // One future for the stream's whole life: a new one for each message would take its lock twice.
-        let mut stopped = pin!(self.door.gateway.rooms().stopping.cancelled());
-        let mut waiting = FuturesUnordered::new();
+        let mut stopped = pin!(rooms.stopping.cancelled());
+        let mut results = Untold { results, ready: VecDeque::new(), waiting: FuturesUnordered::new() };
         let end = loop {
+            let has_room = results.has_room();
             tokio::select! {
                 // Results first: a caller that is told is a caller that can go on.
                 biased;
-                Some((response, next)) = waiting.next() => {
-                    self.tell(response).await?;
-                    let next: Option<Next> = next;
-                    waiting.extend(next.map(Next::told));
-                }
+                went_on = results.go_on() => went_on?,
                 () = &mut stopped => break Err(status(Refusal::Draining)),
-                message = messages.message(), if waiting.len() < STREAM_WAITING_MAX => match message {
-                    Ok(Some(message)) => waiting.extend(self.push(message).await?.map(Next::told)),
+                message = messages.message(), if has_room => match message {
+                    Ok(Some(message)) => push(&door, &scope, message, &mut results)?,
                     Ok(None) => break Ok(()),
                     // tonic's word for a message over the limit; unary calls have it mapped in the stack.
-                    Err(error) if error.code() == Code::OutOfRange => break Err(status(Refusal::TooLarge {
-                        limit_bytes: self.door.gateway.rooms().config.request_bytes_max,
-                    })),
+                    Err(error) if error.code() == Code::OutOfRange => {
+                        break Err(status(Refusal::TooLarge { limit_bytes: rooms.config.request_bytes_max }));
+                    }
                     Err(error) => break Err(error),
                 },
             }
         };
-        while let Some((response, next)) = waiting.next().await {
-            self.tell(response).await?;
-            waiting.extend(next.map(Next::told));
+        while !results.is_empty() {
+            results.go_on().await?;
         }
         match end {
             Ok(()) => Ok(()),
-            Err(status) => self.results.send(Err(status)).await.map_err(|_| Gone),
+            Err(status) => results.results.send(Err(status)).await.map_err(|_| Gone),
         }
     }
+}
 
-    /// Pushes one message and tells its first result; returns what is to be told next, where there is more.
-    async fn push(&self, message: proto::PushStreamRequest) -> Result<Option<Next>, Gone> {
-        let correlation_id = message.correlation_id;
-        let sent = if correlation_id.len() > CORRELATION_ID_BYTES_MAX {
-            let problem = format!("the correlation id is over the limit of {CORRELATION_ID_BYTES_MAX} bytes");
-            Err(Wrong::field("correlation_id", problem))
-        } else {
-            self.door.send(&self.scope, message.push.unwrap_or_default())
-        };
-        let asked = match sent {
-            Ok(asked) => asked,
-            Err(wrong) => {
-                // A correlation id over its limit is not sent back whole.
-                let correlation_id = correlation_id.chars().take(CORRELATION_ID_BYTES_MAX / 4).collect();
-                let response = proto::PushStreamResponse { correlation_id, result: Some(wrong.into()), r#final: true };
-                return self.tell(response).await.map(|()| None);
+/// Pushes one message and tells its first result.
+fn push(
+    door: &PushDoor,
+    scope: &PushScope,
+    message: proto::PushStreamRequest,
+    results: &mut Untold,
+) -> Result<(), Gone> {
+    let correlation_id = message.correlation_id;
+    let sent = if correlation_id.len() > CORRELATION_ID_BYTES_MAX {
+        let problem = format!("the correlation id is over the limit of {CORRELATION_ID_BYTES_MAX} bytes");
+        Err(Wrong::field("correlation_id", problem))
+    } else {
+        door.send(scope, message.push.unwrap_or_default())
+    };
+    let asked = match sent {
+        Ok(asked) => asked,
+        Err(wrong) => {
+            // A correlation id over its limit is not sent back whole.
+            let correlation_id = correlation_id.chars().take(CORRELATION_ID_BYTES_MAX / 4).collect();
+            return results.tell(proto::PushStreamResponse {
+                correlation_id,
+                result: Some(wrong.into()),
+                r#final: true,
+            });
+        }
+    };
+    let accepted = asked.accepted();
+    let is_final = asked.wait_for == Level::Accepted || accepted.accepted == 0;
+    let result = Some(accepted.into());
+    if is_final {
+        return results.tell(proto::PushStreamResponse { correlation_id, result, r#final: true });
+    }
+    results.tell(proto::PushStreamResponse { correlation_id: correlation_id.clone(), result, r#final: false })?;
+    let until = Instant::now() + door.gateway.rooms().config.request_timeout;
+    results.wait_for(Next { correlation_id, asked, level: Level::Written, until });
+    Ok(())
+}
+
+/// The results of a stream that its caller was not told yet. What is waited for ends at its deadline, whether the caller
+/// reads its results or not: else a caller that does not read would keep its places among the waiting pushes.
+struct Untold {
+    results: mpsc::Sender<Result<proto::PushStreamResponse, Status>>,
+    /// Those that the caller has no room for, oldest first. At most two for each message that waits.
+    ready: VecDeque<proto::PushStreamResponse>,
+    waiting: FuturesUnordered<BoxFuture<'static, (proto::PushStreamResponse, Option<Next>)>>,
+}
+
+impl Untold {
+    /// Whether the caller may send a further message.
+    fn has_room(&self) -> bool {
+        self.ready.is_empty() && self.waiting.len() < STREAM_WAITING_MAX
+    }
+
+    fn is_empty(&self) -> bool {
+        self.ready.is_empty() && self.waiting.is_empty()
+    }
+
+    fn tell(&mut self, response: proto::PushStreamResponse) -> Result<(), Gone> {
+        if !self.ready.is_empty() {
+            self.ready.push_back(response);
+            return Ok(());
+        }
+        match self.results.try_send(Ok(response)) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Full(response)) => {
+                self.ready.extend(response);
+                Ok(())
             }
-        };
-        let accepted = asked.accepted();
-        let is_final = asked.wait_for == Level::Accepted || accepted.accepted == 0;
-        let result = Some(accepted.into());
-        if is_final {
-            return self.tell(proto::PushStreamResponse { correlation_id, result, r#final: true }).await.map(|()| None);
+            Err(TrySendError::Closed(_)) => Err(Gone),
         }
-        let first = proto::PushStreamResponse { correlation_id: correlation_id.clone(), result, r#final: false };
-        self.tell(first).await?;
-        let until = Instant::now() + self.door.gateway.rooms().config.request_timeout;
-        Ok(Some(Next { correlation_id, asked, level: Level::Written, until }))
     }
 
-    async fn tell(&self, response: proto::PushStreamResponse) -> Result<(), Gone> {
-        self.results.send(Ok(response)).await.map_err(|_| Gone)
+    fn wait_for(&mut self, next: Next) {
+        self.waiting.push(Box::pin(next.told()));
+    }
+
+    /// Tells a result that there is room for now, or takes one that is known now. Waits for ever when there are none.
+    async fn go_on(&mut self) -> Result<(), Gone> {
+        let Self { results, ready, waiting } = self;
+        let (response, next) = tokio::select! {
+            permit = results.reserve(), if !ready.is_empty() => {
+                let permit = permit.map_err(|_| Gone)?;
+                if let Some(response) = ready.pop_front() {
+                    permit.send(Ok(response));
+                }
+                return Ok(());
+            }
+            Some(known) = waiting.next() => known,
+            else => std::future::pending().await,
+        };
+        if let Some(next) = next {
+            self.wait_for(next);
+        }
+        self.tell(response)
     }
 }
 
