@@ -8,6 +8,7 @@ import { createInterface } from "node:readline";
 
 const TIMEOUT_MS = 120_000;
 export const CONDITION_MS = 20_000;
+const FRAMES_LATE_MS = 100;
 
 const [pushgate] = process.argv.slice(2);
 const modules = process.env.PUSHGATE_TEST_NODE_MODULES;
@@ -18,6 +19,7 @@ if (!pushgate || !modules) {
 
 let doing = "start";
 const mishaps = [];
+const pages = new Set();
 const gateways = new Set();
 
 /** Says what the test is at, for when it fails there. */
@@ -71,6 +73,9 @@ export async function becomes(read, expected) {
   else assert.deepEqual(last, expected);
 }
 
+/** The frames of one type, as far as they are known of by now: the browser tells of them a moment after it draws. */
+export const of = (type, frames) => frames.filter((frame) => frame.type === type);
+
 /** In the page: what an entry of a list is about, and its text. */
 const parts = (entries) =>
   entries.map((entry) => [".about", ".text"].map((part) => entry.querySelector(part).textContent));
@@ -78,6 +83,12 @@ const parts = (entries) =>
 /** A page of the browser, watched for mishaps. Those that the test makes happen are `expected`. */
 export async function newPage(browser, gateway, expected = /^$/) {
   const page = await browser.newPage();
+  // Frames come late, so that a test which does not wait for what is drawn fails each time, and not now and then.
+  await page.addInitScript((lateMs) => {
+    const frame = requestAnimationFrame;
+    globalThis.requestAnimationFrame = (draw) => setTimeout(() => frame(draw), lateMs);
+  }, FRAMES_LATE_MS);
+  pages.add(page);
   page.setDefaultTimeout(CONDITION_MS);
   const mishap = (text) => expected.test(text) || mishaps.push(text);
   const { hostname } = new URL(gateway.url);
@@ -139,6 +150,8 @@ export async function run(drive, well) {
     });
     await drive(browser);
     step("look for mishaps");
+    // What the pages have to tell comes before the answer to what they are asked.
+    for (const page of pages) await page.evaluate(() => new Promise(requestAnimationFrame));
     assert.equal(mishaps.length, 0, "there were some");
     await browser.close();
     for (const gateway of gateways) await kill(gateway);
