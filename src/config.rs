@@ -74,6 +74,10 @@ settings! {
     /// The page to try the gateway from, at `/`: "on", "off", or "auto" for on while the address that serves it is a
     /// loopback address.
     page: Page = Page::Auto;
+    /// Where browsers reach the WebSocket door, for the page: a ws:// or wss:// address with its path, such as
+    /// "wss://push.example.com/ws". Without it, the page asks the address that it came from, or, with `control_listen`,
+    /// its host at the port of `listen`.
+    public_ws_url: Option<String> = None;
 
     /// A TOML file of `token = "user"` lines. Without it, the token is the user. SIGHUP reads it again.
     tokens_file: Option<PathBuf> = None;
@@ -276,6 +280,11 @@ impl Config {
         }
         require(self.ws_path != self.push_path, "push_path", "must differ from ws_path");
         require(
+            self.public_ws_url.as_deref().is_none_or(is_ws_url),
+            "public_ws_url",
+            "must be a ws:// or wss:// address with a host, such as wss://push.example.com/ws, and without user or fragment",
+        );
+        require(
             self.control_listen.is_none_or(|control| control != self.listen || control.port() == 0),
             "control_listen",
             "must differ from listen; leave it out to serve everything on one address",
@@ -381,6 +390,13 @@ impl Config {
     }
 }
 
+/// What a browser takes as the address of a WebSocket, and no more.
+fn is_ws_url(text: &str) -> bool {
+    let Ok(url) = text.parse::<http::Uri>() else { return false };
+    let is_ws = ["ws", "wss"].iter().any(|ws| url.scheme_str().is_some_and(|scheme| scheme.eq_ignore_ascii_case(ws)));
+    is_ws && url.host().is_some_and(|host| !host.is_empty()) && !text.contains(['#', '@'])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -418,6 +434,22 @@ mod tests {
             assert_eq!(mistaken(|config| config.push_path = taken.to_owned()), ["push_path"], "{taken}");
         }
         assert!(mistaken(|config| config.ws_path = "/pushgate".to_owned()).is_empty());
+    }
+
+    #[test]
+    fn a_public_ws_url_is_the_address_of_a_websocket() {
+        let with = |url: &str| mistaken(|config| config.public_ws_url = Some(url.to_owned()));
+        for good in
+            ["wss://push.example.com/ws", "ws://127.0.0.1:8080/a/ws?b=c", "wss://[::1]", "WSS://push.example.com/ws"]
+        {
+            assert!(with(good).is_empty(), "{good}");
+        }
+        for bad in ["push.example.com", "/ws", "https://push.example.com/ws", "wss://", "wss:///ws", "wss://a b/ws"] {
+            assert_eq!(with(bad), ["public_ws_url"], "{bad}");
+        }
+        for bad in ["wss://push.example.com/ws#there", "wss://ann:secret@push.example.com/ws", "wss://:443/ws"] {
+            assert_eq!(with(bad), ["public_ws_url"], "{bad}");
+        }
     }
 
     #[test]

@@ -199,6 +199,12 @@ export class Pushgate extends EventTarget {
    */
   ack(push: Push | number): void;
 
+  /**
+   * Comes back now instead of after the wait, for a person who asks for it: nothing else may end the wait that a gateway
+   * asked for. Does nothing unless the state is `waiting`, or while there is no event to bind.
+   */
+  reconnect(): void;
+
   /** Ends the session and stops for good. What was handled is acknowledged before. */
   close(): void;
 

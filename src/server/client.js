@@ -130,6 +130,12 @@ export class Pushgate extends EventTarget {
     this.#ackSoon();
   }
 
+  reconnect() {
+    if (this.state !== "waiting" || this.#wanted.size === 0) return;
+    this.#cancel("retry");
+    this.#connect();
+  }
+
   close() {
     if (this.state === "closed") return;
     const connection = this.#connection;

@@ -30,17 +30,19 @@ export function step(what) {
 /** No setting from the environment that the tests run in. */
 const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith("PUSHGATE_")));
 
-/** Starts a gateway and waits until it serves. */
-export async function startGateway(listen = "127.0.0.1:0") {
-  const child = spawn(pushgate, ["--listen", listen], { env, stdio: ["ignore", "pipe", "ignore"] });
+/** Starts a gateway with these arguments and settings, and waits until it serves. */
+export async function startGateway(args = [], settings = {}) {
+  const variables = Object.entries(settings).map(([name, value]) => [`PUSHGATE_${name.toUpperCase()}`, value]);
+  const options = { env: { ...env, ...Object.fromEntries(variables) }, stdio: ["ignore", "pipe", "ignore"] };
+  const child = spawn(pushgate, args.includes("--listen") ? args : ["--listen", "127.0.0.1:0", ...args], options);
   const gateway = { child, ended: new Promise((ended) => child.once("exit", ended)) };
   gateways.add(gateway);
   child.once("error", (error) => fail(error));
   for await (const line of createInterface({ input: child.stdout })) {
-    const [, address] = line.match(/^pushgate is up\..* http:\/\/(\S+) /) ?? [];
+    const [, clients, address] = line.match(/^pushgate is up\..* ws:\/\/([^\s/]+).* http:\/\/(\S+) /) ?? [];
     if (!address) continue;
     child.stdout.resume();
-    return Object.assign(gateway, { address, url: `http://${address}/`, port: Number(address.split(":").at(-1)) });
+    return Object.assign(gateway, { address, url: `http://${address}/`, port: Number(clients.split(":").at(-1)) });
   }
   throw new Error("the gateway did not start");
 }
@@ -81,8 +83,8 @@ const parts = (entries) =>
   entries.map((entry) => [".about", ".text"].map((part) => entry.querySelector(part).textContent));
 
 /** A page of the browser, watched for mishaps. Those that the test makes happen are `expected`. */
-export async function newPage(browser, gateway, expected = /^$/) {
-  const page = await browser.newPage();
+export async function newPage(browser, gateway, expected = /^$/, options = {}) {
+  const page = await browser.newPage(options);
   // Frames come late, so that a test which does not wait for what is drawn fails each time, and not now and then.
   await page.addInitScript((lateMs) => {
     const frame = requestAnimationFrame;
@@ -112,6 +114,16 @@ export async function newPage(browser, gateway, expected = /^$/) {
     messages: () => page.locator("#messages > .message").evaluateAll(parts),
     notes: () => page.locator("#messages > :not(.message)").evaluateAll(parts),
     answers: () => page.locator("#answers > *").evaluateAll(parts),
+    /** Pushes what the form holds, and gives the answer without the message's name, which is new each time. */
+    push: async () => {
+      const answers = page.locator("#answers > *");
+      await page.click("#clear-answers");
+      await becomes(() => answers.count(), 0);
+      await page.click("#push-button");
+      await becomes(() => answers.count(), 1);
+      const [[status, text]] = await answers.evaluateAll(parts);
+      return `${status} ${text}`.replace(/; message [0-9a-f]{16}-\d+$/, "");
+    },
   };
 }
 

@@ -56,6 +56,7 @@ try {
 } catch (error) {
   if (error instanceof PushgateError && error.code === "not_allowed") console.log(error.event);
 }
+gate.reconnect();
 gate.close();
 console.log(say(gate.status));
 

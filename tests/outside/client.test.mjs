@@ -362,6 +362,41 @@ test("comes back exactly when a gateway that goes away says", async () => {
   assert.equal(FakeSocket.all.length, 2);
 });
 
+test("comes back at once when a person asks for it, whatever the wait is for", async () => {
+  random = 1;
+  const gate = await started();
+  latest().push(1);
+  gate.reconnect();
+  assert.equal(FakeSocket.all.length, 1, "it is open");
+  latest().say({ type: "goaway", retry_after_ms: 12_345 });
+  await latest().drop(1012, "drain");
+  assert.equal(gate.status.retryMs, 12_345);
+  gate.reconnect();
+  gate.reconnect();
+  await settled();
+  assert.deepEqual([gate.state, FakeSocket.all.length], ["connecting", 2]);
+  await latest().open();
+  assert.deepEqual(latest().of("bind")[0].resume, { token: "r-1", seq: 1 });
+  await latest().bound({ recovered: true, seq: 1 });
+  await clock.pass(20_000);
+  assert.deepEqual([gate.state, FakeSocket.all.length], ["open", 2], "the wait is over too");
+
+  navigator.onLine = false;
+  await latest().drop();
+  assert.equal(gate.status.retryMs, null);
+  gate.reconnect();
+  await settled();
+  assert.deepEqual([gate.state, FakeSocket.all.length], ["connecting", 3], "a browser may be wrong about the network");
+
+  const idle = start({ events: [] });
+  idle.reconnect();
+  await settled();
+  assert.deepEqual([idle.state, FakeSocket.all.length], ["waiting", 3], "nothing to connect for");
+  gate.close();
+  gate.reconnect();
+  assert.equal(gate.state, "closed");
+});
+
 test("stops where coming back would end the same way, and says why", async () => {
   for (const code of [1002, 1007, 1009, 4400, 4401, 4403, 4409]) {
     const gate = await started();

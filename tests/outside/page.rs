@@ -21,6 +21,24 @@ fn the_page_works_in_a_browser() {
 }
 
 #[test]
+#[ignore = "needs Node.js, playwright-core, Chromium and openssl"]
+fn the_page_works_behind_a_proxy_with_tls_and_a_path_of_its_own() {
+    drive("page_proxied.mjs");
+}
+
+#[test]
+#[ignore = "needs Node.js, playwright-core and Chromium"]
+fn the_page_asks_where_clients_connect_and_says_when_nothing_answers_there() {
+    drive("page_apart.mjs");
+}
+
+#[test]
+#[ignore = "needs Node.js, playwright-core and Chromium"]
+fn messages_push_form_and_answers_are_on_one_screen_of_a_phone() {
+    drive("page_phone.mjs");
+}
+
+#[test]
 #[ignore = "needs Node.js, playwright-core and Chromium"]
 fn the_page_comes_back_to_a_gateway_that_was_killed_and_does_not_claim_to_have_missed_nothing() {
     drive("page_killed.mjs");

@@ -1,50 +1,14 @@
 // Cuts the connection of an open page in headless Chromium and pushes while it is away: the page comes back by itself,
 // gets what it missed in order and once, and says that it did. Run as page.mjs is.
 
-import { connect, createServer } from "node:net";
 import { becomes, newPage, push, run, startGateway, step } from "./browser.mjs";
-
-/** A TCP proxy whose connections can be cut as a network does it: without a word to either side. */
-class Wire {
-  #pairs = new Set();
-  #isCut = false;
-
-  static async to(port) {
-    const wire = new Wire();
-    const server = createServer((near) => wire.#carry(near, connect(port, "127.0.0.1")));
-    await new Promise((ready) => server.listen(0, "127.0.0.1", ready));
-    wire.port = server.address().port;
-    return wire;
-  }
-
-  #carry(near, far) {
-    const pair = [near, far];
-    for (const end of pair) {
-      end.on("error", () => {});
-      end.on("close", () => {
-        pair.forEach((other) => other.destroy());
-        this.#pairs.delete(pair);
-      });
-    }
-    this.#pairs.add(pair);
-    if (this.#isCut) return pair.forEach((end) => end.resetAndDestroy());
-    near.pipe(far).pipe(near);
-  }
-
-  cut() {
-    this.#isCut = true;
-    for (const pair of this.#pairs) pair.forEach((end) => end.resetAndDestroy());
-  }
-
-  mend() {
-    this.#isCut = false;
-  }
-}
+import { Wire } from "./wire.mjs";
 
 await run(async (browser) => {
   step("start a gateway");
   const gateway = await startGateway();
-  const wire = await Wire.to(gateway.port);
+  const wire = await Wire.open();
+  wire.to(gateway.port);
   const { page, frames, state, detail, messages, notes } =
     await newPage(browser, gateway, /WebSocket connection to .* failed/);
 

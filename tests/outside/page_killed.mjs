@@ -23,7 +23,7 @@ await run(async (browser) => {
   await becomes(detail, /^1006\. The connection broke/);
 
   step("come back when there is one again");
-  const second = await startGateway(first.address);
+  const second = await startGateway(["--listen", first.address]);
   await becomes(state, "Connected");
   const told = [["lost", "1006"], ["connected", ""], ["not recovered", "messages may be missing"]];
   await becomes(async () => (await notes()).slice(-3), told);
