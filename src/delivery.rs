@@ -15,6 +15,9 @@ use crate::message::{ConnectionId, Event, MessageId, Payload, Priority, Push, Sl
 use crate::outcome::{ConnectionOutcome, DropReason, Level, Progress};
 use crate::sync::{Mutex, MutexGuard};
 
+/// How long a message with a time to live of nothing may be on its way: a connection's task needs a moment to write it.
+const A_MOMENT: Duration = Duration::from_secs(1);
+
 /// One message, shared by the outboxes of all its receivers.
 pub(crate) struct Delivery {
     message_id: MessageId,
@@ -29,6 +32,8 @@ pub(crate) struct Delivery {
     accepted_at: Instant,
     /// From when on it is no longer worth writing.
     expires_at: Option<Instant>,
+    /// Whether it is for those who can take it now: nothing of it is kept for a client that is away.
+    is_for_now: bool,
     priority: Priority,
     policy: SlowReaderPolicy,
     collapse_key: Option<Box<str>>,
@@ -93,13 +98,22 @@ impl Delivery {
             bytes,
             session_tail: OnceLock::new(),
             accepted_at,
-            expires_at: push.ttl().and_then(|ttl| accepted_at.checked_add(ttl)),
+            expires_at: push.ttl().and_then(|ttl| accepted_at.checked_add(if ttl.is_zero() { A_MOMENT } else { ttl })),
+            is_for_now: push.is_for_now(),
             priority: push.priority(),
             policy,
             collapse_key: push.collapse_key().map(Into::into),
             is_left_behind: AtomicBool::new(false),
             receipt: None,
         }
+    }
+
+    /// The same, offered to one receiver after the other for so long: what is for now is for each one's turn.
+    pub(crate) fn offered_for(mut self, pace: Duration) -> Self {
+        if self.is_for_now {
+            self.expires_at = self.expires_at.and_then(|expires_at| expires_at.checked_add(pace));
+        }
+        self
     }
 
     /// The same, followed on each of the receivers.
@@ -305,6 +319,11 @@ impl Ticket {
         self.delivery.expires_at.is_some_and(|expires_at| expires_at <= Instant::now())
     }
 
+    /// Whether nothing of the message is to be kept for a client that is away.
+    pub(crate) fn is_for_now(&self) -> bool {
+        self.delivery.is_for_now
+    }
+
     /// The last byte is with the kernel, for a client that can say no more than that. Says how long that took.
     pub(crate) fn written(self, at: Instant) -> Duration {
         let after = self.age(at);
@@ -507,7 +526,7 @@ mod tests {
     async fn whoever_waits_is_told_of_every_receiver_whatever_becomes_of_it() {
         let names = Names::new();
         let ids = [names.connection_id(), names.connection_id(), names.connection_id(), names.connection_id()];
-        let push = Push::new("ann", "mail", "m").expect("valid").with_ttl(Duration::ZERO);
+        let push = Push::new("ann", "mail", "m").expect("valid").with_ttl(Duration::from_nanos(1));
         let delivery = Delivery::new(names.message_id(), &push, SlowReaderPolicy::Disconnect, Instant::now());
         let delivery = Arc::new(delivery.followed(ids.into_iter()));
         let [written, lost, expired, refused] = [0, 1, 2, 3].map(|place| delivery.ticket(place));

@@ -191,7 +191,8 @@ impl Gateway {
         }
         let waiting = self.may_wait(Follow::Each)?;
         let message_id = self.0.names.message_id();
-        let (delivery, outcome) = self.prepare(push, message_id, &receivers, Follow::Each, accepted_at);
+        let pace = due(receivers.len()) - accepted_at;
+        let (delivery, outcome) = self.prepare(push, message_id, &receivers, Follow::Each, accepted_at, pace);
         // A caller who leaves half way leaves counts that add up.
         let mut tally = Counted { gateway: self, counts: Counts { outcome, displaced: 0, forgotten: 0 } };
         if let Some(delivery) = &delivery {
@@ -290,7 +291,7 @@ impl Gateway {
         let mut receivers = self.receivers(push);
         let message_id = self.0.names.message_id();
         let is_held = receivers.is_empty() && self.hold(push, message_id, accepted_at, &mut receivers);
-        let (delivery, outcome) = self.prepare(push, message_id, &receivers, follow, accepted_at);
+        let (delivery, outcome) = self.prepare(push, message_id, &receivers, follow, accepted_at, Duration::ZERO);
         let mut counts = Counts { outcome, displaced: 0, forgotten: 0 };
         counts.outcome.held = u64::from(is_held);
         if let Some(delivery) = &delivery {
@@ -310,12 +311,12 @@ impl Gateway {
     /// If one was bound meanwhile, it is among the receivers then.
     fn hold(&self, push: &Push, message_id: MessageId, accepted_at: Instant, receivers: &mut Receivers) -> bool {
         let Target::User(user_id) = push.target() else { return false };
-        if push.ttl().is_none_or(|ttl| ttl.is_zero()) || push.is_for_one() || !self.bound(push).is_empty() {
+        if push.ttl().is_none() || push.is_for_now() || push.is_for_one() || !self.bound(push).is_empty() {
             return false;
         }
         let journal = self.0.sessions.journal();
-        let delivery = Arc::new(self.delivery(push, message_id, accepted_at));
-        if journal.hold(user_id, Kept::new(delivery.ticket(0), 0)).is_err() {
+        let ticket = Arc::new(self.delivery(push, message_id, accepted_at)).ticket(0);
+        if ticket.is_expired() || journal.hold(user_id, Kept::new(ticket, 0)).is_err() {
             return false;
         }
         // A connection that was bound since has looked for what is held before this was.
@@ -335,12 +336,13 @@ impl Gateway {
         receivers: &Receivers,
         follow: Follow,
         accepted_at: Instant,
+        pace: Duration,
     ) -> (Option<Arc<Delivery>>, Outcome) {
         let outcome = Outcome::count(message_id, Level::Accepted, Vec::new());
         if receivers.is_empty() {
             return (None, outcome);
         }
-        let mut delivery = self.delivery(push, message_id, accepted_at);
+        let mut delivery = self.delivery(push, message_id, accepted_at).offered_for(pace);
         if follow == Follow::Each {
             delivery = delivery.followed(receivers.iter().map(|outbox| outbox.id()));
         }

@@ -162,7 +162,9 @@ impl Kept {
             push = push.with_collapse_key(key)?;
         }
         if let Some(expires_at) = expires_at {
-            push = push.with_ttl(expires_at.duration_since(wall_clock).unwrap_or_default());
+            // None at all would be for now, not over.
+            let left = expires_at.duration_since(wall_clock).unwrap_or_default();
+            push = push.with_ttl(left.max(Duration::from_nanos(1)));
         }
         let delivery = Delivery::new(message_id, &push, SlowReaderPolicy::default(), now);
         let age = wall_clock.duration_since(kept_at).unwrap_or_default();

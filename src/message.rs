@@ -206,7 +206,8 @@ impl Push {
         })
     }
 
-    /// Gives the message a time to live: a connection that could not be written to by then does not get it.
+    /// Gives the message a time to live: a connection that could not be written to by then does not get it. None at all is
+    /// for now: who is connected and takes it within a second gets it, and nothing is kept for anybody else.
     #[must_use]
     pub fn with_ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
@@ -264,6 +265,11 @@ impl Push {
     #[must_use]
     pub fn ttl(&self) -> Option<Duration> {
         self.ttl
+    }
+
+    /// Whether it is for those alone who can take it now.
+    pub(crate) fn is_for_now(&self) -> bool {
+        self.ttl.is_some_and(|ttl| ttl.is_zero())
     }
 
     /// Which messages it overtakes.

@@ -247,8 +247,11 @@ impl Outbox {
     /// Queues a message behind those of its priority, or says why not. Never waits.
     pub(crate) fn offer(&self, ticket: Ticket) -> Offered {
         let mut out = Vec::new();
+        // A late one was accepted before, and is told in its turn.
+        let is_expired = !ticket.is_late() && ticket.is_expired();
         let mut state = self.state();
-        if let Some(numbering) = state.numbering_if_away() {
+        let is_over = is_expired || (ticket.is_for_now() && state.numbering_if_away().is_some());
+        if let Some(numbering) = state.numbering_if_away().filter(|_| !is_over) {
             let (refused, forgotten) = numbering.keep(ticket);
             drop(state);
             let taken = match refused {
@@ -260,7 +263,8 @@ impl Outbox {
             };
             return Offered { taken, displaced: 0, forgotten };
         }
-        let queued = state.queue(ticket, self.capacity, &mut out);
+        let queued =
+            if is_over { Err((ticket, DropReason::Expired)) } else { state.queue(ticket, self.capacity, &mut out) };
         if let Some(numbering) = &mut state.numbering {
             numbering.lose(out.len() + usize::from(queued.is_err()));
         }
@@ -358,7 +362,7 @@ impl Outbox {
 
     /// The session's connection is gone: from here on messages are kept for its return, beginning with those that were
     /// accepted and not written, `in_hand` first. `written` is the last number that its client can have. Says how many of
-    /// the messages there was no room for.
+    /// the messages are not kept: there was no room for them, or they were for now alone.
     ///
     /// # Errors
     /// Hands back what was in hand if the session is not to come back.
@@ -369,11 +373,15 @@ impl Outbox {
         if !may_come_back {
             return Err(in_hand);
         }
-        let appended = numbering.leave(in_hand, std::mem::take(queue), written);
+        let (appended, for_now) = numbering.leave(in_hand, std::mem::take(queue), written);
         (state.stop, state.waker, state.wants_messages) = (None, None, false);
         state.depth = Depth::default();
         drop(state);
-        let lost = appended.lost + appended.refused.iter().filter(|message| !message.is_sent()).count();
+        let refused = appended.refused.iter().filter(|message| !message.is_sent()).count();
+        let lost = appended.lost + refused + for_now.len();
+        for message in for_now {
+            message.give_up(DropReason::Expired);
+        }
         for message in appended.refused {
             message.give_up(DropReason::QueueFull);
         }
@@ -489,6 +497,7 @@ mod tests {
     use crate::delivery::Delivery;
     use crate::journal::{JournalBounds, MemoryJournal};
     use crate::message::{Names, Priority, Push, UserId};
+    use crate::outcome::Progress;
 
     #[derive(Default)]
     struct Wakes(AtomicUsize);
@@ -623,6 +632,33 @@ mod tests {
         in_hand[0].sent(Instant::now());
         offer(&outbox, message("queued")).expect("room");
         assert_eq!(outbox.leave(in_hand, 1).ok(), Some(2), "that in hand and that in the queue");
+    }
+
+    #[test]
+    fn what_is_for_now_is_not_kept_when_its_session_leaves_and_is_told_as_lost() {
+        let bounds =
+            JournalBounds { messages_per_user_max: 9, bytes_per_user_max: 9000, bytes_max: 9000, age: Duration::MAX };
+        let journal = Arc::new(MemoryJournal::new(bounds));
+        let outbox = outbox(10, 1_000);
+        let key = SessionKey { user_id: UserId::new("ann").expect("not empty"), epoch: outbox.id() };
+        outbox.begin_session(key.clone(), journal.clone());
+        let now = push("for now").with_ttl(Duration::ZERO);
+        let delivery = Delivery::new(Names::new().message_id(), &now, SlowReaderPolicy::Disconnect, Instant::now());
+        let delivery = Arc::new(delivery.followed([outbox.id(); 3].into_iter()));
+        let mut batch = VecDeque::new();
+        offer(&outbox, delivery.ticket(0)).expect("room");
+        outbox.visit_numbered(&Context::from_waker(Waker::noop()), Depth::default(), &mut batch, 8);
+        let Some(Numbered::Message(in_hand)) = batch.pop_front() else { panic!("nothing is lost yet") };
+        offer(&outbox, delivery.ticket(1)).expect("room");
+        offer(&outbox, message("for later")).expect("room");
+        assert_eq!(outbox.leave(vec![in_hand], 0).ok(), Some(2));
+        assert_eq!(offer(&outbox, delivery.ticket(2)), Err(DropReason::Expired));
+        let progress: Vec<_> =
+            delivery.receipt().expect("followed").outcomes().into_iter().map(|outcome| outcome.progress).collect();
+        let lost = Progress::Lost(DropReason::Expired);
+        assert_eq!(progress, [lost, lost, Progress::Dropped(DropReason::Expired)]);
+        let kept: Vec<u64> = journal.acknowledge(&key, u64::MAX).iter().map(Kept::seq).collect();
+        assert_eq!(kept, [3], "the others are numbers that are told as a gap");
     }
 
     #[test]

@@ -86,8 +86,9 @@ impl MemoryJournal {
     }
 
     fn is_over(&self, message: &Kept, now: Instant) -> bool {
-        now.saturating_duration_since(message.kept_at()) >= self.bounds.age
-            || message.expires_at().is_some_and(|expires_at| expires_at <= now)
+        // What was sent is not sent again once it has expired, but its client may still acknowledge it.
+        let is_expired = !message.is_sent() && message.expires_at().is_some_and(|expires_at| expires_at <= now);
+        is_expired || now.saturating_duration_since(message.kept_at()) >= self.bounds.age
     }
 }
 

@@ -109,13 +109,16 @@ impl Numbering {
         (refused.pop(), lost)
     }
 
-    pub(super) fn leave(&mut self, in_hand: Vec<Kept>, queue: VecDeque<Ticket>, written: u64) -> Appended {
+    /// Keeps what is on its way for the session's return, and hands back what was for now alone.
+    pub(super) fn leave(&mut self, in_hand: Vec<Kept>, queue: VecDeque<Ticket>, written: u64) -> (Appended, Vec<Kept>) {
         self.is_away = true;
         self.written = self.written.max(written);
         let replay = std::mem::take(&mut self.replay);
         let queued: Vec<Kept> = queue.into_iter().map(|ticket| Kept::new(ticket, self.next())).collect();
-        let mut messages = in_hand.into_iter().chain(replay).chain(queued);
-        self.journal.append(&self.key, &mut messages)
+        let messages = in_hand.into_iter().chain(replay).chain(queued);
+        let (for_now, messages): (Vec<_>, Vec<_>) =
+            messages.partition(|message| message.ticket().is_for_now() && !message.is_sent());
+        (self.journal.append(&self.key, &mut messages.into_iter()), for_now)
     }
 
     pub(super) fn come_back(&mut self) {
@@ -147,7 +150,7 @@ fn worth_sending(missed: Vec<Kept>) -> (VecDeque<Kept>, usize) {
     for message in missed.into_iter().rev() {
         let key = message.ticket().collapse_key().map(|key| (message.event().clone(), key.into()));
         let is_superseded = key.is_some_and(|key| !taken.insert(key));
-        let reason = if message.ticket().is_expired() {
+        let reason = if message.ticket().is_expired() || message.ticket().is_for_now() {
             DropReason::Expired
         } else if is_superseded && !message.is_sent() {
             DropReason::Superseded

@@ -1,6 +1,6 @@
 //! What a caller learns past acceptance: levels, connections by themselves, time to live, and the stream of pushes.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pushgate::proto::push_result::Result as ResultOf;
 use pushgate::proto::push_service_client::PushServiceClient;
@@ -126,12 +126,14 @@ async fn a_message_past_its_time_to_live_is_not_written_and_told_as_expired() {
     let mut stuck = narrow(&gateway, "ann").await;
     let mut grpc = gateway.grpc().await;
     let clogged = clog(&gateway, &mut grpc, "ann").await;
-    let ttl = Some(prost_types::Duration { seconds: 0, nanos: 1 });
-    let expiring = PushRequest { ttl, ..written(push_request("ann", "mail", "too late")) };
+    let ttl = Duration::from_millis(500);
+    let expiring = PushRequest { ttl: ttl.try_into().ok(), ..written(push_request("ann", "mail", "too late")) };
     let mut waiting = grpc.clone();
     let wait = tokio::spawn(async move { waiting.try_push(expiring).await });
     let sample = "pushgate_pushes_total{door=\"grpc\",result=\"accepted\"}";
     gateway.until(sample, |pushes| pushes == clogged + 1).await;
+    let accepted_by = Instant::now();
+    gateway.until(sample, |_| accepted_by.elapsed() > ttl).await;
     let long = Some(prost_types::Duration { seconds: 3600, nanos: 0 });
     grpc.try_push(PushRequest { ttl: long, ..push_request("ann", "mail", "in time") }).await.unwrap();
     for _ in 0..clogged {
@@ -142,6 +144,65 @@ async fn a_message_past_its_time_to_live_is_not_written_and_told_as_expired() {
     assert_eq!((in_all(&response), response.losses[0].reason()), ((1, 1, 0, 1), DropReason::Expired));
     assert_eq!(gateway.metric("pushgate_messages_expired_total").await, 1);
     assert_eq!(gateway.metric("pushgate_outbox_messages").await, 0);
+}
+
+#[tokio::test]
+async fn a_time_to_live_of_zero_is_for_those_who_can_take_it_now_by_whichever_door() {
+    let gateway = TestGateway::start().await;
+    let mut legacy = gateway.bind("ann", "mail").await;
+    let mut session = SessionClient::connect(gateway.clients).await;
+    session.bind("ann", "mail").await;
+    let mut grpc = gateway.grpc().await;
+    let ttl = Some(prost_types::Duration::default());
+    let now = |text: &str| PushRequest { ttl, ..written(push_request("ann", "mail", text)) };
+    let keyed = PushRequest { idempotency_key: "key".to_owned(), ..now("push") };
+    let mut outcomes = vec![grpc.try_push(keyed.clone()).await.unwrap()];
+    let batch = PushBatchRequest { pushes: vec![now("batch")] };
+    let results = soon(grpc.client.push_batch(batch)).await.unwrap().into_inner().results;
+    let ResultOf::Outcome(outcome) = results[0].result.clone().unwrap() else { panic!("refused") };
+    outcomes.push(outcome);
+    let mut stream = Stream::open(&gateway).await;
+    stream.send("", now("stream")).await;
+    assert!(!stream.result().await.r#final);
+    outcomes.push(outcome_of(&stream.result().await).clone());
+    for connections_per_second in [0, 1000] {
+        let wait_for = Level::Written.into();
+        let push = BroadcastRequest { ttl, wait_for, connections_per_second, ..broadcast("mail", "broadcast") };
+        outcomes.push(soon(grpc.client.broadcast(push)).await.unwrap().into_inner().outcome.unwrap());
+    }
+    outcomes.push(grpc.try_push(keyed).await.unwrap());
+    for outcome in &outcomes {
+        assert_eq!(in_all(outcome), (2, 2, 2, 0), "{outcome:?}");
+    }
+    let json = r#"{"userId":"ann","event":"mail","message":"json","ttl":"0s","waitFor":"LEVEL_WRITTEN"}"#;
+    let answer = gateway.json().accept("application/json").post(json).await;
+    assert!(answer.body.contains(r#""written":"2""#), "{answer:?}");
+    for (seq, text) in (1..).zip(["push", "batch", "stream", "broadcast", "broadcast", "json"]) {
+        assert_eq!(legacy.next_text().await, text);
+        session.expect_push(seq, text).await;
+    }
+}
+
+#[tokio::test]
+async fn a_message_whose_time_is_over_when_it_is_offered_is_dropped_as_expired() {
+    let gateway = TestGateway::start().await;
+    let mut legacy = gateway.bind("ann", "mail").await;
+    let mut session = SessionClient::connect(gateway.clients).await;
+    session.bind("ann", "mail").await;
+    let mut grpc = gateway.grpc().await;
+    let over = |user| {
+        let ttl = Some(prost_types::Duration { seconds: 0, nanos: 1 });
+        PushRequest { ttl, ..push_request(user, "mail", "over") }
+    };
+    let response = grpc.try_push(over("ann")).await.unwrap();
+    assert_eq!((response.matched, response.accepted, response.dropped), (2, 0, 2));
+    assert_eq!((response.drops.len(), response.drops[0].reason()), (1, DropReason::Expired));
+    assert_eq!(grpc.try_push(over("bob")).await.unwrap().held, 0, "nor is it kept");
+    assert_eq!(session.next().await, serde_json::json!({ "type": "gap", "from": 1, "to": 1 }));
+    grpc.push("ann", "mail", "next").await;
+    session.expect_push(2, "next").await;
+    assert_eq!(legacy.next_text().await, "next");
+    assert_eq!(gateway.metric("pushgate_push_dropped_total{reason=\"expired\"}").await, 2);
 }
 
 #[tokio::test]
@@ -259,7 +320,7 @@ impl Stream {
     }
 }
 
-fn outcome(response: &PushStreamResponse) -> &PushResponse {
+fn outcome_of(response: &PushStreamResponse) -> &PushResponse {
     match response.result.as_ref().unwrap().result.as_ref().unwrap() {
         ResultOf::Outcome(outcome) => outcome,
         ResultOf::Error(error) => panic!("{error:?}"),
@@ -273,14 +334,14 @@ async fn a_stream_answers_each_message_by_its_id_and_more_than_once_when_asked()
     let mut stream = Stream::open(&gateway).await;
     stream.send("quick", push_request("ann", "mail", "one")).await;
     let quick = stream.result().await;
-    assert_eq!((quick.correlation_id.as_str(), outcome(&quick).accepted, quick.r#final), ("quick", 1, true));
+    assert_eq!((quick.correlation_id.as_str(), outcome_of(&quick).accepted, quick.r#final), ("quick", 1, true));
     stream.send("followed", written(push_request("ann", "mail", "two"))).await;
     let first = stream.result().await;
-    assert_eq!((outcome(&first).level(), outcome(&first).accepted, first.r#final), (Level::Accepted, 1, false));
+    assert_eq!((outcome_of(&first).level(), outcome_of(&first).accepted, first.r#final), (Level::Accepted, 1, false));
     let second = stream.result().await;
     assert_eq!((second.correlation_id.as_str(), second.r#final), ("followed", true));
-    assert_eq!((outcome(&second).level(), outcome(&second).written), (Level::Written, 1));
-    assert_eq!(outcome(&first).message_id, outcome(&second).message_id);
+    assert_eq!((outcome_of(&second).level(), outcome_of(&second).written), (Level::Written, 1));
+    assert_eq!(outcome_of(&first).message_id, outcome_of(&second).message_id);
     stream.send("wrong", push_request("ann", "", "three")).await;
     let wrong = stream.result().await;
     match wrong.result.unwrap().result.unwrap() {

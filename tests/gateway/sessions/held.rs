@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pushgate::proto::PushRequest;
+use pushgate::proto::{DropReason, PushRequest};
 use serde_json::json;
 
 use super::{acked, bound, client, counts, lasting, leave, push};
@@ -74,6 +74,36 @@ async fn a_message_for_one_session_or_not_for_a_connection_is_not_passed_on_to_i
     gateway.until("pushgate_messages_forgotten_total", |forgotten| forgotten == 2).await;
     assert_eq!(push(&mut grpc, "last").await, (1, 1, 0));
     other.expect_push(1, "last").await;
+}
+
+#[tokio::test]
+async fn nothing_is_kept_of_a_message_that_is_for_now() {
+    let gateway = TestGateway::start().await;
+    let mut grpc = gateway.grpc().await;
+    let now = |text: &str| PushRequest {
+        ttl: Some(prost_types::Duration::default()),
+        ..acked(push_request("ann", "mail", text))
+    };
+    assert_eq!(counts(&grpc.try_push(now("nobody is bound")).await.unwrap()), (0, 0, 0));
+    let (phone, place) = bound(&gateway).await;
+    leave(&gateway, phone).await;
+    let response = grpc.try_push(now("the session is away")).await.unwrap();
+    assert_eq!((counts(&response), response.drops[0].reason()), ((1, 0, 0), DropReason::Expired));
+    assert_eq!(gateway.metric("pushgate_journal_messages").await, 0);
+    let mut phone = client(&gateway).await;
+    let bound = phone.resume("ann", "mail", &place).await;
+    assert_eq!(bound["recovered"], false);
+    assert_eq!(phone.next().await, json!({ "type": "gap", "from": 1, "to": 1 }));
+    // Written and not acknowledged, it is not sent again.
+    let mut waiting = grpc.clone();
+    let waits = tokio::spawn(async move { waiting.try_push(now("not again")).await.unwrap() });
+    phone.expect_push(2, "not again").await;
+    leave(&gateway, phone).await;
+    let mut phone = client(&gateway).await;
+    phone.resume("ann", "mail", &place.at(1)).await;
+    assert_eq!(phone.next().await, json!({ "type": "gap", "from": 2, "to": 2 }));
+    let response = waits.await.unwrap();
+    assert_eq!((response.written, response.acked), (1, 0));
 }
 
 #[tokio::test]
