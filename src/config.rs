@@ -140,11 +140,15 @@ settings! {
     /// Pushes that wait for more than acceptance at one time; over it, RESOURCE_EXHAUSTED at once. Each keeps a few dozen
     /// bytes for every connection it matched.
     waiting_pushes_max: usize = 10_000;
-    /// How long a push with an idempotency key is remembered, so that the same key again is told of the first.
+    /// How long a push with an idempotency key is remembered, so that the same again is told of the first, and another push
+    /// under the same key is refused.
     idempotency_window: Duration = Duration::from_secs(300);
-    /// Pushes with an idempotency key that are remembered; over it, the oldest is forgotten before its time. Each keeps a
-    /// few hundred bytes and a few dozen for every connection it matched.
+    /// Pushes with an idempotency key that are remembered; over it, the oldest is forgotten before its time, which
+    /// `pushgate_idempotency_keys_forgotten_total` counts.
     idempotency_keys_max: usize = 100_000;
+    /// Bytes of memory that they take, about a thousand for each and a few dozen more for every connection it matched; over
+    /// it, the oldest are forgotten, but never the latest.
+    idempotency_bytes_max: usize = 128 * 1024 * 1024;
     /// What happens to a message whose outbox is full: "disconnect", "drop_newest", "drop_oldest" or "conflate". A push
     /// may say otherwise.
     slow_reader_policy: SlowReaderPolicy = SlowReaderPolicy::Disconnect;
@@ -315,6 +319,7 @@ impl Config {
             ("push_concurrency_max", self.push_concurrency_max, 1 << 20),
             ("waiting_pushes_max", self.waiting_pushes_max, 1 << 24),
             ("idempotency_keys_max", self.idempotency_keys_max, 1 << 24),
+            ("idempotency_bytes_max", self.idempotency_bytes_max, 1 << 40),
             ("outbox_messages_max", self.outbox_messages_max, 1 << 24),
             ("journal_messages_max", self.journal_messages_max, 1 << 24),
             ("journal_bytes_max", self.journal_bytes_max, 1 << 32),

@@ -182,6 +182,11 @@ impl Receipt {
         self.state().entries.iter().map(|entry| entry.outcome.clone()).collect()
     }
 
+    /// About how many bytes of memory it takes.
+    pub(crate) fn memory(&self) -> usize {
+        size_of::<Self>() + self.state().entries.capacity() * size_of::<Entry>()
+    }
+
     fn state(&self) -> MutexGuard<'_, ReceiptState> {
         // A panic under this lock could only be the place that is out of bounds, and then nothing was changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

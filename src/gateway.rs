@@ -1,7 +1,7 @@
 //! Push and drop: what both push doors and the library share.
 
 use std::num::NonZeroU32;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use prometheus_client::metrics::gauge::Gauge;
@@ -20,7 +20,7 @@ use crate::metrics::{Door, Metrics, PushResult};
 use crate::outbox::{Offered, Outbox, Stop, Taken};
 use crate::outcome::{Level, Outcome};
 use crate::registry::Registry;
-use crate::replays::{Key, Made, Replays};
+use crate::replays::{Made, Replays};
 use crate::sessions::Sessions;
 
 /// A running gateway, for the program that embeds it. Cloning is a reference count.
@@ -45,9 +45,8 @@ pub(crate) struct Rooms {
     pub(crate) names: Arc<Names>,
     pub(crate) token_authenticator: Arc<dyn TokenAuthenticator>,
     pub(crate) push_authorizer: Arc<dyn PushAuthorizer>,
-    /// What was pushed under an idempotency key. A std mutex, held while one such push is offered; no other room's lock is
-    /// taken by it that could wait for this one.
-    pub(crate) replays: Mutex<Replays>,
+    /// What was pushed under an idempotency key.
+    pub(crate) replays: Replays,
     /// Pushes that may still wait for more than acceptance.
     pub(crate) waiting: Arc<Semaphore>,
     /// Cancelled when the gateway begins to stop.
@@ -63,6 +62,12 @@ pub enum PushError {
     /// The user id, event or message is not valid.
     #[error(transparent)]
     Invalid(#[from] InvalidPush),
+    /// Another push was made under this idempotency key within the config's `idempotency_window`. This one was not sent.
+    #[error("this idempotency key was used for a push with another {differs}")]
+    KeyReused {
+        /// The first part in which the two differ.
+        differs: Field,
+    },
     /// The caller may not push to this user or event.
     #[error("the API key may not push to this user or event")]
     PermissionDenied,
@@ -95,7 +100,7 @@ impl Gateway {
     /// Pushes one message to every connection bound to its user and event. Never waits for a client.
     ///
     /// # Errors
-    /// Refuses a message over the config's `message_bytes_max`.
+    /// Refuses a message over the config's `message_bytes_max`, and an idempotency key that stands for another push.
     pub fn push(&self, push: &Push) -> Result<Outcome, PushError> {
         self.push_from(Door::Library, None, push)
     }
@@ -104,7 +109,7 @@ impl Gateway {
     /// not past `until`: the outcome then says what is known so far.
     ///
     /// # Errors
-    /// Refuses a message over the config's `message_bytes_max`, and any once `waiting_pushes_max` are waiting.
+    /// As for [`Gateway::push`]; and refuses any once `waiting_pushes_max` are waiting.
     pub async fn push_and_wait(&self, push: &Push, level: Level, until: Instant) -> Result<Outcome, PushError> {
         let sent = self.send_from(Door::Library, None, push, Follow::Each)?;
         Ok(sent.settled(level, until).await)
@@ -233,9 +238,14 @@ impl Gateway {
         self.admit(scope, push)?;
         // Taken before anything is sent: a push that is refused must have done nothing.
         let waiting = self.may_wait(follow)?;
-        let (outcome, receipt) = match push.idempotency_key() {
+        let Made { outcome, receipt } = match push.idempotency_key() {
             None => self.fan_out(push, follow, accepted_at),
-            Some(key) => self.fan_out_once(Key::new(caller.unwrap_or_default(), key), push, accepted_at),
+            Some(key) => {
+                // Followed even if nobody asks now: whoever repeats it may ask.
+                let make = || self.fan_out(push, Follow::Each, accepted_at);
+                let made = self.0.replays.once(caller.unwrap_or_default(), key, push, accepted_at, make);
+                made.map_err(|differs| PushError::KeyReused { differs })?
+            }
         };
         let sent = Sent { outcome, receipt, _waiting: waiting };
         let Outcome { message_id, matched, accepted, replayed, .. } = sent.outcome;
@@ -253,18 +263,6 @@ impl Gateway {
             return Err(InvalidPush::TooLong { field: Field::Message, limit_bytes }.into());
         }
         Ok(())
-    }
-
-    /// The lock is held while the message is offered, so that the same key at the same time waits and is then known.
-    fn fan_out_once(&self, key: Key, push: &Push, accepted_at: Instant) -> (Outcome, Option<Arc<Receipt>>) {
-        let mut replays = self.0.replays.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(made) = replays.find(&key, accepted_at) {
-            return (Outcome { replayed: true, ..made.outcome.clone() }, made.receipt.clone());
-        }
-        // Followed even if nobody asks now: whoever repeats it may ask.
-        let (outcome, receipt) = self.fan_out(push, Follow::Each, accepted_at);
-        replays.remember(key, Made { outcome: outcome.clone(), receipt: receipt.clone() }, accepted_at);
-        (outcome, receipt)
     }
 
     fn may_wait(&self, follow: Follow) -> Result<Option<OwnedSemaphorePermit>, PushError> {
@@ -287,7 +285,7 @@ impl Gateway {
         }
     }
 
-    fn fan_out(&self, push: &Push, follow: Follow, accepted_at: Instant) -> (Outcome, Option<Arc<Receipt>>) {
+    fn fan_out(&self, push: &Push, follow: Follow, accepted_at: Instant) -> Made {
         let mut receivers = self.receivers(push);
         let message_id = self.0.names.message_id();
         let is_held = receivers.is_empty() && self.hold(push, message_id, accepted_at, &mut receivers);
@@ -304,7 +302,7 @@ impl Gateway {
             }
         }
         self.count(&counts);
-        (counts.outcome, delivery.and_then(|delivery| delivery.receipt()))
+        Made { outcome: counts.outcome, receipt: delivery.and_then(|delivery| delivery.receipt()) }
     }
 
     /// Keeps a message that is still worth something later, for a user who has no connection now, and says whether it did.
@@ -452,7 +450,7 @@ fn result_label(result: Result<&Outcome, &PushError>) -> PushResult {
         Ok(Outcome { accepted: 0, .. }) => PushResult::Dropped,
         Ok(_) => PushResult::Accepted,
         Err(PushError::Invalid(InvalidPush::TooLong { .. })) => PushResult::TooLarge,
-        Err(PushError::Invalid(InvalidPush::Empty { .. })) => PushResult::Invalid,
+        Err(PushError::Invalid(InvalidPush::Empty { .. }) | PushError::KeyReused { .. }) => PushResult::Invalid,
         Err(PushError::PermissionDenied) => PushResult::PermissionDenied,
         Err(PushError::TooManyWaiting) => PushResult::Overloaded,
         Err(PushError::TooSlow { .. }) => PushResult::TimedOut,

@@ -1,5 +1,6 @@
 //! The nouns of the gateway, valid by construction: who a push is for, what it carries, how it is to be treated.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -89,7 +90,7 @@ impl std::borrow::Borrow<str> for Event {
 }
 
 /// What a client receives: one WebSocket frame holding exactly this.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub enum Payload {
     /// Delivered as a text frame.
     Text(String),
@@ -231,7 +232,7 @@ impl Push {
     }
 
     /// Names the push, so that it is made once even when the caller, in doubt, sends it again within the config's
-    /// `idempotency_window`. The second time, what became of the first is told.
+    /// `idempotency_window`. The second time, what became of the first is told. Another push under the same key is refused.
     ///
     /// # Errors
     /// Refuses an empty key and one over [`Push::KEY_BYTES_MAX`].
@@ -301,6 +302,16 @@ impl Push {
         self.only.is_none_or(|only| only == connection_id) && !self.excluded.contains(&connection_id)
     }
 
+    /// The connection that alone is to have it.
+    pub(crate) fn only(&self) -> Option<ConnectionId> {
+        self.only
+    }
+
+    /// The connections that are not to have it, each once and in an order of their own.
+    pub(crate) fn excluded_in_order(&self) -> BTreeSet<ConnectionId> {
+        self.excluded.iter().copied().collect()
+    }
+
     /// Whether it is for one connection alone.
     pub(crate) fn is_for_one(&self) -> bool {
         self.only.is_some()
@@ -350,8 +361,9 @@ fn key(key: String, field: Field) -> Result<String, InvalidPush> {
     }
 }
 
-/// The part of a push that was wrong.
+/// A part of a push.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Field {
     /// The user id.
     UserId,
@@ -363,6 +375,16 @@ pub enum Field {
     CollapseKey,
     /// The idempotency key.
     IdempotencyKey,
+    /// The time to live.
+    Ttl,
+    /// The priority.
+    Priority,
+    /// The slow-reader policy.
+    SlowReaderPolicy,
+    /// The connection that alone is to have it.
+    ConnectionId,
+    /// The connections that are not to have it.
+    ExcludedConnectionIds,
 }
 
 impl fmt::Display for Field {
@@ -373,6 +395,11 @@ impl fmt::Display for Field {
             Self::Message => "message",
             Self::CollapseKey => "collapse key",
             Self::IdempotencyKey => "idempotency key",
+            Self::Ttl => "time to live",
+            Self::Priority => "priority",
+            Self::SlowReaderPolicy => "slow-reader policy",
+            Self::ConnectionId => "connection id",
+            Self::ExcludedConnectionIds => "list of excluded connections",
         })
     }
 }
@@ -397,7 +424,7 @@ pub enum InvalidPush {
 }
 
 /// Which of the messages in one outbox goes first. Messages of one priority keep their order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Priority {
     /// Behind everything else.
     Bulk,
@@ -409,7 +436,7 @@ pub enum Priority {
 }
 
 /// What happens to a message whose outbox is full.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum SlowReaderPolicy {
     /// The connection is closed with 4429: a client can notice a close and come back, but a legacy client cannot notice
     /// a gap.
@@ -426,14 +453,14 @@ pub enum SlowReaderPolicy {
 
 /// A connection's name, unique over all gateways and restarts: a random number drawn when the process started, and a
 /// number that this process gives once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId(Id);
 
 /// A message's name, unique over all gateways and restarts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MessageId(Id);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Id {
     process: u64,
     number: u64,

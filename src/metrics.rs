@@ -38,6 +38,7 @@ pub(crate) struct Metrics {
     pub(crate) held: Counter,
     pub(crate) forgotten: Counter,
     pub(crate) resumes: Family<ResumeLabels, Counter>,
+    pub(crate) idempotency_keys_forgotten: Counter,
     pub(crate) sessions_away: Gauge,
     pub(crate) journal_messages: Gauge,
     pub(crate) journal_bytes: Gauge,
@@ -173,6 +174,7 @@ impl Metrics {
             held: Counter::default(),
             forgotten: Counter::default(),
             resumes: Family::default(),
+            idempotency_keys_forgotten: Counter::default(),
             sessions_away: Gauge::default(),
             journal_messages: Gauge::default(),
             journal_bytes: Gauge::default(),
@@ -233,6 +235,11 @@ impl Metrics {
             self.forgotten.clone(),
         );
         registry.register("resumes", "Binds that asked to resume a session, by result", self.resumes.clone());
+        registry.register(
+            "idempotency_keys_forgotten",
+            "Idempotency keys that were forgotten before their window was over, for want of room",
+            self.idempotency_keys_forgotten.clone(),
+        );
         registry.register(
             "sessions_away",
             "Sessions without a connection that may come back",

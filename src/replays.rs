@@ -1,32 +1,64 @@
 //! Pushes that were made under an idempotency key, so that a caller who repeats one is told of the first.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::delivery::Receipt;
+use crate::message::{Field, Push};
+use crate::metrics::Metrics;
 use crate::outcome::Outcome;
 
-/// The pushes of the last while, at most so many.
+/// The pushes of the last while, as many as the limits allow.
 #[derive(Debug)]
 pub(crate) struct Replays {
-    window: Duration,
-    keys_max: usize,
-    made: HashMap<Key, Made>,
+    limits: Limits,
+    /// Of this process alone, so that nobody can find two pushes with one fingerprint.
+    hasher: RandomState,
+    metrics: Arc<Metrics>,
+    /// A std mutex, held while one such push is offered, so that the same key at the same time waits and is then known. No
+    /// other room's lock is taken meanwhile that could wait for this one.
+    known: Mutex<Known>,
+}
+
+/// What is remembered.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) window: Duration,
+    pub(crate) keys_max: usize,
+    /// Over it the oldest go, but never the latest.
+    pub(crate) bytes_max: usize,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    pushes: HashMap<Key, Remembered>,
     /// The same keys, oldest first.
     ages: VecDeque<(Instant, Key)>,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct Remembered {
+    made: Made,
+    fingerprint: Fingerprint,
+    bytes: usize,
 }
 
 /// A caller's own name for a push. Two callers may use the same.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Key {
+struct Key {
     caller: Arc<str>,
     key: Arc<str>,
 }
 
 impl Key {
-    pub(crate) fn new(caller: &str, key: &str) -> Self {
-        Self { caller: caller.into(), key: key.into() }
+    /// What a key takes with the push that was made under it: its places in the map, which has up to twice those it needs,
+    /// and in the queue, and its texts.
+    fn memory(&self) -> usize {
+        let texts = self.caller.len() + self.key.len() + 4 * size_of::<usize>();
+        2 * size_of::<(Self, Remembered)>() + size_of::<(Instant, Self)>() + texts
     }
 }
 
@@ -37,33 +69,114 @@ pub(crate) struct Made {
     pub(crate) receipt: Option<Arc<Receipt>>,
 }
 
-impl Replays {
-    pub(crate) fn new(window: Duration, keys_max: usize) -> Self {
-        Self { window, keys_max, made: HashMap::new(), ages: VecDeque::new() }
+/// The parts of a push that a key stands for. What its caller asks to be told is not among them.
+const PARTS: [Field; 9] = [
+    Field::UserId,
+    Field::Event,
+    Field::Message,
+    Field::Ttl,
+    Field::Priority,
+    Field::CollapseKey,
+    Field::SlowReaderPolicy,
+    Field::ConnectionId,
+    Field::ExcludedConnectionIds,
+];
+
+/// A push in little: one hash for each of [`PARTS`], so that it can be told which of them differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Fingerprint([u32; PARTS.len()]);
+
+impl Fingerprint {
+    fn of(push: &Push, hasher: &RandomState) -> Self {
+        Self(PARTS.map(|part| match part {
+            Field::UserId => hash(hasher, push.user_id()),
+            Field::Event => hash(hasher, push.event()),
+            Field::Message => hash(hasher, push.payload()),
+            Field::Ttl => hash(hasher, push.ttl()),
+            Field::Priority => hash(hasher, push.priority()),
+            Field::CollapseKey => hash(hasher, push.collapse_key()),
+            Field::SlowReaderPolicy => hash(hasher, push.slow_reader_policy()),
+            Field::ConnectionId => hash(hasher, push.only()),
+            Field::ExcludedConnectionIds => hash(hasher, push.excluded_in_order()),
+            Field::IdempotencyKey => 0,
+        }))
     }
 
-    /// The push that was made under this key within the window.
-    pub(crate) fn find(&mut self, key: &Key, now: Instant) -> Option<&Made> {
+    /// The first part in which another push differs.
+    fn differs_from(&self, other: &Self) -> Option<Field> {
+        let mut parts = PARTS.into_iter().zip(self.0.iter().zip(&other.0));
+        parts.find_map(|(part, (one, other))| (one != other).then_some(part))
+    }
+}
+
+fn hash(hasher: &RandomState, part: impl Hash) -> u32 {
+    hasher.hash_one(part) as u32
+}
+
+impl Replays {
+    pub(crate) fn new(limits: Limits, metrics: Arc<Metrics>) -> Self {
+        Self { limits, hasher: RandomState::new(), metrics, known: Mutex::default() }
+    }
+
+    /// Makes a push, unless it was made under this key within the window: then says what became of it.
+    ///
+    /// # Errors
+    /// Says in what the push that was made under this key differs from this one, which is not made.
+    pub(crate) fn once(
+        &self,
+        caller: &str,
+        key: &str,
+        push: &Push,
+        now: Instant,
+        make: impl FnOnce() -> Made,
+    ) -> Result<Made, Field> {
+        let key = Key { caller: caller.into(), key: key.into() };
+        let fingerprint = Fingerprint::of(push, &self.hasher);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.forget_older(now, self.limits.window);
+        if let Some(remembered) = known.pushes.get(&key) {
+            let Made { outcome, receipt } = remembered.made.clone();
+            let replayed = Made { outcome: Outcome { replayed: true, ..outcome }, receipt };
+            return fingerprint.differs_from(&remembered.fingerprint).map_or(Ok(replayed), Err);
+        }
+        let made = make();
+        let bytes = key.memory() + made.receipt.as_ref().map_or(0, |receipt| receipt.memory());
+        let remembered = Remembered { made: made.clone(), fingerprint, bytes };
+        let forgotten = known.remember(key, remembered, now, self.limits);
+        self.metrics.idempotency_keys_forgotten.inc_by(forgotten);
+        Ok(made)
+    }
+}
+
+impl Known {
+    fn forget_older(&mut self, now: Instant, window: Duration) {
         while let Some((at, _)) = self.ages.front()
-            && now.saturating_duration_since(*at) >= self.window
+            && now.saturating_duration_since(*at) >= window
         {
             self.forget_oldest();
         }
-        self.made.get(key)
     }
 
-    /// Remembers a push, and forgets the oldest one where there would be too many.
-    pub(crate) fn remember(&mut self, key: Key, made: Made, now: Instant) {
-        if self.made.len() >= self.keys_max {
+    /// Remembers a push, and says how many had to be forgotten for it before their time.
+    fn remember(&mut self, key: Key, remembered: Remembered, now: Instant, limits: Limits) -> u64 {
+        let mut forgotten = 0;
+        let is_full =
+            |known: &Self| known.pushes.len() >= limits.keys_max || known.bytes + remembered.bytes > limits.bytes_max;
+        while !self.ages.is_empty() && is_full(self) {
             self.forget_oldest();
+            forgotten += 1;
         }
+        self.bytes += remembered.bytes;
         self.ages.push_back((now, key.clone()));
-        self.made.insert(key, made);
+        self.pushes.insert(key, remembered);
+        forgotten
     }
 
     fn forget_oldest(&mut self) {
-        if let Some((_, key)) = self.ages.pop_front() {
-            self.made.remove(&key);
+        if let Some((_, key)) = self.ages.pop_front()
+            && let Some(remembered) = self.pushes.remove(&key)
+        {
+            self.bytes -= remembered.bytes;
         }
     }
 }
@@ -71,32 +184,94 @@ impl Replays {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::Names;
+    use crate::delivery::Delivery;
+    use crate::message::{Names, Priority, SlowReaderPolicy};
     use crate::outcome::Level;
 
-    fn made() -> Made {
-        let outcome = Outcome::count(Names::new().message_id(), Level::Accepted, Vec::new());
-        Made { outcome, receipt: None }
+    const LIMITS: Limits = Limits { window: Duration::from_secs(10), keys_max: 100, bytes_max: 1 << 20 };
+
+    fn replays(limits: Limits) -> Replays {
+        Replays::new(limits, Arc::new(Metrics::new()))
+    }
+
+    fn push() -> Push {
+        Push::new("ann", "mail", "m").expect("valid")
+    }
+
+    fn made(receivers: usize) -> Made {
+        let names = Names::new();
+        let delivery = Delivery::new(names.message_id(), &push(), SlowReaderPolicy::default(), Instant::now());
+        let delivery = delivery.followed((0..receivers).map(|_| names.connection_id()));
+        let outcome = Outcome::count(names.message_id(), Level::Accepted, Vec::new());
+        Made { outcome, receipt: delivery.receipt() }
+    }
+
+    /// Whether the push is made, and not one that was made before.
+    fn is_made(replays: &Replays, caller: &str, key: &str, now: Instant, receivers: usize) -> bool {
+        let made = replays.once(caller, key, &push(), now, || made(receivers)).expect("the same push");
+        !made.outcome.replayed
     }
 
     #[test]
     fn a_key_is_known_for_the_window_and_to_its_caller() {
-        let (mut replays, start) = (Replays::new(Duration::from_secs(10), 100), Instant::now());
-        let key = Key::new("billing", "1");
-        assert!(replays.find(&key, start).is_none());
-        replays.remember(key.clone(), made(), start);
-        assert!(replays.find(&key, start + Duration::from_millis(9_999)).is_some());
-        assert!(replays.find(&Key::new("shipping", "1"), start).is_none());
-        assert!(replays.find(&key, start + Duration::from_secs(10)).is_none());
+        let (replays, start) = (replays(LIMITS), Instant::now());
+        assert!(is_made(&replays, "billing", "1", start, 1));
+        assert!(!is_made(&replays, "billing", "1", start + Duration::from_millis(9_999), 1));
+        assert!(is_made(&replays, "shipping", "1", start, 1));
+        assert!(is_made(&replays, "billing", "1", start + Duration::from_secs(10), 1));
+        assert_eq!(replays.metrics.idempotency_keys_forgotten.get(), 0, "their time was over");
     }
 
     #[test]
-    fn of_too_many_keys_the_oldest_is_forgotten() {
-        let (mut replays, now) = (Replays::new(Duration::from_secs(10), 2), Instant::now());
+    fn of_too_many_keys_the_oldest_is_forgotten_and_counted() {
+        let (replays, now) = (replays(Limits { keys_max: 2, ..LIMITS }), Instant::now());
         for key in ["1", "2", "3"] {
-            replays.remember(Key::new("billing", key), made(), now);
+            assert!(is_made(&replays, "billing", key, now, 1));
         }
-        let known = ["1", "2", "3"].map(|key| replays.find(&Key::new("billing", key), now).is_some());
-        assert_eq!(known, [false, true, true]);
+        assert_eq!(replays.metrics.idempotency_keys_forgotten.get(), 1);
+        assert!(["3", "2"].iter().all(|key| !is_made(&replays, "billing", key, now, 1)));
+        assert!(is_made(&replays, "billing", "1", now, 1));
+    }
+
+    #[test]
+    fn many_connections_take_the_room_of_many_keys_and_the_latest_is_always_remembered() {
+        let (replays, now) = (replays(Limits { bytes_max: 300_000, ..LIMITS }), Instant::now());
+        for key in ["1", "2", "3"] {
+            assert!(is_made(&replays, "billing", key, now, 1_500));
+        }
+        let forgotten = || replays.metrics.idempotency_keys_forgotten.get();
+        assert_eq!(forgotten(), 1, "{:?} bytes", replays.known.lock().expect("no panic").bytes);
+        assert!(is_made(&replays, "billing", "4", now, 10_000));
+        assert!(!is_made(&replays, "billing", "4", now, 10_000));
+        assert_eq!(forgotten(), 3);
+    }
+
+    #[test]
+    fn the_part_is_named_in_which_a_push_differs_and_it_is_not_made() {
+        let (replays, now) = (replays(LIMITS), Instant::now());
+        let id = Names::new().connection_id();
+        let collapsing = push().with_collapse_key("key").expect("valid");
+        let pushes = [
+            (Push::new("bob", "mail", "m").expect("valid"), Field::UserId),
+            (Push::to_everyone("mail", "m").expect("valid"), Field::UserId),
+            (Push::new("ann", "chat", "m").expect("valid"), Field::Event),
+            (Push::new("ann", "mail", "n").expect("valid"), Field::Message),
+            (Push::new("ann", "mail", bytes::Bytes::from_static(b"m")).expect("valid"), Field::Message),
+            (push().with_ttl(Duration::ZERO), Field::Ttl),
+            (push().with_priority(Priority::Bulk), Field::Priority),
+            (collapsing, Field::CollapseKey),
+            (push().with_slow_reader_policy(SlowReaderPolicy::DropNewest), Field::SlowReaderPolicy),
+            (push().only_to(id), Field::ConnectionId),
+            (push().excluding([id]), Field::ExcludedConnectionIds),
+        ];
+        assert!(is_made(&replays, "billing", "1", now, 1));
+        for (push, differs) in pushes {
+            let refused = replays.once("billing", "1", &push, now, || panic!("it must not be made"));
+            assert_eq!(refused.map(|_| ()), Err(differs));
+        }
+        assert!(!is_made(&replays, "billing", "1", now, 1), "the first is still the one");
+        let (one, other) = (Names::new().connection_id(), id);
+        let excluding = |ids: [_; 2]| Fingerprint::of(&push().excluding(ids), &replays.hasher);
+        assert_eq!(excluding([one, other]), excluding([other, one]), "in whatever order");
     }
 }

@@ -11,7 +11,7 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket};
@@ -38,7 +38,7 @@ use crate::metrics::Metrics;
 use crate::outbox::{Capacity, Stop};
 use crate::proto;
 use crate::registry::{Limits, Registry};
-use crate::replays::Replays;
+use crate::replays::{self, Replays};
 use crate::sessions::{self, Sessions};
 
 use accept::Http;
@@ -239,6 +239,11 @@ fn gateway(
             age: config.journal_age,
         }))
     });
+    let replays = replays::Limits {
+        window: config.idempotency_window,
+        keys_max: config.idempotency_keys_max,
+        bytes_max: config.idempotency_bytes_max,
+    };
     let away = sessions::Limits {
         away_max: config.sessions_away_max,
         away_per_user_max: config.sessions_away_per_user_max,
@@ -248,9 +253,9 @@ fn gateway(
         binder: Arc::new(Binder::default()),
         registry: Arc::new(Registry::new(limits, names.clone(), config.tick())),
         sessions: Arc::new(Sessions::new(away, journal, metrics.clone())),
-        metrics,
         waiting: Arc::new(Semaphore::new(config.waiting_pushes_max)),
-        replays: Mutex::new(Replays::new(config.idempotency_window, config.idempotency_keys_max)),
+        replays: Replays::new(replays, metrics.clone()),
+        metrics,
         stopping: CancellationToken::new(),
         streams: TaskTracker::new(),
         config: Arc::new(config),

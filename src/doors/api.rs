@@ -289,25 +289,40 @@ pub(super) struct Wrong {
     pub(super) code: Code,
     problem: String,
     field: &'static str,
+    /// Whether the idempotency key stands for another push.
+    pub(super) reuses_key: bool,
 }
 
 impl Wrong {
     pub(super) fn field(field: &'static str, problem: String) -> Self {
-        Self { code: Code::InvalidArgument, problem, field }
+        Self { code: Code::InvalidArgument, problem, field, reuses_key: false }
+    }
+
+    fn code(code: Code, error: &PushError) -> Self {
+        Self { code, problem: error.to_string(), field: "", reuses_key: false }
     }
 }
 
 impl From<InvalidPush> for Wrong {
     fn from(error: InvalidPush) -> Self {
         let (InvalidPush::Empty { field } | InvalidPush::TooLong { field, .. }) = error;
-        let name = match field {
-            Field::UserId => "user_id",
-            Field::Event => "event",
-            Field::Message => "message",
-            Field::CollapseKey => "collapse_key",
-            Field::IdempotencyKey => "idempotency_key",
-        };
-        Self::field(name, error.to_string())
+        Self::field(name(field), error.to_string())
+    }
+}
+
+/// What the API calls a part of a push.
+fn name(field: Field) -> &'static str {
+    match field {
+        Field::UserId => "user_id",
+        Field::Event => "event",
+        Field::Message => "message",
+        Field::CollapseKey => "collapse_key",
+        Field::IdempotencyKey => "idempotency_key",
+        Field::Ttl => "ttl",
+        Field::Priority => "priority",
+        Field::SlowReaderPolicy => "slow_reader_policy",
+        Field::ConnectionId => "connection_id",
+        Field::ExcludedConnectionIds => "exclude_connection_ids",
     }
 }
 
@@ -315,9 +330,13 @@ impl From<PushError> for Wrong {
     fn from(error: PushError) -> Self {
         match error {
             PushError::Invalid(invalid) => invalid.into(),
-            PushError::PermissionDenied => Self { code: Code::PermissionDenied, problem: error.to_string(), field: "" },
-            PushError::TooSlow { .. } => Self { code: Code::DeadlineExceeded, problem: error.to_string(), field: "" },
-            PushError::TooManyWaiting => Self { code: Code::ResourceExhausted, problem: error.to_string(), field: "" },
+            PushError::KeyReused { differs } => {
+                let problem = format!("this idempotency key was used for a push with another {}", name(differs));
+                Self { reuses_key: true, ..Self::field(name(Field::IdempotencyKey), problem) }
+            }
+            PushError::PermissionDenied => Self::code(Code::PermissionDenied, &error),
+            PushError::TooSlow { .. } => Self::code(Code::DeadlineExceeded, &error),
+            PushError::TooManyWaiting => Self::code(Code::ResourceExhausted, &error),
         }
     }
 }

@@ -81,7 +81,9 @@ fn push_as_ever(gateway: &Gateway, caller: &Caller, body: &[u8]) -> Response<Bod
     };
     match gateway.push_from(Door::Json, Some(&caller.scope), &push) {
         Ok(outcome) => text(StatusCode::OK, format!("message sent to {} clients", outcome.accepted)),
-        Err(PushError::Invalid(InvalidPush::Empty { .. })) => text(StatusCode::BAD_REQUEST, ILLEGAL),
+        Err(PushError::Invalid(InvalidPush::Empty { .. }) | PushError::KeyReused { .. }) => {
+            text(StatusCode::BAD_REQUEST, ILLEGAL)
+        }
         Err(PushError::Invalid(error @ InvalidPush::TooLong { .. })) => too_large(&error.to_string()),
         Err(PushError::PermissionDenied) => empty(StatusCode::UNAUTHORIZED),
         Err(error @ (PushError::TooManyWaiting | PushError::TooSlow { .. })) => {
@@ -139,6 +141,7 @@ pub(crate) fn refuse(gateway: &Gateway, refusal: Refusal) -> Response<Body> {
 /// What was wrong, to a caller that accepts JSON.
 fn refused(wrong: Wrong) -> Response<Body> {
     let status = match wrong.code {
+        Code::InvalidArgument if wrong.reuses_key => StatusCode::UNPROCESSABLE_ENTITY,
         Code::PermissionDenied => StatusCode::UNAUTHORIZED,
         Code::ResourceExhausted => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::BAD_REQUEST,

@@ -7,6 +7,7 @@ use crate::journal::{JournalBounds, MemoryJournal};
 use crate::outbox::{Capacity, Depth};
 use crate::outcome::Drops;
 use crate::registry::{Limits, Registration};
+use crate::replays;
 use crate::sessions;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::task::{Context, Waker};
@@ -28,16 +29,17 @@ fn gateway() -> Gateway {
     let bounds =
         JournalBounds { messages_per_user_max: 1, bytes_per_user_max: 1, bytes_max: 1, age: Duration::from_secs(1) };
     let away = sessions::Limits { away_max: 1, away_per_user_max: 1, age: Duration::from_secs(1) };
+    let replays = replays::Limits { window: Duration::from_secs(1), keys_max: 1, bytes_max: 1 };
     Gateway::new(Rooms {
         config: Arc::new(Config::default()),
         binder: Arc::default(),
         registry: Arc::new(Registry::new(limits, names.clone(), Duration::from_secs(1))),
         sessions: Arc::new(Sessions::new(away, Arc::new(MemoryJournal::new(bounds)), metrics.clone())),
-        metrics,
         names,
         token_authenticator: Arc::new(TokenIsUser),
         push_authorizer: Arc::new(OpenPush),
-        replays: Mutex::new(Replays::new(Duration::from_secs(1), 1)),
+        replays: Replays::new(replays, metrics.clone()),
+        metrics,
         waiting: Arc::new(Semaphore::new(1)),
         stopping: CancellationToken::new(),
         streams: TaskTracker::new(),

@@ -587,6 +587,66 @@ async fn a_push_repeated_under_its_idempotency_key_is_made_once_and_told_again()
     assert_eq!(status.get_details_bad_request().unwrap().field_violations[0].field, "idempotency_key");
 }
 
+#[tokio::test]
+async fn another_push_under_a_used_key_is_refused_by_every_door_and_names_what_differs() {
+    let gateway = TestGateway::start().await;
+    let mut phone = gateway.bind("ann", "mail").await;
+    let mut grpc = gateway.grpc().await;
+    let keyed = |push: PushRequest| PushRequest { idempotency_key: "order 7".to_owned(), ..push };
+    let first = || keyed(push_request("ann", "mail", "one"));
+    let made = grpc.try_push(first()).await.unwrap();
+    assert_eq!(phone.next_text().await, "one");
+    let ttl = Some(prost_types::Duration { seconds: 1, nanos: 0 });
+    let id = "0123456789abcdef-1".to_owned();
+    for (other, differs) in [
+        (keyed(push_request("bob", "mail", "one")), "user_id"),
+        (keyed(push_request("ann", "chat", "one")), "event"),
+        (keyed(push_request("ann", "mail", "two")), "message"),
+        (PushRequest { ttl, ..first() }, "ttl"),
+        (PushRequest { priority: 3, ..first() }, "priority"),
+        (PushRequest { collapse_key: "key".to_owned(), ..first() }, "collapse_key"),
+        (PushRequest { slow_reader_policy: 2, ..first() }, "slow_reader_policy"),
+        (PushRequest { connection_id: id.clone(), ..first() }, "connection_id"),
+        (PushRequest { exclude_connection_ids: vec![id], ..first() }, "exclude_connection_ids"),
+    ] {
+        let status = grpc.try_push(other).await.unwrap_err();
+        let violation = status.get_details_bad_request().unwrap().field_violations[0].clone();
+        assert_eq!((status.code(), violation.field.as_str()), (Code::InvalidArgument, "idempotency_key"));
+        assert!(violation.description.ends_with(&format!(" another {differs}")), "{violation:?}");
+    }
+    let other = || keyed(push_request("ann", "mail", "two"));
+    let is_refused = |result: Option<ResultOf>| match result {
+        Some(ResultOf::Error(error)) => (error.code, error.field) == (3, "idempotency_key".to_owned()),
+        _ => false,
+    };
+    let batch = PushBatchRequest { pushes: vec![first(), other()] };
+    let results = soon(grpc.client.push_batch(batch)).await.unwrap().into_inner().results;
+    assert!(matches!(&results[0].result, Some(ResultOf::Outcome(outcome)) if outcome.replayed));
+    assert!(is_refused(results[1].result.clone()));
+    let mut stream = Stream::open(&gateway).await;
+    stream.send("", other()).await;
+    assert!(is_refused(stream.result().await.result.unwrap().result));
+    let mut json = gateway.json().accept("application/json");
+    let body = |message: &str| {
+        format!(r#"{{"userId":"ann","event":"mail","message":"{message}","idempotencyKey":"order 7"}}"#)
+    };
+    let answer = json.post(body("two")).await;
+    let expected = r#"{"code":3,"message":"this idempotency key was used for a push with another message","field":"idempotency_key"}"#;
+    assert_eq!((answer.status, answer.body.as_str()), (422, expected));
+    assert_eq!(json.post(body("one")).await.status, 200);
+    // The embedding program is a caller of its own.
+    let own = |text: &str| pushgate::Push::new("ann", "mail", text).unwrap().with_idempotency_key("order 7").unwrap();
+    assert!(!gateway.gateway.push(&own("three")).unwrap().replayed);
+    assert_eq!(phone.next_text().await, "three");
+    let refused = gateway.gateway.push(&own("four")).unwrap_err();
+    assert!(matches!(refused, pushgate::PushError::KeyReused { differs: pushgate::Field::Message }), "{refused:?}");
+    // What only asks for another answer is the same push.
+    let again = grpc.try_push(written(told(first()))).await.unwrap();
+    assert_eq!((again.message_id, again.replayed), (made.message_id, true));
+    grpc.push("ann", "mail", "next").await;
+    assert_eq!(phone.next_text().await, "next", "nothing was sent");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_same_key_at_the_same_time_is_made_once() {
     let gateway = TestGateway::start().await;
