@@ -2,12 +2,13 @@
 
 mod drop;
 mod listen;
+mod log;
+mod print;
 mod push;
 mod remote;
 mod serve;
 
 use std::error::Error;
-use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -109,14 +110,14 @@ pub(crate) fn main() -> ExitCode {
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "pushgate", &mut script);
-            print(&script)
+            print::product(&script)
         }
         Command::Man => man(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("pushgate: {}", chain(&*error));
+            print::complain(&format!("pushgate: {}", chain(&*error)));
             if is_config(&*error) { ExitCode::from(EXIT_CONFIG) } else { ExitCode::FAILURE }
         }
     }
@@ -162,7 +163,7 @@ fn chain(error: &dyn Error) -> String {
 fn check_config(settings: Settings) -> Outcome {
     let loaded = settings.load()?;
     for name in &loaded.unknown_environment {
-        eprintln!("note: the environment variable {name} is no setting and is ignored");
+        print::complain(&format!("note: the environment variable {name} is no setting and is ignored"));
     }
     let tokens = loaded.config.tokens_file.as_ref().and_then(|path| TokenFile::open(path).err());
     let keys = loaded.config.push_keys_file.as_ref().and_then(|path| PushKeys::open(path).err());
@@ -173,24 +174,16 @@ fn check_config(settings: Settings) -> Outcome {
     if !wrong.is_empty() {
         return Err(Box::new(WrongFiles(wrong.join("\n"))));
     }
-    println!("the configuration is good");
+    print::result("the configuration is good");
     Ok(())
 }
 
 fn print_config(settings: Settings) -> Outcome {
-    print(settings.load()?.print().as_bytes())
+    print::product(settings.load()?.print().as_bytes())
 }
 
 fn man() -> Outcome {
     let mut page = Vec::new();
     clap_mangen::Man::new(Cli::command()).render(&mut page)?;
-    print(&page)
-}
-
-/// Prints, and takes it as it is when the reader has seen enough, as `head` has.
-fn print(bytes: &[u8]) -> Outcome {
-    match io::stdout().write_all(bytes) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()),
-    }
+    print::product(&page)
 }

@@ -3,8 +3,11 @@
 use std::fmt::{self, Debug, Write};
 use std::time::Duration;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text};
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder, text,
+};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
@@ -269,6 +272,11 @@ impl Metrics {
         );
     }
 
+    /// Tells with the rest how many log lines the program lost.
+    pub(crate) fn tell_log_lines_lost(&mut self, lost: LogLinesLost) {
+        self.registry.register_collector(Box::new(lost));
+    }
+
     pub(crate) fn pushed(&self, door: Door, result: PushResult) {
         self.pushes.get_or_create(&PushLabels { door, result }).inc();
     }
@@ -312,6 +320,23 @@ impl Metrics {
         // Writing to a String fails only if a metric's own encoding does, which would be a bug of the library's.
         text::encode(&mut text, &self.registry).expect("a metric that cannot be encoded was registered");
         text
+    }
+}
+
+/// How many lines of its log the program lost, as the program says when it is asked.
+pub(crate) struct LogLinesLost(pub(crate) Box<dyn Fn() -> u64 + Send + Sync>);
+
+impl Debug for LogLinesLost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LogLinesLost(..)")
+    }
+}
+
+impl Collector for LogLinesLost {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let lost = ConstCounter::new((self.0)());
+        let help = "Lines of the log that could not be written, or found too many waiting";
+        lost.encode(encoder.encode_descriptor("log_lines_lost", help, None, lost.metric_type())?)
     }
 }
 

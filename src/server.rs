@@ -34,7 +34,7 @@ use crate::doors::websocket::WebSocketDoor;
 use crate::gateway::{Gateway, Rooms};
 use crate::journal::{Journal, JournalBounds, MemoryJournal};
 use crate::message::Names;
-use crate::metrics::Metrics;
+use crate::metrics::{LogLinesLost, Metrics};
 use crate::outbox::{Capacity, Stop};
 use crate::proto;
 use crate::registry::{Limits, Registry};
@@ -59,6 +59,7 @@ pub struct ServerBuilder {
     token_authenticator: Option<Arc<dyn TokenAuthenticator>>,
     push_authorizer: Option<Arc<dyn PushAuthorizer>>,
     journal: Option<Arc<dyn Journal>>,
+    log_lines_lost: Option<LogLinesLost>,
 }
 
 /// A gateway with its addresses bound and nothing served yet.
@@ -153,6 +154,14 @@ impl ServerBuilder {
         self
     }
 
+    /// Tells in `/metrics`, as `pushgate_log_lines_lost_total`, how many lines of its log the program lost. Asked at each
+    /// scrape.
+    #[must_use]
+    pub fn log_lines_lost(mut self, lost: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
+        self.log_lines_lost = Some(LogLinesLost(Box::new(lost)));
+        self
+    }
+
     /// Checks the configuration, reads the files it names, and binds its addresses.
     ///
     /// # Errors
@@ -197,7 +206,11 @@ impl ServerBuilder {
             Some(control) => vec![(listener, Serves::Clients), (control, Serves::Control)],
             None => vec![(listener, Serves::All)],
         };
-        let gateway = gateway(self.config, token_authenticator, push_authorizer, self.journal);
+        let mut metrics = Metrics::new();
+        if let Some(lost) = self.log_lines_lost {
+            metrics.tell_log_lines_lost(lost);
+        }
+        let gateway = gateway(self.config, Arc::new(metrics), token_authenticator, push_authorizer, self.journal);
         Ok(Server::new(gateway, listeners, local_addr, control_addr).await)
     }
 }
@@ -220,6 +233,7 @@ fn listen(address: SocketAddr) -> Result<TcpListener, ServerError> {
 
 fn gateway(
     config: Config,
+    metrics: Arc<Metrics>,
     token_authenticator: Arc<dyn TokenAuthenticator>,
     push_authorizer: Arc<dyn PushAuthorizer>,
     journal: Option<Arc<dyn Journal>>,
@@ -230,7 +244,6 @@ fn gateway(
         connections_per_address_max: config.connections_per_address_max,
         outbox: Capacity { messages_max: config.outbox_messages_max, bytes_max: config.outbox_bytes_max },
     };
-    let metrics = Arc::new(Metrics::new());
     let journal = journal.unwrap_or_else(|| {
         Arc::new(MemoryJournal::new(JournalBounds {
             messages_per_user_max: config.journal_messages_max,
@@ -276,6 +289,7 @@ impl Server {
             token_authenticator: None,
             push_authorizer: None,
             journal: None,
+            log_lines_lost: None,
         }
     }
 

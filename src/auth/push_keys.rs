@@ -93,8 +93,9 @@ impl PushAuthorizer for PushKeys {
 
     async fn reload(&self) -> Result<(), ReloadError> {
         let keys = read(&self.path)?;
-        tracing::info!(path = %self.path.display(), keys = keys.len(), "push keys read again");
+        let count = keys.len();
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+        tracing::info!(path = %self.path.display(), keys = count, "push keys read again");
         Ok(())
     }
 }

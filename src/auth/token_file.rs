@@ -64,8 +64,9 @@ impl TokenAuthenticator for TokenFile {
 
     async fn reload(&self) -> Result<(), ReloadError> {
         let tokens = read(&self.path)?;
-        tracing::info!(path = %self.path.display(), tokens = tokens.0.len(), "tokens read again");
+        let count = tokens.0.len();
         *self.tokens.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(tokens);
+        tracing::info!(path = %self.path.display(), tokens = count, "tokens read again");
         Ok(())
     }
 }

@@ -23,7 +23,7 @@ impl Drop {
             .remote
             .call(|mut client, caller| async move { Ok(client.drop(caller.request(drop)).await?.into_inner()) })?;
         let connections = if response.closed == 1 { "connection" } else { "connections" };
-        println!("closed {} {connections}", response.closed);
+        super::print::result(&format!("closed {} {connections}", response.closed));
         Ok(())
     }
 }

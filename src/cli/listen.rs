@@ -36,7 +36,7 @@ impl Listen {
             let bind = serde_json::json!({ "token": self.token, "event": event });
             socket.send(Message::text(bind.to_string())).await?;
         }
-        eprintln!("listening to {}, interrupt to end", self.events.join(", "));
+        super::print::complain(&format!("listening to {}, interrupt to end", self.events.join(", ")));
         let mut left = self.count;
         while left != Some(0) {
             let message = tokio::select! {

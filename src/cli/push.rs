@@ -55,7 +55,7 @@ impl Push {
         let response = self
             .remote
             .call(|mut client, caller| async move { Ok(client.push(caller.request(push)).await?.into_inner()) })?;
-        println!("{}", told(&response));
+        super::print::result(&told(&response));
         Ok(())
     }
 }

@@ -1,13 +1,16 @@
 //! `pushgate serve`: the life of the process.
 
-use std::io::{self, IsTerminal};
+use std::convert::Infallible;
+use std::io;
 
 use pushgate::{Config, Gateway, LogFormat, Server};
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 use tracing::{error, info, warn};
-use tracing_subscriber::EnvFilter;
 
+use super::log::Log;
+use super::print::Note;
 use super::{Outcome, Settings};
 
 /// Files for what is neither a client nor a caller: listeners, logs, configuration, the runtime.
@@ -15,85 +18,118 @@ const FILES_APART: usize = 64;
 
 pub(super) fn run(settings: Settings) -> Outcome {
     let loaded = settings.load()?;
-    start_logging(&loaded.config);
+    let log = Log::start(&loaded.config);
     for name in &loaded.unknown_environment {
         warn!(name, "this environment variable is no setting and is ignored");
     }
     let mut config = loaded.config;
     fit_open_files(&mut config);
-    runtime()?.block_on(serve(config))
+    let outcome = runtime().map_err(Into::into).and_then(|runtime| runtime.block_on(serve(config, &log)));
+    log.finish();
+    outcome
 }
 
 pub(super) fn runtime() -> io::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()
 }
 
-async fn serve(config: Config) -> Outcome {
+async fn serve(config: Config, log: &Log) -> Outcome {
     let prints_hints = config.log_format == LogFormat::Text;
-    let (ws_path, push_path) = (config.ws_path.clone(), config.push_path.clone());
-    let keys = if config.push_keys_file.is_some() { " -H 'x-api-key: KEY'" } else { "" };
-    // From here on a stop signal is ours to act on, not the end of the process.
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    let server = Server::bind(config).await?;
-    let (clients, control) = (server.local_addr(), server.control_addr());
-    info!(%clients, %control, "listening");
+    let hints = Hints::new(&config);
+    // From here on these signals are ours to act on, not the end of the process.
+    let mut stop_signals =
+        StopSignals { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? };
+    let hangup = signal(SignalKind::hangup())?;
+    let counted = log.clone();
+    let server = Server::builder(config).log_lines_lost(move || counted.lost()).bind().await?;
+    info!(clients = %server.local_addr(), control = %server.control_addr(), "listening");
     if prints_hints {
-        println!("pushgate is up. Clients: ws://{clients}{ws_path}   Services: http://{control} (gRPC and JSON)");
-        println!("Try, in another terminal:");
-        println!("  pushgate listen --token ann --event mail --url ws://{clients}{ws_path}");
-        println!("  pushgate push ann mail 'hello' --address http://{control}");
-        println!(
-            "  curl -d '{{\"userId\":\"ann\",\"event\":\"mail\",\"message\":\"hello\"}}'{keys} http://{control}{push_path}"
-        );
-        if server.has_page() {
-            println!("or open http://{control}/ in a browser. Interrupt to stop.");
-        }
+        Note::to_stdout(hints.text(&server));
     }
-    tokio::spawn(reload_on_hangup(server.gateway())?);
-    let stop = async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-        tokio::spawn(async move {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-            eprintln!("pushgate: second signal, stopping at once");
-            std::process::exit(1);
-        });
+    let gateway = server.gateway();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let second_signal = async {
+        stop_signals.next().await;
+        drop(stop);
+        stop_signals.next().await;
     };
-    let report = server.run(stop).await;
+    let report = tokio::select! {
+        report = server.run(async { stopped.await.unwrap_or_default() }) => report,
+        // In this task, as all that must not end before the gateway does.
+        never = reload_on_hangup(hangup, &gateway) => match never {},
+        () = second_signal => {
+            warn!("second signal, stopping at once");
+            log.finish();
+            std::process::exit(1);
+        }
+    };
     if prints_hints && report.connections_cut > 0 {
-        println!("pushgate stopped; {} connections were cut at the end of shutdown_grace", report.connections_cut);
+        let cut = report.connections_cut;
+        Note::to_stdout(format!("pushgate stopped; {cut} connections were cut at the end of shutdown_grace\n")).wait();
     }
     Ok(())
 }
 
-/// Reads tokens and push keys again on each SIGHUP. A file with a mistake is logged, and what it said before holds.
-fn reload_on_hangup(gateway: Gateway) -> io::Result<impl Future<Output = ()>> {
-    let mut hangup = signal(SignalKind::hangup())?;
-    Ok(async move {
-        while hangup.recv().await.is_some() {
-            let errors = gateway.reload().await;
-            for error in &errors {
-                error!(error = super::chain(error), "not reloaded, what this file said before still holds");
-            }
-            if errors.is_empty() {
-                info!("reloaded");
-            }
-        }
-    })
+/// The signals that stop the gateway.
+struct StopSignals {
+    interrupt: Signal,
+    terminate: Signal,
 }
 
-fn start_logging(config: &Config) {
-    // Validated with the rest of the config, so this cannot fall back.
-    let filter = EnvFilter::builder().parse_lossy(&config.log);
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    match config.log_format {
-        LogFormat::Text => lines.with_ansi(io::stderr().is_terminal()).init(),
-        LogFormat::Json => lines.json().init(),
+impl StopSignals {
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// Reads tokens and push keys again on each SIGHUP. A file with a mistake is logged, and what it said before holds.
+async fn reload_on_hangup(mut hangup: Signal, gateway: &Gateway) -> Infallible {
+    while hangup.recv().await.is_some() {
+        let errors = gateway.reload().await;
+        for error in &errors {
+            error!(error = super::chain(error), "not reloaded, what this file said before still holds");
+        }
+        if errors.is_empty() {
+            info!("reloaded");
+        }
+    }
+    std::future::pending().await
+}
+
+/// What to try first.
+struct Hints {
+    ws_path: String,
+    push_path: String,
+    has_keys: bool,
+}
+
+impl Hints {
+    fn new(config: &Config) -> Self {
+        Self {
+            ws_path: config.ws_path.clone(),
+            push_path: config.push_path.clone(),
+            has_keys: config.push_keys_file.is_some(),
+        }
+    }
+
+    fn text(&self, server: &Server) -> String {
+        let Self { ws_path, push_path, .. } = self;
+        let (clients, control) = (server.local_addr(), server.control_addr());
+        let key = if self.has_keys { " -H 'x-api-key: KEY'" } else { "" };
+        let mut text = format!(
+            "pushgate is up. Clients: ws://{clients}{ws_path}   Services: http://{control} (gRPC and JSON)\n\
+             Try, in another terminal:\n  \
+               pushgate listen --token ann --event mail --url ws://{clients}{ws_path}\n  \
+               pushgate push ann mail 'hello' --address http://{control}\n  \
+               curl -d '{{\"userId\":\"ann\",\"event\":\"mail\",\"message\":\"hello\"}}'{key} http://{control}{push_path}\n"
+        );
+        if server.has_page() {
+            text.push_str(&format!("or open http://{control}/ in a browser. Interrupt to stop.\n"));
+        }
+        text
     }
 }
 
