@@ -1,9 +1,11 @@
 //! Push and drop: what both push doors and the library share.
 
 use std::num::NonZeroU32;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -16,7 +18,7 @@ use crate::config::Config;
 use crate::delivery::{Delivery, Receipt, Ticket};
 use crate::journal::Kept;
 use crate::message::{Event, Field, InvalidPush, MessageId, Names, Push, Target, UserId};
-use crate::metrics::{Door, Metrics, PushResult};
+use crate::metrics::{Door, Metrics, PushResult, Task};
 use crate::outbox::{Offered, Outbox, Stop, Taken};
 use crate::outcome::{Level, Outcome};
 use crate::registry::Registry;
@@ -134,9 +136,17 @@ impl Gateway {
     /// Reads tokens and push keys again, each by itself. Open connections stay as they are. Returns what could not be
     /// read again and goes on with what it had; empty when all is well.
     pub async fn reload(&self) -> Vec<ReloadError> {
-        let tokens = self.0.token_authenticator.reload().await;
-        let push_keys = self.0.push_authorizer.reload().await;
+        let tokens = self.reloaded(self.0.token_authenticator.reload()).await;
+        let push_keys = self.reloaded(self.0.push_authorizer.reload()).await;
         [tokens.err(), push_keys.err()].into_iter().flatten().collect()
+    }
+
+    /// A check that panics has not been read again, and whoever asks for that can ask once more.
+    async fn reloaded(&self, reload: impl Future<Output = Result<(), ReloadError>>) -> Result<(), ReloadError> {
+        AssertUnwindSafe(reload).catch_unwind().await.unwrap_or_else(|_| {
+            self.0.metrics.task_panicked(Task::Reload);
+            Err(ReloadError::Other("the check panicked".into()))
+        })
     }
 
     /// All metrics as OpenMetrics text. What can be counted when asked is counted now, not kept in step by hand.
@@ -233,7 +243,7 @@ impl Gateway {
         accepted_at: Instant,
     ) -> Result<Sent, PushError> {
         let caller = scope.map(PushScope::name);
-        let span = debug_span!("push", event = ?push.event(), caller);
+        let span = debug_span!("push", event = push.event().as_str(), caller);
         let _entered = span.enter();
         self.admit(scope, push)?;
         // Taken before anything is sent: a push that is refused must have done nothing.

@@ -47,6 +47,7 @@ pub(crate) struct Metrics {
     pub(crate) journal_bytes: Gauge,
     pub(crate) http_refused: Counter,
     pub(crate) accept_errors: Counter,
+    pub(crate) task_panics: Family<TaskLabels, Counter>,
     pub(crate) push_seconds: Histogram,
     pub(crate) delivery_seconds: Histogram,
     pub(crate) ack_seconds: Histogram,
@@ -103,6 +104,32 @@ pub(crate) enum ResumeResult {
     Unknown,
 }
 
+/// What goes on after a panic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Task {
+    /// Accepting connections on one address.
+    Accept,
+    /// The clock that keeps the deadlines of all connections.
+    Clock,
+    /// Ending the sessions that were away for too long.
+    Sessions,
+    /// Letting go of what the journal has kept for too long.
+    Journal,
+    /// Reading tokens or push keys again.
+    Reload,
+    /// Answering one stream of pushes, which ends.
+    PushStream,
+}
+
+impl Task {
+    const ALL: [Self; 6] = [Self::Accept, Self::Clock, Self::Sessions, Self::Journal, Self::Reload, Self::PushStream];
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct TaskLabels {
+    pub(crate) task: Task,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct ResumeLabels {
     pub(crate) result: ResumeResult,
@@ -140,7 +167,16 @@ macro_rules! labelled {
     };
 }
 
-labelled!(Door, PushResult, DropReason, UpgradeResult, ResumeResult, CloseReason);
+labelled!(Door, PushResult, DropReason, UpgradeResult, ResumeResult, CloseReason, Task);
+
+/// A label's value for the log, the same word as in the metrics.
+pub(crate) struct InSnakeCase<L>(pub(crate) L);
+
+impl<L: Debug> fmt::Display for InSnakeCase<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        snake_case(&self.0, f)
+    }
+}
 
 fn snake_case(variant: &impl Debug, encoder: &mut impl Write) -> fmt::Result {
     for (at, letter) in format!("{variant:?}").char_indices() {
@@ -183,6 +219,7 @@ impl Metrics {
             journal_bytes: Gauge::default(),
             http_refused: Counter::default(),
             accept_errors: Counter::default(),
+            task_panics: Family::default(),
             push_seconds: Histogram::new(LATENCY_BUCKETS),
             delivery_seconds: Histogram::new(LATENCY_BUCKETS),
             ack_seconds: Histogram::new(LATENCY_BUCKETS),
@@ -252,6 +289,14 @@ impl Metrics {
         registry.register("journal_bytes", "Bytes that the journal takes", self.journal_bytes.clone());
         registry.register("http_refused", "TCP connections over http_connections_max", self.http_refused.clone());
         registry.register("accept_errors", "Failures to accept a TCP connection", self.accept_errors.clone());
+        registry.register(
+            "task_panics",
+            "Panics in tasks that the gateway cannot do without and that went on, by task",
+            self.task_panics.clone(),
+        );
+        for task in Task::ALL {
+            drop(self.task_panics.get_or_create(&TaskLabels { task }));
+        }
         registry.register_with_unit(
             "push",
             "From the push's arrival in the gateway to its outcome",
@@ -297,6 +342,10 @@ impl Metrics {
     pub(crate) fn acknowledged(&self, after: Duration) {
         self.acked.inc();
         self.ack_seconds.observe(after.as_secs_f64());
+    }
+
+    pub(crate) fn task_panicked(&self, task: Task) {
+        self.task_panics.get_or_create(&TaskLabels { task }).inc();
     }
 
     pub(crate) fn resumed(&self, result: ResumeResult) {

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use slab::Slab;
+use tokio::time::Instant;
 
 use crate::message::{ConnectionId, Names};
 use crate::outbox::{Capacity, Depth, Outbox, Stop};
@@ -71,7 +72,7 @@ impl Registry {
         Self {
             limits,
             names,
-            clock: Clock { tick, now: AtomicU64::new(0) },
+            clock: Clock { tick, start: Instant::now(), now: AtomicU64::new(0) },
             connections: Mutex::default(),
             draining: AtomicBool::new(false),
         }
@@ -143,10 +144,9 @@ impl Registry {
     pub(crate) async fn keep_time(&self) {
         let mut interval = tokio::time::interval(self.clock.tick);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let start = tokio::time::Instant::now();
         loop {
             interval.tick().await;
-            let now = self.clock.set(start.elapsed());
+            let now = self.clock.set();
             self.for_each(|outbox| outbox.wake_if_due(now));
         }
     }
@@ -179,6 +179,7 @@ impl Registry {
 #[derive(Debug)]
 pub(crate) struct Clock {
     tick: Duration,
+    start: Instant,
     now: AtomicU64,
 }
 
@@ -193,8 +194,8 @@ impl Clock {
         self.now().saturating_add(u64::try_from(ticks).unwrap_or(u64::MAX)).saturating_add(1)
     }
 
-    fn set(&self, elapsed: Duration) -> u64 {
-        let now = u64::try_from(elapsed.as_nanos() / self.tick.as_nanos()).unwrap_or(u64::MAX);
+    fn set(&self) -> u64 {
+        let now = u64::try_from(self.start.elapsed().as_nanos() / self.tick.as_nanos()).unwrap_or(u64::MAX);
         self.now.store(now, Ordering::Relaxed);
         now
     }

@@ -6,6 +6,7 @@ mod page;
 mod route;
 mod sockets;
 mod stack;
+mod supervise;
 
 use std::fmt;
 use std::future::Future;
@@ -34,7 +35,7 @@ use crate::doors::websocket::WebSocketDoor;
 use crate::gateway::{Gateway, Rooms};
 use crate::journal::{Journal, JournalBounds, MemoryJournal};
 use crate::message::Names;
-use crate::metrics::{LogLinesLost, Metrics};
+use crate::metrics::{LogLinesLost, Metrics, Task};
 use crate::outbox::{Capacity, Stop};
 use crate::proto;
 use crate::registry::{Limits, Registry};
@@ -44,6 +45,7 @@ use crate::sessions::{self, Sessions};
 use accept::Http;
 use client::Client;
 use route::{Reflection, Router, Serves};
+use supervise::supervise;
 
 /// Connections the kernel holds for us while we are busy: a wave of clients that come back at once fits in.
 const LISTEN_BACKLOG: u32 = 4096;
@@ -367,14 +369,10 @@ impl Server {
     /// Serves until `stop` is ready, then stops in order: not ready any more; accept nobody; finish the pushes in hand;
     /// write what is queued and close every client with 1001; after `shutdown_grace`, cut what is left.
     pub async fn run(mut self, stop: impl Future<Output = ()>) -> Report {
-        let registry = self.gateway.rooms().registry.clone();
-        let time = AbortOnDropHandle::new(tokio::spawn({
-            let (registry, sessions) = (registry.clone(), self.gateway.rooms().sessions.clone());
-            async move { tokio::join!(registry.keep_time(), sessions.keep_time()) }
-        }));
+        let time = AbortOnDropHandle::new(tokio::spawn(keep_time(self.gateway.clone())));
         let accepting = TaskTracker::new();
         for (listener, serves) in std::mem::take(&mut self.listeners) {
-            accepting.spawn(self.http.clone().accept(listener, serves));
+            accepting.spawn(accept(self.http.clone(), self.gateway.clone(), listener, serves));
         }
         stop.await;
         let report = self.stop(&accepting).await;
@@ -386,13 +384,13 @@ impl Server {
         let rooms = self.gateway.rooms();
         let grace = rooms.config.shutdown_grace;
         let deadline = Instant::now() + grace;
-        info!(connections = rooms.registry.len(), ?grace, "shutting down");
         for service in [OVERALL, proto::push_service_server::SERVICE_NAME] {
             self.health.set_service_status(service, ServingStatus::NotServing).await;
         }
         rooms.registry.drain();
         rooms.stopping.cancel();
         self.http.stop.cancel();
+        info!(connections = rooms.registry.len(), grace = %humantime::format_duration(grace), "shutting down");
         finish(accepting, deadline).await;
         self.finish_pushes(grace / 2).await;
         // Ends the streams of whoever watches the health, who has been told by now.
@@ -431,6 +429,20 @@ impl Server {
             Err(_) => warn!("pushes are still in hand"),
         }
     }
+}
+
+/// All clocks. Each by itself, so that what panics in one holds up no other.
+async fn keep_time(gateway: Gateway) {
+    let Rooms { registry, sessions, metrics, .. } = gateway.rooms();
+    tokio::join!(
+        supervise(metrics, Task::Clock, || registry.keep_time()),
+        supervise(metrics, Task::Sessions, || sessions.keep_time()),
+        supervise(metrics, Task::Journal, || sessions.keep_journal()),
+    );
+}
+
+async fn accept(http: Arc<Http>, gateway: Gateway, listener: TcpListener, serves: Serves) {
+    supervise(&gateway.rooms().metrics, Task::Accept, || http.clone().accept(&listener, serves)).await;
 }
 
 async fn finish(tasks: &TaskTracker, deadline: Instant) {

@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::Notify;
+use tokio::time::{Interval, MissedTickBehavior};
 
 use crate::binder::{BindError, Binder, Bindings};
 use crate::journal::{Journal, Kept, SessionKey};
@@ -215,34 +216,49 @@ impl Sessions {
         over.into_iter().for_each(|away| self.end(away, Vec::new()));
     }
 
-    /// Ends what is kept for too long, for ever.
+    /// Ends the sessions that have been away for too long, for ever.
     pub(crate) async fn keep_time(&self) {
-        // Late by no more than a tenth, and seldom enough to go through all that is kept.
-        let tick = (self.limits.age / 10).clamp(Duration::from_millis(10), Duration::from_secs(10));
-        let mut interval = tokio::time::interval(tick);
-        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut interval = self.interval();
         loop {
-            let now = interval.tick().await;
-            self.sweep(now.into_std());
+            let now = interval.tick().await.into_std();
+            // Each by itself: a journal that panics over one must not keep the others.
+            while let Some(away) = self.remove_over(now) {
+                self.end(away, Vec::new());
+            }
         }
     }
 
-    /// Ends the sessions that have been away for too long.
-    pub(crate) fn sweep(&self, now: Instant) {
+    /// Has the journal let go of what it has kept for too long, for ever. Apart from the sessions, because a journal may
+    /// be an embedder's.
+    pub(crate) async fn keep_journal(&self) {
+        let mut interval = self.interval();
+        loop {
+            let now = interval.tick().await.into_std();
+            let forgotten = self.journal.sweep(now);
+            self.metrics.forgotten.inc_by(forgotten as u64);
+        }
+    }
+
+    /// Late by no more than a tenth of the age, and seldom enough to go through all that is kept.
+    fn interval(&self) -> Interval {
+        let tick = (self.limits.age / 10).clamp(Duration::from_millis(10), Duration::from_secs(10));
+        let mut interval = tokio::time::interval_at(tokio::time::Instant::now() + tick, tick);
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        interval
+    }
+
+    /// The session that is away for longest, if it is for too long.
+    fn remove_over(&self, now: Instant) -> Option<Away> {
         let mut known = self.known();
-        let mut over = Vec::new();
         while let Some((since, token)) = known.departures.front().copied()
             && now.saturating_duration_since(since) >= self.limits.age
         {
             known.departures.pop_front();
             if known.is_away_since(token, since) {
-                over.extend(known.remove_away(token));
+                return known.remove_away(token);
             }
         }
-        drop(known);
-        over.into_iter().for_each(|away| self.end(away, Vec::new()));
-        let forgotten = self.journal.sweep(now);
-        self.metrics.forgotten.inc_by(forgotten as u64);
+        None
     }
 
     /// How many sessions are away.

@@ -14,6 +14,7 @@ use tracing::{Level, debug, error, warn};
 
 use crate::close::CloseReason;
 use crate::config::Config;
+use crate::metrics::InSnakeCase;
 use crate::outbox::Stop;
 use crate::registry::{Clock, Registration};
 use crate::sessions::Session;
@@ -442,10 +443,11 @@ impl<S> Drop for Link<S> {
         let reason = self.reason.unwrap_or(unset);
         let undelivered = self.registration.outbox().close(self.socket.take_done());
         self.shared.metrics.closed(reason, undelivered);
-        match reason.level() {
-            Level::ERROR => error!(?reason, undelivered, "connection ended"),
-            Level::WARN => warn!(?reason, undelivered, "connection ended"),
-            _ => debug!(?reason, undelivered, "connection ended"),
+        let (level, reason) = (reason.level(), InSnakeCase(reason));
+        match level {
+            Level::ERROR => error!(%reason, undelivered, "connection ended"),
+            Level::WARN => warn!(%reason, undelivered, "connection ended"),
+            _ => debug!(%reason, undelivered, "connection ended"),
         }
     }
 }

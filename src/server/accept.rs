@@ -96,7 +96,7 @@ impl Http {
     }
 
     /// Accepts until told to stop. A failure to accept never ends it.
-    pub(super) async fn accept(self: Arc<Self>, listener: TcpListener, serves: Serves) {
+    pub(super) async fn accept(self: Arc<Self>, listener: &TcpListener, serves: Serves) {
         let metrics = &self.router.gateway.rooms().metrics;
         loop {
             let accepted = tokio::select! {

@@ -13,6 +13,7 @@ mod journal;
 mod json;
 mod legacy;
 mod operating;
+mod panics;
 mod parity;
 mod session_schema;
 mod sessions;

@@ -1,12 +1,13 @@
 //! One stream of pushes: messages in, results out, until the caller is done or gone, or the gateway stops.
 
 use std::collections::VecDeque;
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::time::Instant;
 
-use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
@@ -14,6 +15,7 @@ use tonic::{Code, Status, Streaming};
 use crate::auth::PushScope;
 use crate::doors::Refusal;
 use crate::doors::api::{Asked, Wrong};
+use crate::metrics::Task;
 use crate::outcome::Level;
 use crate::proto;
 
@@ -51,16 +53,21 @@ impl PushStreaming {
 
     /// Pushes and answers until the caller is done or gone, or the gateway stops.
     pub(super) async fn run(self, messages: Streaming<proto::PushStreamRequest>) {
-        // Nobody to tell if this fails: the caller is gone.
-        let _told = self.serve(messages).await;
+        if AssertUnwindSafe(self.serve(messages)).catch_unwind().await.is_err() {
+            self.door.gateway.rooms().metrics.task_panicked(Task::PushStream);
+            // Without a status it would look like a good end, and what has no result yet like done.
+            let status = Status::internal("the stream broke off, what has no result may have been sent or not");
+            let _told = self.results.send(Err(status)).await;
+        }
     }
 
-    async fn serve(self, mut messages: Streaming<proto::PushStreamRequest>) -> Result<(), Gone> {
+    /// An error is of no use to anybody: the caller is gone.
+    async fn serve(&self, mut messages: Streaming<proto::PushStreamRequest>) -> Result<(), Gone> {
         let Self { door, scope, results } = self;
         let rooms = door.gateway.rooms();
         // One future for the stream's whole life: a new one for each message would take its lock twice.
         let mut stopped = pin!(rooms.stopping.cancelled());
-        let mut results = Untold { results, ready: VecDeque::new(), waiting: FuturesUnordered::new() };
+        let mut results = Untold { results: results.clone(), ready: VecDeque::new(), waiting: FuturesUnordered::new() };
         let end = loop {
             let has_room = results.has_room();
             tokio::select! {
@@ -69,7 +76,7 @@ impl PushStreaming {
                 went_on = results.go_on() => went_on?,
                 () = &mut stopped => break Err(status(Refusal::Draining)),
                 message = messages.message(), if has_room => match message {
-                    Ok(Some(message)) => push(&door, &scope, message, &mut results)?,
+                    Ok(Some(message)) => push(door, scope, message, &mut results)?,
                     Ok(None) => break Ok(()),
                     // tonic's word for a message over the limit; unary calls have it mapped in the stack.
                     Err(error) if error.code() == Code::OutOfRange => {
