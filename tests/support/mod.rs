@@ -104,8 +104,7 @@ impl TestGateway {
     }
 
     pub async fn grpc(&self) -> GrpcCaller {
-        let channel = Channel::from_shared(format!("http://{}", self.control)).unwrap().connect().await.unwrap();
-        GrpcCaller { client: PushServiceClient::new(channel) }
+        GrpcCaller::connect(self.control).await
     }
 
     pub async fn get(&self, path: &str) -> Answer {
@@ -319,6 +318,11 @@ pub struct GrpcCaller {
 }
 
 impl GrpcCaller {
+    pub async fn connect(address: SocketAddr) -> Self {
+        let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+        Self { client: PushServiceClient::new(channel) }
+    }
+
     pub async fn push(&mut self, user_id: &str, event: &str, message: &str) -> PushResponse {
         self.try_push(push_request(user_id, event, message)).await.unwrap()
     }

@@ -1,0 +1,92 @@
+//! Answers and messages that nobody reads.
+
+use std::time::Duration;
+
+use http::{Request, Version};
+use pushgate::proto::PushRequest;
+use tokio::net::TcpSocket;
+use tokio::task::JoinSet;
+
+use crate::support::{Client, GrpcCaller, push_request, soon};
+use crate::{World, connect_from};
+
+const MIB: usize = 1024 * 1024;
+
+/// What the kernel holds for all TCP sockets, in bytes. Each page is there for sender and receiver.
+fn kernel_memory() -> usize {
+    let stat = std::fs::read_to_string("/proc/net/sockstat").unwrap();
+    let tcp = stat.lines().find(|line| line.starts_with("TCP:")).unwrap();
+    tcp.rsplit(' ').next().unwrap().parse::<usize>().unwrap() * 4096
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes a while"]
+async fn answers_that_nobody_reads_take_little_memory_and_end() {
+    let world = World::start(&[("http_header_timeout", "2s")]).await;
+    let before = world.memory();
+    let mut attackers = JoinSet::new();
+    for number in 0..20 {
+        let stream = connect_from(number, world.gateway.control).await;
+        let address = world.gateway.control;
+        attackers.spawn(async move {
+            let mut builder = h2::client::Builder::new();
+            let (requests, connection) =
+                builder.initial_window_size(0).handshake::<_, bytes::Bytes>(stream).await.unwrap();
+            let ended = tokio::spawn(connection);
+            let mut requests = requests.ready().await.unwrap();
+            let mut answers = Vec::new();
+            for _ in 0..1000 {
+                let request = Request::get(format!("http://{address}/metrics")).version(Version::HTTP_2).body(());
+                match requests.send_request(request.unwrap(), true) {
+                    Ok((answer, _)) => answers.push(answer),
+                    Err(_) => break,
+                }
+                match requests.ready().await {
+                    Ok(ready) => requests = ready,
+                    Err(_) => break,
+                }
+            }
+            // Held open until the gateway ends it.
+            let _ended = ended.await;
+        });
+    }
+    world.honest_people_notice_nothing().await;
+    world.grew_by_at_most(before, 64 * MIB);
+    soon(attackers.join_all()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes a while"]
+async fn the_kernel_holds_little_of_what_slow_readers_do_not_read_and_lets_go_of_it() {
+    const READERS: usize = 300;
+    let settings = [("write_timeout", "3s"), ("close_timeout", "1s"), ("socket_timeout", "3s")];
+    let world = World::start(&settings).await;
+    let before = kernel_memory();
+    let mut stuck = Vec::new();
+    for number in 0..READERS {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 3, 1 + (number / 1000) as u8], 0).into()).unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut client = Client::over(socket, world.gateway.clients).await;
+        client.send_bind("stuck", "mail").await;
+        stuck.push(client);
+    }
+    let mut grpc = GrpcCaller::connect(world.gateway.control).await;
+    let message = "m".repeat(200_000);
+    let fill = PushRequest { ..push_request("stuck", "mail", &message) };
+    for _ in 0..10 {
+        grpc.try_push(fill.clone()).await.unwrap();
+    }
+    let held = kernel_memory().saturating_sub(before);
+    println!("the kernel holds {} KiB of each", held / READERS / 1024);
+    assert!(held <= READERS * 300 * 1024, "{held}");
+    world.honest_people_notice_nothing().await;
+    // Given up, and nothing of them left: not even what the kernel had not sent.
+    soon(async {
+        while kernel_memory().saturating_sub(before) > MIB * 4 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
+    drop(stuck);
+}
