@@ -274,6 +274,7 @@ mod tests {
                 "listen" | "control_listen" => "127.0.0.1:4000",
                 "ws_path" | "push_path" => "/somewhere",
                 "page" => "on",
+                "public_ws_url" => "wss://push.example.com/ws",
                 "log" => "debug",
                 "log_format" => "json",
                 "slow_reader_policy" => "drop_oldest",
