@@ -1,6 +1,7 @@
 //! The command line: what there is to say, and one file for each thing to do.
 
 mod drop;
+mod hints;
 mod listen;
 mod log;
 mod print;
@@ -19,10 +20,28 @@ use pushgate::{Invalid, Loaded, PushKeys, ServerError, TokenFile};
 /// `EX_USAGE` of sysexits.h: the configuration is wrong, and starting again will not help.
 const EXIT_CONFIG: u8 = 64;
 
+/// Nobody has a message that somebody was to have.
+const EXIT_NONE: u8 = 3;
+
+/// How settings are given, at the end of the help.
+const SETTINGS_HELP: &str = "\
+Settings: each has an environment variable, PUSHGATE_ and its name in capitals, such as PUSHGATE_PING_INTERVAL=60s.
+`pushgate print-config` lists all of them with what each is for.";
+
+/// What the exit codes mean.
+const EXIT_CODES_HELP: &str = "\
+Exit codes:
+  0   done
+  1   failed; standard error says whether the gateway refused or no gateway answered
+  2   the arguments are wrong
+  3   `push --fail-if-none`: nobody has the message
+  64  the configuration is wrong";
+
 /// A push gateway: clients hold a WebSocket open, services push to them by gRPC or JSON, and learn what became of every
 /// message.
 #[derive(Parser)]
-#[command(name = "pushgate", version, args_conflicts_with_subcommands = true)]
+#[command(name = "pushgate", version, args_conflicts_with_subcommands = true,
+    after_help = format!("{SETTINGS_HELP}\n\n{EXIT_CODES_HELP}"))]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -33,16 +52,22 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run the gateway (the default)
+    #[command(after_help = SETTINGS_HELP)]
     Serve(Settings),
     /// Push a message to a user's event
+    #[command(after_help = EXIT_CODES_HELP)]
     Push(push::Push),
     /// Close a user's connections
+    #[command(after_help = EXIT_CODES_HELP)]
     Drop(drop::Drop),
     /// Bind as a client and print what arrives
+    #[command(after_help = EXIT_CODES_HELP)]
     Listen(listen::Listen),
     /// Say what is wrong with the configuration, and nothing else
+    #[command(after_help = SETTINGS_HELP)]
     CheckConfig(Settings),
     /// Print the settings in force, with what each is for and where it came from
+    #[command(after_help = SETTINGS_HELP)]
     PrintConfig(Settings),
     /// Print a completion script for a shell
     Completions {
@@ -118,7 +143,13 @@ pub(crate) fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             print::complain(&format!("pushgate: {}", chain(&*error)));
-            if is_config(&*error) { ExitCode::from(EXIT_CONFIG) } else { ExitCode::FAILURE }
+            if is_config(&*error) {
+                ExitCode::from(EXIT_CONFIG)
+            } else if error.is::<push::NobodyHasIt>() {
+                ExitCode::from(EXIT_NONE)
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
 }

@@ -3,15 +3,20 @@
 use std::io::{self, Write};
 
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use futures_util::{SinkExt, StreamExt};
-use tokio_tungstenite::tungstenite::Message;
+use humantime::format_duration;
+use tokio_tungstenite::tungstenite::error::UrlError;
+use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
 use super::Outcome;
+use super::remote::PATIENCE;
 
 #[derive(Args)]
 pub(super) struct Listen {
     /// The token to bind with
-    #[arg(long, value_name = "TOKEN", env = "PUSHGATE_TOKEN", hide_env_values = true)]
+    #[arg(long, value_name = "TOKEN", env = "PUSHGATE_TOKEN", hide_env_values = true,
+        value_parser = NonEmptyStringValueParser::new())]
     token: String,
     /// The event to bind; give it again for more
     #[arg(long = "event", value_name = "EVENT", required = true)]
@@ -30,8 +35,11 @@ impl Listen {
     }
 
     async fn listen(self) -> Outcome {
-        let connected = tokio_tungstenite::connect_async(&self.url).await;
-        let (mut socket, _) = connected.map_err(|error| format!("cannot reach a gateway at {}: {error}", self.url))?;
+        let connecting = tokio_tungstenite::connect_async(&self.url);
+        let connected = tokio::time::timeout(PATIENCE, connecting).await;
+        let (mut socket, _) = connected
+            .map_err(|_| format!("no answer from a gateway at {} within {}", self.url, format_duration(PATIENCE)))?
+            .map_err(|error| unreachable(&self.url, &error))?;
         for event in &self.events {
             let bind = serde_json::json!({ "token": self.token, "event": event });
             socket.send(Message::text(bind.to_string())).await?;
@@ -54,12 +62,27 @@ impl Listen {
                 }
                 Some(Ok(Message::Close(None))) | None => return Err("the gateway closed".into()),
                 Some(Ok(_)) => continue,
-                Some(Err(error)) => return Err(error.into()),
+                Some(Err(error)) => return Err(format!("the connection to the gateway broke: {error}").into()),
             }
             left = left.map(|left| left - 1);
         }
         socket.close(None).await?;
         Ok(())
+    }
+}
+
+/// Why there is no connection: what the gateway answered, told from what broke on the way to it.
+fn unreachable(url: &str, error: &WsError) -> String {
+    match error {
+        WsError::Http(answer) => {
+            let body = answer.body().as_deref().map(String::from_utf8_lossy).unwrap_or_default();
+            format!("what answers at {url} refused with {}: {}", answer.status(), body.trim())
+        }
+        WsError::Url(UrlError::TlsFeatureNotEnabled) => format!(
+            "cannot reach a gateway at {url}: this command does not speak TLS; give the address of the gateway itself, \
+             as ws://"
+        ),
+        _ => format!("cannot reach a gateway at {url}: {error}"),
     }
 }
 

@@ -1,6 +1,9 @@
 //! `pushgate push`
 
+use std::error::Error;
+use std::fmt;
 use std::io::Read;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use pushgate::proto::{DropCount, DropReason, Level, PushRequest, PushResponse, push_request::Payload};
@@ -19,9 +22,28 @@ pub(super) struct Push {
     /// How far to follow the message before answering
     #[arg(long, value_enum, default_value_t = WaitFor::Accepted)]
     wait_for: WaitFor,
+    /// Keep the message this long for those who are not connected, such as 10m
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    ttl: Option<Duration>,
+    /// Exit with 3 when nobody has the message: no connection took it and nothing is held; with `--wait-for written` or
+    /// `acked`, none was written to or acknowledged
+    #[arg(long)]
+    fail_if_none: bool,
     #[command(flatten)]
     remote: Remote,
 }
+
+/// What `--fail-if-none` fails with.
+#[derive(Debug)]
+pub(super) struct NobodyHasIt(&'static str);
+
+impl fmt::Display for NobodyHasIt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl Error for NobodyHasIt {}
 
 #[derive(Clone, Copy, ValueEnum)]
 enum WaitFor {
@@ -50,14 +72,26 @@ impl Push {
             event: self.event,
             payload: Some(Payload::Message(message)),
             wait_for: wait_for.into(),
+            ttl: self.ttl.map(|ttl| ttl.try_into().map_err(|_| "the ttl is too long")).transpose()?,
             ..PushRequest::default()
         };
         let response = self
             .remote
             .call(|mut client, caller| async move { Ok(client.push(caller.request(push)).await?.into_inner()) })?;
         super::print::result(&told(&response));
-        Ok(())
+        let none = if self.fail_if_none { nobody(&response, wait_for) } else { None };
+        none.map_or(Ok(()), |none| Err(none.into()))
     }
+}
+
+/// Whether nobody has the message as far as it was to get.
+fn nobody(response: &PushResponse, wait_for: Level) -> Option<NobodyHasIt> {
+    let (count, none) = match wait_for {
+        Level::Acked => (response.acked, "no client acknowledged the message"),
+        Level::Written => (response.written, "the message was written to no connection"),
+        _ => (response.accepted + response.held, "no connection took the message"),
+    };
+    (count == 0).then_some(NobodyHasIt(none))
 }
 
 fn told(response: &PushResponse) -> String {

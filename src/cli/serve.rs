@@ -9,6 +9,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
+use super::hints::Hints;
 use super::log::Log;
 use super::print::Note;
 use super::{Outcome, Settings};
@@ -97,40 +98,6 @@ async fn reload_on_hangup(mut hangup: Signal, gateway: &Gateway) -> Infallible {
         }
     }
     std::future::pending().await
-}
-
-/// What to try first.
-struct Hints {
-    ws_path: String,
-    push_path: String,
-    has_keys: bool,
-}
-
-impl Hints {
-    fn new(config: &Config) -> Self {
-        Self {
-            ws_path: config.ws_path.clone(),
-            push_path: config.push_path.clone(),
-            has_keys: config.push_keys_file.is_some(),
-        }
-    }
-
-    fn text(&self, server: &Server) -> String {
-        let Self { ws_path, push_path, .. } = self;
-        let (clients, control) = (server.local_addr(), server.control_addr());
-        let key = if self.has_keys { " -H 'x-api-key: KEY'" } else { "" };
-        let mut text = format!(
-            "pushgate is up. Clients: ws://{clients}{ws_path}   Services: http://{control} (gRPC and JSON)\n\
-             Try, in another terminal:\n  \
-               pushgate listen --token ann --event mail --url ws://{clients}{ws_path}\n  \
-               pushgate push ann mail 'hello' --address http://{control}\n  \
-               curl -d '{{\"userId\":\"ann\",\"event\":\"mail\",\"message\":\"hello\"}}'{key} http://{control}{push_path}\n"
-        );
-        if server.has_page() {
-            text.push_str(&format!("or open http://{control}/ in a browser. Interrupt to stop.\n"));
-        }
-        text
-    }
 }
 
 /// Raises the limit of open files as far as it goes, and lowers the limits of connections to what fits under it: a

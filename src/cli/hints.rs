@@ -1,0 +1,78 @@
+//! What to try first, in words that work for whoever started this gateway.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use pushgate::{Config, Server};
+
+/// What the hints depend on.
+pub(super) struct Hints {
+    ws_path: String,
+    push_path: String,
+    tokens_file: Option<PathBuf>,
+    push_keys_file: Option<PathBuf>,
+}
+
+impl Hints {
+    pub(super) fn new(config: &Config) -> Self {
+        Self {
+            ws_path: config.ws_path.clone(),
+            push_path: config.push_path.clone(),
+            tokens_file: config.tokens_file.clone(),
+            push_keys_file: config.push_keys_file.clone(),
+        }
+    }
+
+    pub(super) fn text(&self, server: &Server) -> String {
+        let Self { ws_path, push_path, tokens_file, push_keys_file } = self;
+        let (clients, control, program) = (server.local_addr(), server.control_addr(), program());
+        let (token, user) = if tokens_file.is_some() { ("TOKEN", "USER") } else { ("ann", "ann") };
+        let (flag, header) =
+            if push_keys_file.is_some() { (" --key KEY", " -H 'x-api-key: KEY'") } else { Default::default() };
+        let mut text = format!(
+            "pushgate is up. Clients: ws://{clients}{ws_path}   Services: http://{control} (gRPC and JSON)\n\
+             Try, in another terminal:\n  \
+               {program} listen --token {token} --event mail --url ws://{clients}{ws_path}\n  \
+               {program} push {user} mail 'hello' --address http://{control}{flag}\n  \
+               curl -d '{{\"userId\":\"{user}\",\"event\":\"mail\",\"message\":\"hello\"}}'{header} http://{control}{push_path}\n"
+        );
+        if let Some(file) = tokens_file {
+            text.push_str(&format!("TOKEN is one of those in {}, USER the user beside it.\n", file.display()));
+        }
+        if let Some(file) = push_keys_file {
+            text.push_str(&format!("KEY is one of those in {}.\n", file.display()));
+        }
+        if server.has_page() {
+            text.push_str(&format!("Or open http://{control}/ in a browser.\n"));
+        }
+        text.push_str("Interrupt to stop.\n");
+        text
+    }
+}
+
+/// What starts this program in a shell: its name where the PATH leads to it, else the way it was started.
+fn program() -> String {
+    let Some(own) = std::env::current_exe().ok().and_then(|path| path.canonicalize().ok()) else {
+        return "pushgate".to_owned();
+    };
+    let is_own = |path: &Path| path.canonicalize().is_ok_and(|path| path == own);
+    let started_as = std::env::args_os().next().map(PathBuf::from).unwrap_or_default();
+    let names = [started_as.file_name(), Some(OsStr::new("pushgate"))];
+    let on_path = names.into_iter().flatten().find(|name| find_on_path(name).is_some_and(|found| is_own(&found)));
+    match on_path {
+        Some(name) => quoted(&name.to_string_lossy()),
+        None if started_as.components().count() > 1 && is_own(&started_as) => quoted(&started_as.to_string_lossy()),
+        None => quoted(&own.to_string_lossy()),
+    }
+}
+
+fn find_on_path(name: &OsStr) -> Option<PathBuf> {
+    let folders = std::env::var_os("PATH")?;
+    std::env::split_paths(&folders).map(|folder| folder.join(name)).find(|path| path.is_file())
+}
+
+/// As one word of a shell.
+fn quoted(word: &str) -> String {
+    let is_plain = word.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+".contains(c));
+    if is_plain { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+}
