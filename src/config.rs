@@ -198,6 +198,9 @@ settings! {
     http_header_timeout: Duration = Duration::from_secs(10);
     /// How long a request at a push door may take, body included; a gRPC deadline that is shorter holds instead.
     request_timeout: Duration = Duration::from_secs(10);
+    /// How long a gateway that is told to stop goes on to serve everything while `/readyz` answers 503 and gRPC health
+    /// NOT_SERVING, so that a balancer finds out first. Longer than the balancer takes to find out; 0 where none asks.
+    shutdown_delay: Duration = Duration::ZERO;
     /// How long a shutdown waits for requests to finish and clients to take what is queued, before it cuts them.
     shutdown_grace: Duration = Duration::from_secs(10);
 }
@@ -308,7 +311,11 @@ impl Config {
             let in_range = duration >= Duration::from_millis(1) && duration <= Duration::from_secs(86_400);
             require(in_range, name, "must be between 1ms and 24h");
         }
-        for (name, duration) in [("shutdown_grace", self.shutdown_grace), ("reconnect_spread", self.reconnect_spread)] {
+        for (name, duration) in [
+            ("shutdown_delay", self.shutdown_delay),
+            ("shutdown_grace", self.shutdown_grace),
+            ("reconnect_spread", self.reconnect_spread),
+        ] {
             require(duration <= Duration::from_secs(86_400), name, "must be at most 24h");
         }
         for (name, limit, most) in [
@@ -463,6 +470,14 @@ mod tests {
         assert_eq!(mistaken(|config| config.waiting_pushes_max = usize::MAX), ["waiting_pushes_max"]);
         assert_eq!(mistaken(|config| config.client_frame_bytes_max = 1 << 62), ["client_frame_bytes_max"]);
         assert_eq!(mistaken(|config| config.connections_max = 0), ["connections_max"]);
+    }
+
+    #[test]
+    fn a_shutdown_may_take_a_day_and_no_longer() {
+        let day = Duration::from_secs(24 * 3600);
+        assert!(mistaken(|config| (config.shutdown_delay, config.shutdown_grace) = (day, day)).is_empty());
+        let longer = day + Duration::from_nanos(1);
+        assert_eq!(mistaken(|config| config.shutdown_delay = longer), ["shutdown_delay"]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::num::NonZeroU32;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
@@ -51,6 +52,8 @@ pub(crate) struct Rooms {
     pub(crate) replays: Replays,
     /// Pushes that may still wait for more than acceptance.
     pub(crate) waiting: Arc<Semaphore>,
+    /// Whether the gateway is about to stop, and nobody new should come.
+    pub(crate) leaving: AtomicBool,
     /// Cancelled when the gateway begins to stop.
     pub(crate) stopping: CancellationToken,
     /// The tasks of push streams, which a shutdown waits for.
@@ -125,6 +128,16 @@ impl Gateway {
         self.0.sessions.end_dropped(user_id);
         debug!(told, "drop");
         told as u64
+    }
+
+    /// Whether new clients and callers should come here.
+    pub(crate) fn is_ready(&self) -> bool {
+        !self.0.leaving.load(Ordering::Relaxed) && !self.0.registry.is_draining()
+    }
+
+    /// From here on nobody new should come, but whoever comes is served.
+    pub(crate) fn leave(&self) {
+        self.0.leaving.store(true, Ordering::Relaxed);
     }
 
     /// How many WebSocket connections are open, bound or not.

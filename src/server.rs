@@ -13,6 +13,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket};
@@ -50,8 +51,8 @@ use supervise::supervise;
 /// Connections the kernel holds for us while we are busy: a wave of clients that come back at once fits in.
 const LISTEN_BACKLOG: u32 = 4096;
 
-/// The health service's name for the gateway as a whole.
-const OVERALL: &str = "";
+/// The names that the health service knows; the empty one is the gateway as a whole.
+const HEALTH_NAMES: [&str; 2] = ["", proto::push_service_server::SERVICE_NAME];
 
 /// What a server is made from.
 pub struct ServerBuilder {
@@ -271,6 +272,7 @@ fn gateway(
         waiting: Arc::new(Semaphore::new(config.waiting_pushes_max)),
         replays: Replays::new(replays, metrics.clone()),
         metrics,
+        leaving: AtomicBool::new(false),
         stopping: CancellationToken::new(),
         streams: TaskTracker::new(),
         config: Arc::new(config),
@@ -366,8 +368,9 @@ impl Server {
         self.gateway.clone()
     }
 
-    /// Serves until `stop` is ready, then stops in order: not ready any more; accept nobody; finish the pushes in hand;
-    /// write what is queued and close every client with 1001; after `shutdown_grace`, cut what is left.
+    /// Serves until `stop` is ready, then stops in order: not ready any more; serve on for `shutdown_delay`; accept
+    /// nobody; finish the pushes in hand; write what is queued and close every client with 1001; after `shutdown_grace`,
+    /// cut what is left.
     pub async fn run(mut self, stop: impl Future<Output = ()>) -> Report {
         let time = AbortOnDropHandle::new(tokio::spawn(keep_time(self.gateway.clone())));
         let accepting = TaskTracker::new();
@@ -375,18 +378,29 @@ impl Server {
             accepting.spawn(accept(self.http.clone(), self.gateway.clone(), listener, serves));
         }
         stop.await;
+        self.leave().await;
         let report = self.stop(&accepting).await;
         drop(time);
         report
+    }
+
+    /// Says that nobody new should come, and gives them the time to hear of it.
+    async fn leave(&self) {
+        self.gateway.leave();
+        for service in HEALTH_NAMES {
+            self.health.set_service_status(service, ServingStatus::NotServing).await;
+        }
+        let delay = self.gateway.rooms().config.shutdown_delay;
+        if !delay.is_zero() {
+            info!(delay = %humantime::format_duration(delay), "not ready any more, and serving on for the delay");
+            tokio::time::sleep(delay).await;
+        }
     }
 
     async fn stop(self, accepting: &TaskTracker) -> Report {
         let rooms = self.gateway.rooms();
         let grace = rooms.config.shutdown_grace;
         let deadline = Instant::now() + grace;
-        for service in [OVERALL, proto::push_service_server::SERVICE_NAME] {
-            self.health.set_service_status(service, ServingStatus::NotServing).await;
-        }
         rooms.registry.drain();
         rooms.stopping.cancel();
         self.http.stop.cancel();
@@ -394,7 +408,7 @@ impl Server {
         finish(accepting, deadline).await;
         self.finish_pushes(grace / 2).await;
         // Ends the streams of whoever watches the health, who has been told by now.
-        for service in [OVERALL, proto::push_service_server::SERVICE_NAME] {
+        for service in HEALTH_NAMES {
             self.health.clone().clear_service_status(service).await;
         }
         let told = rooms.registry.stop_all(Stop::GoingAway);

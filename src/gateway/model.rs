@@ -41,6 +41,7 @@ fn gateway() -> Gateway {
         replays: Replays::new(replays, metrics.clone()),
         metrics,
         waiting: Arc::new(Semaphore::new(1)),
+        leaving: AtomicBool::new(false),
         stopping: CancellationToken::new(),
         streams: TaskTracker::new(),
     })

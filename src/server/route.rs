@@ -108,9 +108,7 @@ impl Router {
         }
         match request.uri().path() {
             "/healthz" => text(StatusCode::OK, "ok\n"),
-            "/readyz" if self.gateway.rooms().registry.is_draining() => {
-                try_later(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n")
-            }
+            "/readyz" if !self.gateway.is_ready() => try_later(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n"),
             "/readyz" => text(StatusCode::OK, "ready\n"),
             "/metrics" => {
                 let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");

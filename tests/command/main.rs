@@ -225,6 +225,17 @@ fn either_signal_stops_in_order_and_a_second_one_at_once() {
 }
 
 #[test]
+fn a_second_signal_does_not_wait_for_the_delay() {
+    let mut gateway = GatewayProcess::start_as(pushgate(&[]).env("PUSHGATE_SHUTDOWN_DELAY", "1h"));
+    gateway.signal("TERM");
+    gateway.process.stderr_line("not ready any more");
+    assert!(get(&gateway, "/healthz").ends_with("ok\n"));
+    assert!(get(&gateway, "/readyz").starts_with("HTTP/1.1 503 "));
+    gateway.signal("TERM");
+    assert_eq!(gateway.wait().code(), Some(1));
+}
+
+#[test]
 fn a_log_at_its_most_talkative_names_request_and_trace_and_never_a_token_or_a_message() {
     let folder = tempfile::tempdir().unwrap();
     let keys = folder.path().join("keys.toml");

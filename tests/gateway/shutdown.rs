@@ -124,3 +124,35 @@ async fn the_grace_bounds_the_stop_and_what_it_cuts_is_told() {
     let report = gateway.stop().await;
     assert_eq!((report.connections_cut, report.http_connections_cut), (1, 0));
 }
+
+#[tokio::test]
+async fn during_the_delay_the_gateway_is_not_ready_and_serves_everything() {
+    let mut gateway = TestGateway::with(|config| config.shutdown_delay = Duration::from_secs(3600)).await;
+    let mut early = gateway.bind("ann", "mail").await;
+    let channel = tonic::transport::Channel::from_shared(format!("http://{}", gateway.control)).unwrap();
+    let mut health = HealthClient::new(channel.connect().await.unwrap());
+    let watch = HealthCheckRequest { service: "pushgate.v1.PushService".to_owned() };
+    let mut statuses = soon(health.watch(watch.clone())).await.unwrap().into_inner();
+    assert_eq!(soon(statuses.message()).await.unwrap().unwrap().status, 1, "SERVING");
+    assert_eq!(gateway.get("/readyz").await.status, 200);
+    gateway.begin_stop();
+    assert_eq!(soon(statuses.message()).await.unwrap().unwrap().status, 2, "NOT_SERVING");
+    assert_eq!(soon(health.check(watch)).await.unwrap().into_inner().status, 2, "NOT_SERVING");
+    assert_eq!(gateway.get("/readyz").await.status, 503);
+    assert_eq!(gateway.get("/healthz").await.status, 200);
+    let mut late = gateway.bind("ann", "mail").await;
+    assert_eq!(gateway.json().push("ann", "mail", "by json").await, 2);
+    assert_eq!(gateway.grpc().await.push("ann", "mail", "by grpc").await.accepted, 2);
+    for phone in [&mut early, &mut late] {
+        assert_eq!((phone.next_text().await, phone.next_text().await), ("by json".to_owned(), "by grpc".to_owned()));
+    }
+}
+
+#[tokio::test]
+async fn after_the_delay_the_gateway_stops_as_without_one() {
+    let gateway = TestGateway::with(|config| config.shutdown_delay = Duration::from_millis(50)).await;
+    let mut phone = gateway.bind("ann", "mail").await;
+    let report = gateway.stop().await;
+    assert_eq!(phone.closed().await, (1001, "going away".to_owned()));
+    assert_eq!((report.connections_cut, report.http_connections_cut), (0, 0));
+}
