@@ -94,8 +94,9 @@ settings! {
     log_format: LogFormat = LogFormat::Text;
 
     /// WebSocket connections in all; over it, an upgrade is answered 503. One costs a file and a few KiB while it is
-    /// quiet, and at most an outbox (`outbox_bytes_max`) and two messages of its own (`client_message_bytes_max`).
-    /// Lowered at start to what the open-file limit allows.
+    /// quiet, and else up to an outbox (`outbox_bytes_max`), two messages of its own (`client_message_bytes_max`), a few
+    /// control frames, for a session the JSON of what it is being sent, and on its way to the client what the journal kept
+    /// for it (`journal_bytes_max`). Lowered at start to what the open-file limit allows.
     connections_max: usize = 100_000;
     /// Connections of one user, 0 for no limit; over it, a bind is closed with 4429. Far above any person's devices, low
     /// enough that one stolen token cannot use up `connections_max`.
@@ -162,7 +163,7 @@ settings! {
     outbox_bytes_max: usize = 1024 * 1024;
 
     /// How long the journal keeps a message for a session's return, a session without a connection, and a message with a
-    /// time to live for a user without one. Reaches over a lift, a tunnel, a change of networks.
+    /// time to live that nobody was bound to get. Reaches over a lift, a tunnel, a change of networks.
     journal_age: Duration = Duration::from_secs(300);
     /// Messages that the journal keeps for one user, over all of its sessions; over it, a session's oldest go, which it is
     /// told when it comes back.
@@ -181,7 +182,8 @@ settings! {
     /// nothing and this.
     reconnect_spread: Duration = Duration::from_secs(10);
 
-    /// How long a client may take to bind after the upgrade, token check included; over it, it is closed with 4408.
+    /// How long a client may take to bind after the upgrade, token check included; over it, it is closed with 4408. The
+    /// checks of later tokens have as long, and so has the journal to hand over what is held for the bind.
     bind_timeout: Duration = Duration::from_secs(10);
     /// A quiet connection is pinged after this long. Below the idle timeouts of common proxies (60 s and up), and often
     /// enough to keep phones' network address translation open.

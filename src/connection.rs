@@ -253,12 +253,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Bound<S> {
                 if let Some(session) = &self.session {
                     self.link.say_bound(session, event, None, expires_at);
                 }
-                self.link.deliver_held(held, self.bindings.user_id(), event);
+                self.link.deliver_held(held, self.bindings.user_id(), vec![event.clone()]);
                 Ok(())
             }
             Err(Refused { problem, reason }) => {
                 if let Some(user_id) = whose {
-                    self.link.hold_again(held, &user_id);
+                    self.link.shared.hold_again(held, &user_id);
                 }
                 self.link.say(&Said::error(problem, Some(event)));
                 // A session's client has been told; a legacy one can only be closed.

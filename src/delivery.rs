@@ -314,6 +314,10 @@ impl Ticket {
         self.delivery.collapse_key.as_deref()
     }
 
+    pub(crate) fn accepted_at(&self) -> Instant {
+        self.delivery.accepted_at
+    }
+
     /// When it is no longer worth writing.
     pub(crate) fn expires_at(&self) -> Option<Instant> {
         self.delivery.expires_at

@@ -19,7 +19,7 @@ pub use memory::MemoryJournal;
 /// Where messages are kept for clients that come back.
 ///
 /// Two kinds of messages are: those that a session was sent and did not acknowledge yet, or missed while it was away;
-/// and those with a time to live whose user had no connection at all. Every message is owned by whoever has it at the
+/// and those with a time to live that nobody was bound to get. Every message is owned by whoever has it at the
 /// moment; a journal that lets go of one says why, with [`Kept::give_up`].
 ///
 /// The gateway may hold the lock of one outbox while it calls the methods that are not `async`, so they must neither
@@ -43,7 +43,7 @@ pub trait Journal: Send + Sync + fmt::Debug + 'static {
     /// Hands over everything that is kept for a session, oldest first, and keeps none of it.
     async fn take(&self, session: &SessionKey) -> Vec<Kept>;
 
-    /// Keeps a message for a user without a connection.
+    /// Keeps a message for a user of whom no connection is bound to its event.
     ///
     /// # Errors
     /// Hands it back where the bounds leave no room.
@@ -58,6 +58,9 @@ pub trait Journal: Send + Sync + fmt::Debug + 'static {
     fn holds(&self, user_id: &UserId) -> bool;
 
     /// Hands over what is held for a user's event, oldest first, and keeps none of it.
+    ///
+    /// The client that is bound to the event is sent nothing until then, and is closed with 4408 after the config's
+    /// `bind_timeout`.
     async fn release(&self, user_id: &UserId, event: &Event) -> Vec<Kept>;
 
     /// Lets go of what has been kept for longer than it may, and says how many messages never reached a client.
@@ -157,6 +160,9 @@ impl Kept {
     pub fn restored(stored: Stored) -> Result<Self, InvalidPush> {
         let Stored { message_id, seq, event, payload, priority, collapse_key, kept_at, expires_at, is_sent } = stored;
         let (now, wall_clock) = (Instant::now(), SystemTime::now());
+        let age = wall_clock.duration_since(kept_at).unwrap_or_default();
+        // As if it was accepted then: what is pushed from now on is newer.
+        let kept_at = now.checked_sub(age).unwrap_or(now);
         let mut push = Push::to_everyone(event.as_str(), payload)?.with_priority(priority);
         if let Some(key) = collapse_key {
             push = push.with_collapse_key(key)?;
@@ -164,11 +170,9 @@ impl Kept {
         if let Some(expires_at) = expires_at {
             // None at all would be for now, not over.
             let left = expires_at.duration_since(wall_clock).unwrap_or_default();
-            push = push.with_ttl(left.max(Duration::from_nanos(1)));
+            push = push.with_ttl(left.saturating_add(now - kept_at).max(Duration::from_nanos(1)));
         }
-        let delivery = Delivery::new(message_id, &push, SlowReaderPolicy::default(), now);
-        let age = wall_clock.duration_since(kept_at).unwrap_or_default();
-        let kept_at = now.checked_sub(age).unwrap_or(now);
+        let delivery = Delivery::new(message_id, &push, SlowReaderPolicy::default(), kept_at);
         Ok(Self { kept_at, is_sent, ..Self::new(Arc::new(delivery).ticket(0), seq) })
     }
 

@@ -447,7 +447,7 @@ pub enum SlowReaderPolicy {
     /// The oldest messages of the least priority are dropped until this one fits, none of a higher priority than its own.
     DropOldest,
     /// The queued messages that this one supersedes are dropped: those with its collapse key, or without one, those of its
-    /// event that have none either. If there are none, the oldest go as with `DropOldest`.
+    /// event that have none and were to be conflated too. If that is not enough, the oldest go as with `DropOldest`.
     Conflate,
 }
 

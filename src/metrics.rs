@@ -266,7 +266,7 @@ impl Metrics {
         registry.register("messages_acked", "Messages that clients acknowledged", self.acked.clone());
         registry.register(
             "messages_held",
-            "Messages kept for a session that is away, or for a user without a connection",
+            "Messages kept for a session that is away, or for a user of whom nobody was bound to their event",
             self.held.clone(),
         );
         registry.register(

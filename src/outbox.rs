@@ -159,6 +159,9 @@ impl State {
         if self.stop.is_some() {
             return Err((ticket, DropReason::Closed));
         }
+        if self.has_newer_than_late(&ticket) {
+            return Err((ticket, DropReason::Superseded));
+        }
         let mut leaving = self.leaving_for(&ticket, capacity);
         if !self.has_room_without(&leaving, &ticket, capacity) {
             if ticket.policy() == SlowReaderPolicy::Disconnect {
@@ -172,10 +175,28 @@ impl State {
         }
         ticket.behind(self.depth.messages + self.depth.late);
         self.depth += Depth::of(&ticket);
-        // The queue is kept in order of priority, so its place is found by bisection; mostly it is the end.
-        let place = self.queue.partition_point(|queued| queued.priority() >= ticket.priority());
+        let place = self.place_for(&ticket);
         self.queue.insert(place, ticket);
         Ok(())
+    }
+
+    /// The queue is kept in order of priority, so a message's place is found by bisection; mostly it is the end. A late one
+    /// goes before those that were accepted after it.
+    fn place_for(&self, ticket: &Ticket) -> usize {
+        let end = self.queue.partition_point(|queued| queued.priority() >= ticket.priority());
+        if !ticket.is_late() {
+            return end;
+        }
+        let start = self.queue.partition_point(|queued| queued.priority() > ticket.priority());
+        let mut newer = self.queue.range(start..end);
+        newer.position(|queued| queued.accepted_at() > ticket.accepted_at()).map_or(end, |at| start + at)
+    }
+
+    /// Whether a message is late for one that was accepted after it and takes its place.
+    fn has_newer_than_late(&self, ticket: &Ticket) -> bool {
+        let takes_its_place =
+            |queued: &Ticket| queued.accepted_at() > ticket.accepted_at() && ticket.is_superseded_by(queued);
+        ticket.is_late() && ticket.collapses() && self.queue.iter().any(takes_its_place)
     }
 
     /// Which messages leave for a newer one, and why. Only planned: a message that is refused in the end must not have
@@ -244,7 +265,7 @@ impl Outbox {
         self.id
     }
 
-    /// Queues a message behind those of its priority, or says why not. Never waits.
+    /// Queues a message behind those of its priority that were accepted before it, or says why not. Never waits.
     pub(crate) fn offer(&self, ticket: Ticket) -> Offered {
         let mut out = Vec::new();
         // A late one was accepted before, and is told in its turn.
@@ -568,6 +589,29 @@ mod tests {
         assert_eq!(offer(&outbox, message("new 3")), Err(DropReason::QueueFull));
         assert_eq!(taken(&outbox), ["kept 1", "kept 2", "kept 3", "new 1", "new 2"]);
         assert_eq!(outbox.close(Depth::default()), 5);
+    }
+
+    #[test]
+    fn what_was_kept_goes_before_what_was_accepted_after_it_and_never_takes_its_place() {
+        let outbox = outbox(9, 1_000);
+        let at_once = |text: &str, key: Option<&str>| {
+            let push = push(text);
+            ticket(&match key {
+                Some(key) => push.with_collapse_key(key).expect("valid"),
+                None => push,
+            })
+        };
+        let [kept_1, keyed, kept_2] = [("kept 1", None), ("keyed, kept", Some("key")), ("kept 2", None)]
+            .map(|(text, key)| at_once(text, key).late());
+        let high = ticket(&push("high").with_priority(Priority::High));
+        for newer in [at_once("new 1", None), at_once("keyed, new", Some("key")), high] {
+            assert_eq!(offer(&outbox, newer), Ok(()));
+        }
+        assert_eq!(offer(&outbox, kept_2), Ok(()));
+        assert_eq!(offer(&outbox, keyed), Err(DropReason::Superseded));
+        assert_eq!(offer(&outbox, kept_1), Ok(()));
+        assert_eq!(offer(&outbox, at_once("new 2", None)), Ok(()));
+        assert_eq!(taken(&outbox), ["high", "kept 1", "kept 2", "new 1", "keyed, new", "new 2"]);
     }
 
     #[test]

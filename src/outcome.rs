@@ -25,7 +25,7 @@ pub struct Outcome {
     pub message_id: MessageId,
     /// How far the counts were followed: what is beyond this level is not counted.
     pub level: Level,
-    /// Connections that were bound to the user and event, and not excluded.
+    /// Connections that were bound to the user and event, and that it was for.
     pub matched: u64,
     /// Connections whose outbox took the message.
     pub accepted: u64,

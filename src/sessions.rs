@@ -284,8 +284,9 @@ impl Sessions {
         }
     }
 
-    /// Gives a message that only a session had, which is over, to the user's next connection, or to one there is.
-    fn pass_on(&self, binder: &Binder, user_id: &UserId, message: Kept) {
+    /// Gives a message that had a receiver which is none any more, a session that is over or a bind that was refused, to the
+    /// user's next connection, or to one there is.
+    pub(crate) fn pass_on(&self, binder: &Binder, user_id: &UserId, message: Kept) {
         let (event, message_id) = (message.event().clone(), message.message_id());
         let find = || binder.receivers(user_id, &event).into_iter().find(|outbox| !outbox.is_away());
         let (receiver, message) = match find() {

@@ -90,6 +90,19 @@ impl From<BindError> for CloseReason {
     }
 }
 
+/// What the journal has handed over for a bind that is still on its way. Dropped with it, it is put back.
+struct Released<'a> {
+    shared: &'a Shared,
+    user_id: &'a UserId,
+    messages: Vec<Kept>,
+}
+
+impl Drop for Released<'_> {
+    fn drop(&mut self) {
+        self.shared.hold_again(std::mem::take(&mut self.messages), self.user_id);
+    }
+}
+
 impl Shared {
     /// Takes the session that a client wants to go on with, if it is known and the token still allows all its events.
     async fn claim(
@@ -145,6 +158,22 @@ impl Shared {
         if identity.user_id == *user_id { Ok(identity.expires_at) } else { Err(Refused::other_user()) }
     }
 
+    /// What is held for these events of a user.
+    async fn release(&self, user_id: &UserId, events: &[Event]) -> Vec<Kept> {
+        let mut released = Released { shared: self, user_id, messages: Vec::new() };
+        for event in events {
+            released.messages.extend(self.sessions.journal().release(user_id, event).await);
+        }
+        std::mem::take(&mut released.messages)
+    }
+
+    /// Puts back what was held for a bind that is not granted. Another connection may have been bound meanwhile.
+    pub(super) fn hold_again(&self, held: Vec<Kept>, user_id: &UserId) {
+        for message in held {
+            self.sessions.pass_on(&self.binder, user_id, message);
+        }
+    }
+
     /// The client of a session has every message up to this number.
     pub(super) fn acknowledge(&self, session: &Session, seq: u64) {
         self.acknowledged(self.sessions.journal().acknowledge(session.key(), seq));
@@ -186,7 +215,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             if let Ok(identity) = &result
                 && shared.sessions.journal().holds(&identity.user_id)
             {
-                held = shared.sessions.journal().release(&identity.user_id, &event).await;
+                let claimed = resumed.iter().filter_map(|(_, claimed)| claimed.as_ref());
+                let mut events: Vec<Event> = claimed.flat_map(|claimed| claimed.events()).collect();
+                events.retain(|bound| *bound != event);
+                events.push(event.clone());
+                held = shared.release(&identity.user_id, &events).await;
             }
             Box::new(Checked::Bind { event, result, resume: resumed, held })
         }));
@@ -226,12 +259,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         };
         match bound {
             Ok((bindings, session)) => {
-                self.deliver_held(held, bindings.user_id(), &event);
+                self.deliver_held(held, bindings.user_id(), bindings.events().cloned().collect());
                 Ok((bindings, session))
             }
             Err(Refused { problem, reason }) => {
                 if let Ok(identity) = &result {
-                    self.hold_again(held, &identity.user_id);
+                    self.shared.hold_again(held, &identity.user_id);
                 }
                 self.say(&Said::error(problem, Some(&event)));
                 Err(reason)
@@ -314,14 +347,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         self.say(&Said::bound(event, session.epoch(), session.token(), seq, recovered, expires_in_ms));
     }
 
-    /// Queues what was held for the event that is bound now, and looks once more for what was held meanwhile.
-    pub(super) fn deliver_held(&mut self, held: Vec<Kept>, user_id: &UserId, event: &Event) {
+    /// Queues what was held for the events that are bound now, and looks once more for what was held meanwhile. Until that
+    /// is queued too, nothing is taken from the outbox: it may be older than what is there.
+    pub(super) fn deliver_held(&mut self, held: Vec<Kept>, user_id: &UserId, events: Vec<Event>) {
         self.offer_held(held);
         if self.shared.sessions.journal().holds(user_id) {
-            let (shared, user_id, event) = (self.shared.clone(), user_id.clone(), event.clone());
-            self.check = Some(Box::pin(async move {
-                Box::new(Checked::Held(shared.sessions.journal().release(&user_id, &event).await))
-            }));
+            self.start_bind_deadline();
+            self.looks_for_held = true;
+            let (shared, user_id) = (self.shared.clone(), user_id.clone());
+            self.check =
+                Some(Box::pin(async move { Box::new(Checked::Held(shared.release(&user_id, &events).await)) }));
         }
     }
 
@@ -331,15 +366,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             let offered = self.registration.outbox().offer(message.into_ticket().late());
             metrics.displaced.inc_by(offered.displaced as u64);
             metrics.forgotten.inc_by(u64::from(matches!(offered.taken, Taken::Refused(_))));
-        }
-    }
-
-    /// Puts back what was held for a bind that was refused.
-    pub(super) fn hold_again(&self, held: Vec<Kept>, user_id: &UserId) {
-        for message in held {
-            if self.shared.sessions.journal().hold(user_id, message).is_err() {
-                self.shared.metrics.forgotten.inc();
-            }
         }
     }
 }

@@ -68,6 +68,8 @@ pub(super) struct Link<S> {
     pub(super) shared: Arc<Shared>,
     /// A token check on its way. Nothing is read meanwhile, so that binds keep their order; writing goes on.
     pub(super) check: Option<Pin<Box<dyn Future<Output = Box<Checked>> + Send>>>,
+    /// Whether that is a look for what is held, which goes before what is in the outbox.
+    pub(super) looks_for_held: bool,
     pub(super) bind_deadline: u64,
     /// When the first of the tokens is over.
     pub(super) token_deadline: u64,
@@ -115,6 +117,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             registration,
             shared,
             check: None,
+            looks_for_held: false,
             bind_deadline,
             token_deadline: NEVER,
             write_deadline: NEVER,
@@ -176,7 +179,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
     fn poll_client(&mut self, cx: &mut Context<'_>) -> Poll<Input> {
         if let Some(check) = &mut self.check {
             return check.as_mut().poll(cx).map(|checked| {
-                self.check = None;
+                (self.check, self.looks_for_held) = (None, false);
                 Input::Checked(checked)
             });
         }
@@ -215,7 +218,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
     /// Takes what is queued and writes it, until there is nothing more or the client takes no more.
     fn poll_deliver(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
         loop {
-            if let Some(stop) = self.socket.visit(self.registration.outbox(), cx, true) {
+            if let Some(stop) = self.socket.visit(self.registration.outbox(), cx, !self.looks_for_held) {
                 return Poll::Ready(self.stopped(stop));
             }
             if self.expire() {

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use pushgate::proto::{Priority, PushRequest};
 use pushgate::{
-    Appended, Event, Journal, JournalBounds, Kept, MemoryJournal, MessageId, SessionKey, Stored, Usage, UserId,
+    Appended, Config, Event, Journal, JournalBounds, Kept, MemoryJournal, MessageId, SessionKey, Stored, Usage, UserId,
 };
 use serde_json::json;
+use tokio::sync::Semaphore;
 
-use crate::support::session::SessionClient;
+use crate::support::session::{Place, SessionClient};
 use crate::support::{TestGateway, push_request};
 
 const BOUNDS: JournalBounds = JournalBounds {
@@ -28,6 +29,8 @@ type Disk = Arc<Mutex<BTreeMap<String, (UserId, Stored)>>>;
 struct Durable {
     memory: MemoryJournal,
     disk: Disk,
+    /// What a release takes one of before it looks, and one of before it answers.
+    gate: Arc<Semaphore>,
 }
 
 impl Durable {
@@ -36,7 +39,15 @@ impl Durable {
         for (user_id, stored) in disk.lock().unwrap().values() {
             memory.hold(user_id, Kept::restored(stored.clone()).unwrap()).unwrap();
         }
-        Self { memory, disk: disk.clone() }
+        Self { memory, disk: disk.clone(), gate: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)) }
+    }
+
+    fn slow(gate: &Arc<Semaphore>) -> Self {
+        Self { gate: gate.clone(), ..Self::open(&Disk::default()) }
+    }
+
+    async fn pass_gate(&self) {
+        self.gate.acquire().await.unwrap().forget();
     }
 
     fn forget(&self, message_id: MessageId) {
@@ -75,7 +86,9 @@ impl Journal for Durable {
     }
 
     async fn release(&self, user_id: &UserId, event: &Event) -> Vec<Kept> {
+        self.pass_gate().await;
         let released = self.memory.release(user_id, event).await;
+        self.pass_gate().await;
         released.iter().for_each(|message| self.forget(message.message_id()));
         released
     }
@@ -122,4 +135,86 @@ async fn what_a_durable_journal_holds_for_a_user_survives_the_gateway() {
     assert_eq!(phone.expect_push(2, "newer").await["id"], ids[2]);
     phone.expect_push(3, "bulk").await;
     assert!(disk.lock().unwrap().is_empty());
+}
+
+fn lasting(message: &str) -> PushRequest {
+    let ttl = Some(prost_types::Duration { seconds: 3600, nanos: 0 });
+    PushRequest { ttl, ..push_request("ann", "mail", message) }
+}
+
+/// A gateway whose journal is slow, with a message that is held for ann, and another since her client asked for the bind.
+async fn slow_gateway(gate: &Arc<Semaphore>, change: impl FnOnce(&mut Config)) -> TestGateway {
+    let gateway = TestGateway::built(change, |builder| builder.journal(Durable::slow(gate))).await;
+    assert_eq!(gateway.grpc().await.try_push(lasting("first")).await.unwrap().held, 1);
+    gateway
+}
+
+/// Lets the journal look, waits until it has, and has one more message held.
+async fn held_meanwhile(gateway: &TestGateway, gate: &Semaphore) {
+    gate.add_permits(1);
+    gateway.until("pushgate_journal_messages", |kept| kept == 0).await;
+    assert_eq!(gateway.grpc().await.try_push(lasting("second")).await.unwrap().held, 1);
+    // The first look is answered, and the second begins.
+    gate.add_permits(1);
+    gateway.until("pushgate_binds_total", |binds| binds > 0).await;
+}
+
+#[tokio::test]
+async fn what_was_held_comes_before_newer_messages_however_slow_the_journal_is() {
+    for is_session in [false, true] {
+        let gate = Arc::new(Semaphore::new(0));
+        let gateway = slow_gateway(&gate, |_| ()).await;
+        let (mut legacy, mut session) = (gateway.connect().await, SessionClient::connect(gateway.clients).await);
+        if is_session {
+            session.say(json!({ "type": "bind", "token": "ann", "event": "mail" })).await;
+        } else {
+            legacy.send_bind("ann", "mail").await;
+        }
+        held_meanwhile(&gateway, &gate).await;
+        let mut grpc = gateway.grpc().await;
+        assert_eq!(grpc.push("ann", "mail", "third").await.accepted, 1);
+        let high = PushRequest { priority: Priority::High.into(), ..push_request("ann", "mail", "urgent") };
+        assert_eq!(grpc.try_push(high).await.unwrap().accepted, 1);
+        gate.add_permits(2);
+        let expected = ["urgent", "first", "second", "third"];
+        if is_session {
+            assert_eq!(session.next().await["type"], "bound");
+            for (seq, message) in (1..).zip(expected) {
+                session.expect_push(seq, message).await;
+            }
+        } else {
+            for message in expected {
+                assert_eq!(legacy.next_text().await, message);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_a_session_left_in_the_journal_comes_with_its_return_whichever_event_that_names() {
+    let gate = Arc::new(Semaphore::new(0));
+    let gateway = slow_gateway(&gate, |_| ()).await;
+    let mut phone = SessionClient::connect(gateway.clients).await;
+    phone.say(json!({ "type": "bind", "token": "ann", "event": "mail" })).await;
+    held_meanwhile(&gateway, &gate).await;
+    let place = Place::of(&phone.next().await);
+    phone.reset();
+    gateway.until("pushgate_sessions_away", |away| away == 1).await;
+    gate.add_permits(100);
+    let mut phone = SessionClient::connect(gateway.clients).await;
+    assert_eq!(phone.resume("ann", "chat", &place).await["recovered"], true);
+    phone.expect_push(1, "first").await;
+    phone.expect_push(2, "second").await;
+}
+
+#[tokio::test]
+async fn a_journal_that_does_not_answer_in_time_keeps_what_it_holds_and_the_bind_is_over() {
+    let gate = Arc::new(Semaphore::new(0));
+    let gateway = slow_gateway(&gate, |config| config.bind_timeout = Duration::from_secs(2)).await;
+    let mut phone = gateway.connect().await;
+    phone.send_bind("ann", "mail").await;
+    held_meanwhile(&gateway, &gate).await;
+    assert_eq!(phone.closed().await.0, 4408);
+    gate.add_permits(100);
+    assert_eq!(gateway.bind("ann", "mail").await.next_text().await, "second", "the first was accepted and is lost");
 }
