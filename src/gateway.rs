@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
-use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -19,7 +18,7 @@ use crate::config::Config;
 use crate::delivery::{Delivery, Receipt, Ticket};
 use crate::journal::Kept;
 use crate::message::{Event, Field, InvalidPush, MessageId, Names, Push, Target, UserId};
-use crate::metrics::{Door, Metrics, PushResult, Task};
+use crate::metrics::{Door, Format, Metrics, PushResult, Task, set};
 use crate::outbox::{Offered, Outbox, Stop, Taken};
 use crate::outcome::{Level, Outcome};
 use crate::registry::Registry;
@@ -162,22 +161,26 @@ impl Gateway {
         })
     }
 
-    /// All metrics as OpenMetrics text. What can be counted when asked is counted now, not kept in step by hand.
-    pub(crate) fn scrape(&self) -> String {
-        let Rooms { metrics, registry, binder, sessions, .. } = &*self.0;
+    /// All metrics as text. What can be counted when asked is counted now, not kept in step by hand.
+    pub(crate) fn scrape(&self, format: Format) -> String {
+        let Rooms { metrics, registry, binder, sessions, waiting, replays, config, .. } = &*self.0;
         let depths = registry.depths();
-        let set = |gauge: &Gauge, value: usize| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         set(&metrics.connections, depths.connections);
         set(&metrics.bindings, binder.len());
         set(&metrics.users, binder.users());
         set(&metrics.outbox_messages, depths.total.messages);
         set(&metrics.outbox_bytes, depths.total.bytes);
         set(&metrics.outbox_messages_fullest, depths.messages_max);
+        set(&metrics.outbox_bytes_fullest, depths.bytes_max);
+        set(&metrics.waiting_pushes, config.waiting_pushes_max.saturating_sub(waiting.available_permits()));
+        let (keys, bytes) = replays.usage();
+        set(&metrics.idempotency_keys, keys);
+        set(&metrics.idempotency_bytes, bytes);
         let kept = sessions.journal().usage();
         set(&metrics.sessions_away, sessions.away());
         set(&metrics.journal_messages, kept.messages);
         set(&metrics.journal_bytes, kept.bytes);
-        metrics.encode()
+        metrics.encode(format)
     }
 
     /// A push by a door, for a caller with a scope; the embedding program needs none.

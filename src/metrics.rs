@@ -1,31 +1,47 @@
 //! Every metric as a field, every label an enum. No label ever holds a user, an event or a token.
 
+mod process;
+mod text;
+
 use std::fmt::{self, Debug, Write};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::encoding::{
-    DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder, text,
+    DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder,
 };
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::close::CloseReason;
+use crate::config::Config;
 use crate::outcome::{DropReason, Drops};
 
 /// Everything that is counted in one gateway. Not global, so that two gateways in one process do not mix.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
+    /// What has a name without the gateway's own prefix.
+    common: Registry,
+    readings: Readings,
     pub(crate) connections: Gauge,
     pub(crate) bindings: Gauge,
     pub(crate) users: Gauge,
     pub(crate) outbox_messages: Gauge,
     pub(crate) outbox_bytes: Gauge,
     pub(crate) outbox_messages_fullest: Gauge,
+    pub(crate) outbox_bytes_fullest: Gauge,
+    pub(crate) http_connections: Gauge,
+    pub(crate) push_concurrency: Gauge,
+    pub(crate) waiting_pushes: Gauge,
+    pub(crate) idempotency_keys: Gauge,
+    pub(crate) idempotency_bytes: Gauge,
     pub(crate) upgrades: Family<UpgradeLabels, Counter>,
     pub(crate) binds: Counter,
     pub(crate) closes: Family<CloseLabels, Counter>,
@@ -121,10 +137,6 @@ pub(crate) enum Task {
     PushStream,
 }
 
-impl Task {
-    const ALL: [Self; 6] = [Self::Accept, Self::Clock, Self::Sessions, Self::Journal, Self::Reload, Self::PushStream];
-}
-
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct TaskLabels {
     pub(crate) task: Task,
@@ -156,18 +168,89 @@ pub(crate) struct UpgradeLabels {
     pub(crate) result: UpgradeResult,
 }
 
-/// A label's value is the variant's name in snake case, as Prometheus users write theirs.
+/// An enum that is a label, with every value it has.
+trait Label: Sized + 'static {
+    const ALL: &'static [Self];
+}
+
+/// A label's value is the variant's name in snake case, as Prometheus users write theirs. A variant that is left out does
+/// not compile.
 macro_rules! labelled {
-    ($($label:ty),+) => {
-        $(impl EncodeLabelValue for $label {
-            fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
-                snake_case(self, encoder)
+    ($($label:ident: $($variant:ident)+;)+) => {
+        $(
+            impl Label for $label {
+                const ALL: &'static [Self] = {
+                    const fn is_listed(label: $label) -> bool {
+                        match label { $($label::$variant)|+ => true }
+                    }
+                    let all = &[$($label::$variant),+];
+                    assert!(is_listed(all[0]));
+                    all
+                };
             }
-        })+
+
+            impl EncodeLabelValue for $label {
+                fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+                    snake_case(self, encoder)
+                }
+            }
+        )+
     };
 }
 
-labelled!(Door, PushResult, DropReason, UpgradeResult, ResumeResult, CloseReason, Task);
+labelled! {
+    Door: Json Grpc Library;
+    PushResult:
+        Accepted Unmatched Held Dropped Invalid Unauthenticated PermissionDenied TooLarge Overloaded TimedOut Draining
+        CheckUnavailable;
+    UpgradeResult: Accepted Malformed TooMany TooManyFromAddress Draining;
+    ResumeResult: Recovered Gap Unknown;
+    Task: Accept Clock Sessions Journal Reload PushStream;
+    DropReason: QueueFull Closed Expired Superseded;
+    CloseReason:
+        ClientClosed Reset ProtocolError NotUtf8 TooManyFrames TooBig NotUnderstood Incomplete TokenRefused CheckUnavailable NotAllowed
+        OtherUser BindTimeout TooManyConnections TooManyEvents PongTimeout WriteTimeout QueueFull Dropped Replaced
+        TokenExpired GoingAway Drained Cut Panicked;
+}
+
+/// What a gauge is set to at each scrape.
+type Reading = (Gauge, Box<dyn Fn() -> usize + Send + Sync>);
+
+#[derive(Default)]
+struct Readings(Mutex<Vec<Reading>>);
+
+impl Readings {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Reading>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Debug for Readings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Readings(..)")
+    }
+}
+
+/// How metrics are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// OpenMetrics 1.0.0.
+    OpenMetrics,
+    /// The text format 0.0.4 of Prometheus.
+    Plain,
+}
+
+fn at_zero<L>(family: &Family<L, Counter>, labels: impl Iterator<Item = L>)
+where
+    L: Clone + Debug + Eq + std::hash::Hash,
+{
+    labels.for_each(|labels| drop(family.get_or_create(&labels)));
+}
+
+/// Sets a gauge to a number of things.
+pub(crate) fn set(gauge: &Gauge, value: usize) {
+    gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+}
 
 /// A label's value for the log, the same word as in the metrics.
 pub(crate) struct InSnakeCase<L>(pub(crate) L);
@@ -192,12 +275,20 @@ impl Metrics {
     pub(crate) fn new() -> Self {
         let mut metrics = Self {
             registry: Registry::with_prefix("pushgate"),
+            common: Registry::default(),
+            readings: Readings::default(),
             connections: Gauge::default(),
             bindings: Gauge::default(),
             users: Gauge::default(),
             outbox_messages: Gauge::default(),
             outbox_bytes: Gauge::default(),
             outbox_messages_fullest: Gauge::default(),
+            outbox_bytes_fullest: Gauge::default(),
+            http_connections: Gauge::default(),
+            push_concurrency: Gauge::default(),
+            waiting_pushes: Gauge::default(),
+            idempotency_keys: Gauge::default(),
+            idempotency_bytes: Gauge::default(),
             upgrades: Family::default(),
             binds: Counter::default(),
             closes: Family::default(),
@@ -225,6 +316,7 @@ impl Metrics {
             ack_seconds: Histogram::new(LATENCY_BUCKETS),
         };
         metrics.register();
+        metrics.begin();
         metrics
     }
 
@@ -239,6 +331,28 @@ impl Metrics {
             "outbox_messages_fullest",
             "Messages in the outbox that holds the most",
             self.outbox_messages_fullest.clone(),
+        );
+        registry.register(
+            "outbox_bytes_fullest",
+            "Bytes in the outbox that holds the most",
+            self.outbox_bytes_fullest.clone(),
+        );
+        registry.register("http_connections", "TCP connections that speak HTTP", self.http_connections.clone());
+        registry.register("push_concurrency", "Requests in hand at the push doors", self.push_concurrency.clone());
+        registry.register(
+            "waiting_pushes",
+            "Pushes that wait, or still may, for more than acceptance",
+            self.waiting_pushes.clone(),
+        );
+        registry.register(
+            "idempotency_keys",
+            "Pushes with an idempotency key that are remembered",
+            self.idempotency_keys.clone(),
+        );
+        registry.register(
+            "idempotency_bytes",
+            "Bytes that remembered idempotency keys take",
+            self.idempotency_bytes.clone(),
         );
         registry.register("upgrades", "Requests to upgrade to WebSocket, by result", self.upgrades.clone());
         registry.register("binds", "Binds that were granted", self.binds.clone());
@@ -294,9 +408,6 @@ impl Metrics {
             "Panics in tasks that the gateway cannot do without and that went on, by task",
             self.task_panics.clone(),
         );
-        for task in Task::ALL {
-            drop(self.task_panics.get_or_create(&TaskLabels { task }));
-        }
         registry.register_with_unit(
             "push",
             "From the push's arrival in the gateway to its outcome",
@@ -315,6 +426,55 @@ impl Metrics {
             Unit::Seconds,
             self.ack_seconds.clone(),
         );
+        let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("build", "What runs, as labels", version);
+        self.common.register_collector(Box::new(process::Process));
+    }
+
+    /// Makes every sample that there can be, at 0: a counter that is not there before it counts has no increase then.
+    fn begin(&self) {
+        at_zero(&self.closes, CloseReason::ALL.iter().map(|&reason| CloseLabels { reason }));
+        at_zero(&self.undelivered, CloseReason::ALL.iter().map(|&reason| CloseLabels { reason }));
+        at_zero(&self.drops, DropReason::ALL.iter().map(|&reason| DropLabels { reason }));
+        at_zero(&self.upgrades, UpgradeResult::ALL.iter().map(|&result| UpgradeLabels { result }));
+        at_zero(&self.resumes, ResumeResult::ALL.iter().map(|&result| ResumeLabels { result }));
+        at_zero(&self.task_panics, Task::ALL.iter().map(|&task| TaskLabels { task }));
+        for &door in Door::ALL {
+            at_zero(&self.pushes, PushResult::ALL.iter().map(|&result| PushLabels { door, result }));
+        }
+    }
+
+    /// Tells the limits beside what they limit: there may be as much of `X` as `X_max` says.
+    pub(crate) fn tell_limits(&mut self, config: &Config) {
+        for (of, setting, limit) in [
+            ("connections", "connections_max", config.connections_max),
+            ("http_connections", "http_connections_max", config.http_connections_max),
+            ("push_concurrency", "push_concurrency_max", config.push_concurrency_max),
+            ("waiting_pushes", "waiting_pushes_max", config.waiting_pushes_max),
+            ("idempotency_keys", "idempotency_keys_max", config.idempotency_keys_max),
+            ("idempotency_bytes", "idempotency_bytes_max", config.idempotency_bytes_max),
+            ("outbox_messages_fullest", "outbox_messages_max", config.outbox_messages_max),
+            ("outbox_bytes_fullest", "outbox_bytes_max", config.outbox_bytes_max),
+            ("sessions_away", "sessions_away_max", config.sessions_away_max),
+        ] {
+            self.tell_limit(of, setting, limit);
+        }
+    }
+
+    /// Tells one limit beside what it limits.
+    pub(crate) fn tell_limit(&mut self, of: &str, setting: &str, limit: usize) {
+        let gauge = Gauge::default();
+        set(&gauge, limit);
+        self.registry.register(
+            format!("{of}_max"),
+            format!("What pushgate_{of} may be, by the setting {setting}"),
+            gauge,
+        );
+    }
+
+    /// Sets a gauge at each scrape to what is read then, so that nothing is kept in step by hand.
+    pub(crate) fn read(&self, gauge: &Gauge, read: impl Fn() -> usize + Send + Sync + 'static) {
+        self.readings.lock().push((gauge.clone(), Box::new(read)));
     }
 
     /// Tells with the rest how many log lines the program lost.
@@ -363,12 +523,21 @@ impl Metrics {
         }
     }
 
-    /// The OpenMetrics text.
-    pub(crate) fn encode(&self) -> String {
+    /// All of it as text.
+    pub(crate) fn encode(&self, format: Format) -> String {
+        for (gauge, read) in &*self.readings.lock() {
+            set(gauge, read());
+        }
         let mut text = String::new();
+        let encoded = encode_registry(&mut text, &self.common)
+            .and_then(|()| encode_registry(&mut text, &self.registry))
+            .and_then(|()| encode_eof(&mut text));
         // Writing to a String fails only if a metric's own encoding does, which would be a bug of the library's.
-        text::encode(&mut text, &self.registry).expect("a metric that cannot be encoded was registered");
-        text
+        encoded.expect("a metric that cannot be encoded was registered");
+        match format {
+            Format::OpenMetrics => text,
+            Format::Plain => text::plain(&text),
+        }
     }
 }
 

@@ -64,6 +64,8 @@ pub(crate) struct Depths {
     pub(crate) total: Depth,
     /// Messages in the fullest outbox.
     pub(crate) messages_max: usize,
+    /// Bytes in the one that holds the most.
+    pub(crate) bytes_max: usize,
 }
 
 impl Registry {
@@ -135,6 +137,7 @@ impl Registry {
             depths.total.messages += depth.messages + depth.late;
             depths.total.bytes += depth.bytes;
             depths.messages_max = depths.messages_max.max(depth.messages);
+            depths.bytes_max = depths.bytes_max.max(depth.bytes);
         });
         depths
     }

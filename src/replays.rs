@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, Hash, RandomState};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::delivery::Receipt;
@@ -84,7 +84,7 @@ const PARTS: [Field; 9] = [
 
 /// A push in little: one hash for each of [`PARTS`], so that it can be told which of them differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Fingerprint([u32; PARTS.len()]);
+struct Fingerprint([u64; PARTS.len()]);
 
 impl Fingerprint {
     fn of(push: &Push, hasher: &RandomState) -> Self {
@@ -109,8 +109,8 @@ impl Fingerprint {
     }
 }
 
-fn hash(hasher: &RandomState, part: impl Hash) -> u32 {
-    hasher.hash_one(part) as u32
+fn hash(hasher: &RandomState, part: impl Hash) -> u64 {
+    hasher.hash_one(part)
 }
 
 impl Replays {
@@ -132,7 +132,7 @@ impl Replays {
     ) -> Result<Made, Field> {
         let key = Key { caller: caller.into(), key: key.into() };
         let fingerprint = Fingerprint::of(push, &self.hasher);
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known();
         known.forget_older(now, self.limits.window);
         if let Some(remembered) = known.pushes.get(&key) {
             let Made { outcome, receipt } = remembered.made.clone();
@@ -145,6 +145,16 @@ impl Replays {
         let forgotten = known.remember(key, remembered, now, self.limits);
         self.metrics.idempotency_keys_forgotten.inc_by(forgotten);
         Ok(made)
+    }
+
+    /// How many keys are remembered, and the bytes that they take.
+    pub(crate) fn usage(&self) -> (usize, usize) {
+        let known = self.known();
+        (known.pushes.len(), known.bytes)
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

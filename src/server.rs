@@ -4,6 +4,7 @@ mod accept;
 mod client;
 mod page;
 mod route;
+mod scrape;
 mod sockets;
 mod stack;
 mod supervise;
@@ -46,6 +47,7 @@ use crate::sessions::{self, Sessions};
 use accept::Http;
 use client::Client;
 use route::{Reflection, Router, Serves};
+use scrape::Scrapes;
 use supervise::supervise;
 
 /// Connections the kernel holds for us while we are busy: a wave of clients that come back at once fits in.
@@ -213,7 +215,7 @@ impl ServerBuilder {
         if let Some(lost) = self.log_lines_lost {
             metrics.tell_log_lines_lost(lost);
         }
-        let gateway = gateway(self.config, Arc::new(metrics), token_authenticator, push_authorizer, self.journal);
+        let gateway = gateway(self.config, metrics, token_authenticator, push_authorizer, self.journal);
         Ok(Server::new(gateway, listeners, local_addr, control_addr).await)
     }
 }
@@ -236,7 +238,7 @@ fn listen(address: SocketAddr) -> Result<TcpListener, ServerError> {
 
 fn gateway(
     config: Config,
-    metrics: Arc<Metrics>,
+    mut metrics: Metrics,
     token_authenticator: Arc<dyn TokenAuthenticator>,
     push_authorizer: Arc<dyn PushAuthorizer>,
     journal: Option<Arc<dyn Journal>>,
@@ -247,6 +249,11 @@ fn gateway(
         connections_per_address_max: config.connections_per_address_max,
         outbox: Capacity { messages_max: config.outbox_messages_max, bytes_max: config.outbox_bytes_max },
     };
+    metrics.tell_limits(&config);
+    if journal.is_none() {
+        metrics.tell_limit("journal_bytes", "journal_total_bytes_max", config.journal_total_bytes_max);
+    }
+    let metrics = Arc::new(metrics);
     let journal = journal.unwrap_or_else(|| {
         Arc::new(MemoryJournal::new(JournalBounds {
             messages_per_user_max: config.journal_messages_max,
@@ -320,6 +327,10 @@ impl Server {
         let health = HealthReporter::new();
         health.set_service_status(proto::push_service_server::SERVICE_NAME, ServingStatus::Serving).await;
         let push_permits = Arc::new(Semaphore::new(rooms.config.push_concurrency_max));
+        let (in_hand, pushes_max) = (push_permits.clone(), rooms.config.push_concurrency_max);
+        rooms
+            .metrics
+            .read(&rooms.metrics.push_concurrency, move || pushes_max.saturating_sub(in_hand.available_permits()));
         let sockets = TaskTracker::new();
         let router = Router {
             websocket: WebSocketDoor {
@@ -338,6 +349,7 @@ impl Server {
             reflection: reflection(),
             client: Client::new(),
             page: page.then(|| page::page(&rooms.config, local_addr, control_addr)),
+            scrapes: Scrapes::default(),
             gateway: gateway.clone(),
         };
         let http = Arc::new(Http::new(Arc::new(router), &rooms.config));

@@ -83,12 +83,16 @@ impl Http {
             // hyper's own defaults, spelled out because they are what stands against reset floods.
             .max_pending_accept_reset_streams(20)
             .max_local_error_reset_streams(1024);
+        let permits = Arc::new(Semaphore::new(config.http_connections_max));
+        let (places, places_max) = (permits.clone(), config.http_connections_max);
+        let metrics = &router.gateway.rooms().metrics;
+        metrics.read(&metrics.http_connections, move || places_max.saturating_sub(places.available_permits()));
         Self {
             builder,
             http1,
             router,
             head_timeout: config.http_header_timeout,
-            permits: Arc::new(Semaphore::new(config.http_connections_max)),
+            permits,
             stop: CancellationToken::new(),
             cut: CancellationToken::new(),
             tasks: TaskTracker::new(),

@@ -3,9 +3,10 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
+use http::header::{ALLOW, CONTENT_SECURITY_POLICY, CONTENT_TYPE, VARY};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -22,6 +23,7 @@ use crate::gateway::Gateway;
 use super::accept::Counted;
 use super::client::Client;
 use super::page::PAGE_POLICY;
+use super::scrape::{self, Scrapes};
 use super::stack::{Peer, PushStack, is_grpc_push};
 
 /// What an address serves.
@@ -43,6 +45,7 @@ pub(super) struct Router {
     pub(super) health: HealthServer<HealthService>,
     pub(super) reflection: Reflection,
     pub(super) client: Client,
+    pub(super) scrapes: Scrapes,
     /// The page to try the gateway from, where it is on.
     pub(super) page: Option<Bytes>,
 }
@@ -111,8 +114,11 @@ impl Router {
             "/readyz" if !self.gateway.is_ready() => try_later(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n"),
             "/readyz" => text(StatusCode::OK, "ready\n"),
             "/metrics" => {
-                let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
-                typed(kind, self.gateway.scrape().into())
+                let format = scrape::format(request.headers());
+                let text = self.scrapes.text(format, Instant::now(), || self.gateway.scrape(format));
+                let mut response = typed(scrape::content_type(format), text);
+                response.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
+                response
             }
             "/" => match &self.page {
                 Some(page) => {
