@@ -31,6 +31,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+    use crate::metrics::Format;
 
     #[tokio::test]
     async fn a_task_that_panics_begins_again_until_it_ends_and_is_counted() {
@@ -42,6 +43,6 @@ mod tests {
         };
         supervise(&metrics, Task::Clock, begin).await;
         assert_eq!(begun.load(Ordering::Relaxed), 3);
-        assert!(metrics.encode().contains("pushgate_task_panics_total{task=\"clock\"} 2\n"));
+        assert!(metrics.encode(Format::OpenMetrics).contains("pushgate_task_panics_total{task=\"clock\"} 2\n"));
     }
 }
