@@ -8,6 +8,7 @@ mod print;
 mod push;
 mod remote;
 mod serve;
+mod systemd;
 
 use std::error::Error;
 use std::path::PathBuf;

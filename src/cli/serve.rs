@@ -12,6 +12,7 @@ use tracing::{error, info, warn};
 use super::hints::Hints;
 use super::log::Log;
 use super::print::Note;
+use super::systemd::Systemd;
 use super::{Outcome, Settings};
 
 /// Files for what is neither a client nor a caller: listeners, logs, configuration, the runtime.
@@ -25,7 +26,9 @@ pub(super) fn run(settings: Settings) -> Outcome {
     }
     let mut config = loaded.config;
     fit_open_files(&mut config);
-    let outcome = runtime().map_err(Into::into).and_then(|runtime| runtime.block_on(serve(config, &log)));
+    let systemd = Systemd::new();
+    let outcome = runtime().map_err(Into::into).and_then(|runtime| runtime.block_on(serve(config, &log, &systemd)));
+    systemd.finish();
     log.finish();
     outcome
 }
@@ -34,7 +37,7 @@ pub(super) fn runtime() -> io::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()
 }
 
-async fn serve(config: Config, log: &Log) -> Outcome {
+async fn serve(config: Config, log: &Log, systemd: &Systemd) -> Outcome {
     let prints_hints = config.log_format == LogFormat::Text;
     let hints = Hints::new(&config);
     // From here on these signals are ours to act on, not the end of the process.
@@ -47,17 +50,20 @@ async fn serve(config: Config, log: &Log) -> Outcome {
     if prints_hints {
         Note::to_stdout(hints.text(&server));
     }
+    systemd.ready();
     let gateway = server.gateway();
     let (stop, stopped) = oneshot::channel::<()>();
     let second_signal = async {
         stop_signals.next().await;
+        systemd.stopping();
         drop(stop);
         stop_signals.next().await;
     };
     let report = tokio::select! {
         report = server.run(async { stopped.await.unwrap_or_default() }) => report,
         // In this task, as all that must not end before the gateway does.
-        never = reload_on_hangup(hangup, &gateway) => match never {},
+        never = reload_on_hangup(hangup, &gateway, systemd) => match never {},
+        never = systemd.keep_alive() => match never {},
         () = second_signal => {
             warn!("second signal, stopping at once");
             log.finish();
@@ -87,9 +93,11 @@ impl StopSignals {
 }
 
 /// Reads tokens and push keys again on each SIGHUP. A file with a mistake is logged, and what it said before holds.
-async fn reload_on_hangup(mut hangup: Signal, gateway: &Gateway) -> Infallible {
+async fn reload_on_hangup(mut hangup: Signal, gateway: &Gateway, systemd: &Systemd) -> Infallible {
     while hangup.recv().await.is_some() {
+        systemd.reloading();
         let errors = gateway.reload().await;
+        systemd.ready();
         for error in &errors {
             error!(error = super::chain(error), "not reloaded, what this file said before still holds");
         }

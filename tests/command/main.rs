@@ -6,6 +6,7 @@ mod calls;
 mod log;
 #[path = "../support/process.rs"]
 mod process;
+mod systemd;
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Output, Stdio};
