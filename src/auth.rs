@@ -143,7 +143,7 @@ pub trait PushAuthorizer: Send + Sync + 'static {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct PushCredentials {
-    /// The API key, from `authorization: Bearer KEY` or `x-api-key: KEY`.
+    /// The API key, from `x-api-key: KEY` or, where that is missing or empty, `authorization: Bearer KEY`.
     pub api_key: Option<Token>,
     /// Where the caller connects from.
     pub peer: SocketAddr,

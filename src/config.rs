@@ -136,10 +136,15 @@ settings! {
     request_bytes_max: usize = 4 * 1024 * 1024;
     /// Pushes in one PushBatch.
     batch_pushes_max: usize = 1000;
-    /// Requests at the push doors at one time; over it, the answer is 503 or RESOURCE_EXHAUSTED at once.
+    /// Requests at the push doors that are worked on at one time, in the push check or being pushed; over it, the answer is
+    /// 503 or RESOURCE_EXHAUSTED at once. One whose body is still coming, or that waits for more than acceptance, is not
+    /// counted.
     push_concurrency_max: usize = 1024;
-    /// Pushes that wait for more than acceptance at one time; over it, RESOURCE_EXHAUSTED at once. Each keeps a few dozen
-    /// bytes for every connection it matched.
+    /// Calls open at one time on one HTTP/2 connection; a caller's further ones wait on its side. A unary push that waits
+    /// for more than acceptance holds one while it waits.
+    http2_streams_max: usize = 1000;
+    /// Pushes that wait for more than acceptance at one time; over it, 503 or RESOURCE_EXHAUSTED at once. Each keeps a few
+    /// dozen bytes for every connection it matched.
     waiting_pushes_max: usize = 10_000;
     /// How long a push with an idempotency key is remembered, so that the same again is told of the first, and another push
     /// under the same key is refused.
@@ -213,9 +218,6 @@ pub(crate) const HTTP_HEAD_BYTES_MAX: usize = 16 * 1024;
 
 /// Headers of an HTTP request; a browser sends about twenty.
 pub(crate) const HTTP_HEADERS_MAX: usize = 64;
-
-/// Calls open at one time on one HTTP/2 connection, so that one caller cannot hold unbounded state.
-pub(crate) const HTTP2_STREAMS_MAX: u32 = 256;
 
 /// Where the client for browsers and Node.js is served, and its types.
 pub(crate) const CLIENT_PATH: &str = "/pushgate.js";
@@ -326,6 +328,7 @@ impl Config {
             ("http_connections_max", self.http_connections_max, 1 << 24),
             ("batch_pushes_max", self.batch_pushes_max, 1 << 20),
             ("push_concurrency_max", self.push_concurrency_max, 1 << 20),
+            ("http2_streams_max", self.http2_streams_max, 1 << 24),
             ("waiting_pushes_max", self.waiting_pushes_max, 1 << 24),
             ("idempotency_keys_max", self.idempotency_keys_max, 1 << 24),
             ("idempotency_bytes_max", self.idempotency_bytes_max, 1 << 40),

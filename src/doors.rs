@@ -7,9 +7,10 @@ pub(crate) mod websocket;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderValue, Response, StatusCode};
-use http_body_util::{Full, Limited};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
+use tonic::Code;
 
 use crate::config;
 use crate::metrics::PushResult;
@@ -17,8 +18,8 @@ use crate::metrics::PushResult;
 /// The body of every answer: tonic's boxed body, so that gRPC answers are not boxed twice.
 pub(crate) type Body = tonic::body::Body;
 
-/// The body of a request at a push door: an error once it is over `request_bytes_max`.
-pub(crate) type BoundedBody = Limited<Incoming>;
+/// The body of a request at a push door: whole and within `request_bytes_max`, or of a stream as it comes.
+pub(crate) type RequestBody = Either<Full<Bytes>, Incoming>;
 
 /// Why a request at a push door is turned away before the door reads it. Each door says it in its own words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -35,6 +36,28 @@ pub(crate) enum Refusal {
     TimedOut,
     #[error("the request is over the limit of {limit_bytes} bytes")]
     TooLarge { limit_bytes: usize },
+    #[error("the body of the request broke off")]
+    BrokenOff,
+    #[error("malformed grpc-timeout")]
+    MalformedTimeout,
+    #[error("the body is encoded, and is taken only as it is")]
+    Encoded,
+}
+
+impl Refusal {
+    /// The same as a gRPC code, which the JSON door's answers have too.
+    pub(crate) fn code(self) -> Code {
+        match self {
+            Self::Unauthenticated => Code::Unauthenticated,
+            Self::CheckUnavailable | Self::Draining => Code::Unavailable,
+            Self::Overloaded | Self::TooLarge { .. } => Code::ResourceExhausted,
+            Self::TimedOut => Code::DeadlineExceeded,
+            Self::BrokenOff => Code::Cancelled,
+            // As grpc-go has it.
+            Self::MalformedTimeout => Code::Internal,
+            Self::Encoded => Code::Unimplemented,
+        }
+    }
 }
 
 impl From<Refusal> for PushResult {
@@ -46,8 +69,20 @@ impl From<Refusal> for PushResult {
             Refusal::Draining => Self::Draining,
             Refusal::TimedOut => Self::TimedOut,
             Refusal::TooLarge { .. } => Self::TooLarge,
+            Refusal::BrokenOff | Refusal::MalformedTimeout | Refusal::Encoded => Self::Invalid,
         }
     }
+}
+
+/// What a list header lists, on however many lines (RFC 9110 section 5.3).
+pub(crate) fn listed<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    let lines = headers.get_all(name).iter().filter_map(|line| line.to_str().ok());
+    lines.flat_map(|line| line.split(',')).map(str::trim).filter(|item| !item.is_empty())
+}
+
+/// Whether a list header lists this word, in any letter case.
+pub(crate) fn lists(headers: &HeaderMap, name: &HeaderName, word: &str) -> bool {
+    listed(headers, name).any(|listed| listed.eq_ignore_ascii_case(word))
 }
 
 /// An answer of plain text.

@@ -55,8 +55,8 @@ pub(crate) struct Rooms {
     pub(crate) leaving: AtomicBool,
     /// Cancelled when the gateway begins to stop.
     pub(crate) stopping: CancellationToken,
-    /// The tasks of push streams, which a shutdown waits for.
-    pub(crate) streams: TaskTracker,
+    /// The pushes in hand, requests and the tasks of streams, which a shutdown waits for.
+    pub(crate) pushes: TaskTracker,
 }
 
 /// Why a push or drop was refused.

@@ -132,7 +132,7 @@ impl<'de, const N: usize> Visitor<'de> for Object<'_, N> {
 
 /// Equal under Unicode simple case folding, for a name of ASCII letters: besides the other case, only the long s and
 /// the Kelvin sign fold to one.
-fn same_letters(key: &str, name: &str) -> bool {
+pub(crate) fn same_letters(key: &str, name: &str) -> bool {
     key.chars().map(fold).eq(name.chars().map(fold))
 }
 

@@ -22,6 +22,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use tonic::codec::CompressionEncoding;
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
@@ -76,7 +77,6 @@ pub struct Server {
     control_addr: SocketAddr,
     page: bool,
     health: HealthReporter,
-    push_permits: Arc<Semaphore>,
     sockets: TaskTracker,
 }
 
@@ -281,7 +281,7 @@ fn gateway(
         metrics,
         leaving: AtomicBool::new(false),
         stopping: CancellationToken::new(),
-        streams: TaskTracker::new(),
+        pushes: TaskTracker::new(),
         config: Arc::new(config),
         names,
         token_authenticator,
@@ -326,11 +326,6 @@ impl Server {
         };
         let health = HealthReporter::new();
         health.set_service_status(proto::push_service_server::SERVICE_NAME, ServingStatus::Serving).await;
-        let push_permits = Arc::new(Semaphore::new(rooms.config.push_concurrency_max));
-        let (in_hand, pushes_max) = (push_permits.clone(), rooms.config.push_concurrency_max);
-        rooms
-            .metrics
-            .read(&rooms.metrics.push_concurrency, move || pushes_max.saturating_sub(in_hand.available_permits()));
         let sockets = TaskTracker::new();
         let router = Router {
             websocket: WebSocketDoor {
@@ -344,8 +339,10 @@ impl Server {
                 }),
                 tasks: sockets.clone(),
             },
-            push: stack::push_stack(&gateway, push_permits.clone()),
-            health: HealthServer::new(HealthService::from_health_reporter(health.clone())),
+            push: stack::push_stack(&gateway),
+            health: HealthServer::new(HealthService::from_health_reporter(health.clone()))
+                .accept_compressed(CompressionEncoding::Gzip)
+                .accept_compressed(CompressionEncoding::Zstd),
             reflection: reflection(),
             client: Client::new(),
             page: page.then(|| page::page(&rooms.config, local_addr, control_addr)),
@@ -353,7 +350,7 @@ impl Server {
             gateway: gateway.clone(),
         };
         let http = Arc::new(Http::new(Arc::new(router), &rooms.config));
-        Self { gateway, http, listeners, local_addr, control_addr, page, health, push_permits, sockets }
+        Self { gateway, http, listeners, local_addr, control_addr, page, health, sockets }
     }
 
     /// The address that clients connect to.
@@ -446,11 +443,9 @@ impl Server {
     /// Waits until no push is in hand. Half of the grace, so that a caller that sends its body slowly leaves the other
     /// half to the clients.
     async fn finish_pushes(&self, patience: Duration) {
-        let all = u32::try_from(self.gateway.rooms().config.push_concurrency_max).unwrap_or(u32::MAX);
-        let streams = &self.gateway.rooms().streams;
-        streams.close();
-        let finished = async { (streams.wait().await, self.push_permits.acquire_many(all).await).1 };
-        match tokio::time::timeout(patience, finished).await {
+        let pushes = &self.gateway.rooms().pushes;
+        pushes.close();
+        match tokio::time::timeout(patience, pushes.wait()).await {
             Ok(_) => debug!("pushes finished"),
             Err(_) => warn!("pushes are still in hand"),
         }
@@ -486,8 +481,16 @@ fn reflection() -> Reflection {
     };
     const SOUND: &str = "the descriptors were encoded by this build";
     Reflection {
-        v1: BoxCloneSyncService::new(builder().build_v1().expect(SOUND)),
-        v1alpha: BoxCloneSyncService::new(builder().build_v1alpha().expect(SOUND)),
+        v1: BoxCloneSyncService::new(
+            (builder().build_v1().expect(SOUND))
+                .accept_compressed(CompressionEncoding::Gzip)
+                .accept_compressed(CompressionEncoding::Zstd),
+        ),
+        v1alpha: BoxCloneSyncService::new(
+            (builder().build_v1alpha().expect(SOUND))
+                .accept_compressed(CompressionEncoding::Gzip)
+                .accept_compressed(CompressionEncoding::Zstd),
+        ),
     }
 }
 

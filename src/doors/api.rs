@@ -1,8 +1,11 @@
 //! Between the messages of the API and the nouns: what a request asks for, how an outcome is told, what was wrong.
 
+use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::Extensions;
+use tokio::sync::OwnedSemaphorePermit;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -18,20 +21,32 @@ use crate::proto::push_result::Result as ResultOf;
 /// Who calls, as the layer before this door found it.
 pub(super) struct Caller {
     pub(super) scope: PushScope,
-    pub(super) wait_until: Instant,
+    wait_until: Instant,
+    place: Place,
 }
 
 impl Caller {
     /// What the layer noted; `None` on a path that goes past it.
-    pub(super) fn noted(extensions: &Extensions) -> Option<Self> {
-        let WaitUntil(wait_until) = *extensions.get()?;
-        Some(Self { scope: extensions.get::<PushScope>()?.clone(), wait_until })
+    pub(super) fn noted(extensions: &mut Extensions) -> Option<Self> {
+        let WaitUntil(wait_until) = extensions.remove()?;
+        Some(Self { scope: extensions.remove()?, wait_until, place: extensions.remove()? })
+    }
+
+    /// Says until when it may wait, and gives its place back: whoever only waits holds up nobody.
+    pub(super) fn into_wait(self) -> Instant {
+        drop(self.place);
+        self.wait_until
     }
 }
 
 /// Until when an answer may wait, as the layer before this door found it: a little less than the call has left.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WaitUntil(pub(crate) Instant);
+
+/// One of `push_concurrency_max`, which the door holds while it works on the push. Shared only so that a request can
+/// carry it.
+#[derive(Clone, Debug)]
+pub(crate) struct Place(#[expect(dead_code, reason = "held, not read")] pub(crate) Arc<OwnedSemaphorePermit>);
 
 /// Makes one push and says who took it.
 pub(super) fn send(
@@ -52,7 +67,7 @@ pub(super) fn send(
 pub(super) async fn batch(
     gateway: &Gateway,
     door: Door,
-    caller: &Caller,
+    caller: Caller,
     request: proto::PushBatchRequest,
 ) -> Result<proto::PushBatchResponse, Wrong> {
     let limit = gateway.rooms().config.batch_pushes_max;
@@ -64,10 +79,11 @@ pub(super) async fn batch(
         return Err(Wrong::field("pushes", problem));
     }
     let sent: Vec<_> = request.pushes.into_iter().map(|push| send(gateway, door, &caller.scope, push)).collect();
+    let until = caller.into_wait();
     let mut results = Vec::with_capacity(sent.len());
     for asked in sent {
         results.push(match asked {
-            Ok(asked) => asked.answer(caller.wait_until).await.into(),
+            Ok(asked) => asked.answer(until).await.into(),
             Err(wrong) => wrong.into(),
         });
     }
@@ -109,7 +125,7 @@ pub(super) struct Read {
 }
 
 /// Connections that one push may name to leave out.
-const EXCLUDED_MAX: usize = 100;
+pub(super) const EXCLUDED_MAX: usize = 100;
 
 /// Connections that one answer tells of by themselves.
 const CONNECTIONS_TOLD_MAX: usize = 1000;
@@ -160,8 +176,7 @@ fn read_for(
         Err(_) => return Err(unknown("wait_for")),
     };
     if let Some(ttl) = request.ttl {
-        let ttl = ttl.try_into().map_err(|_| Wrong::field("ttl", "the time to live is negative".to_owned()))?;
-        push = push.with_ttl(ttl);
+        push = push.with_ttl(duration(ttl, "ttl")?);
     }
     if !request.connection_id.is_empty() {
         push = push.only_to(connection_id(&request.connection_id, "connection_id")?);
@@ -190,6 +205,26 @@ fn read_for(
         Err(_) => return Err(unknown("slow_reader_policy")),
     };
     Ok(Read { push, wait_for, per_connection: request.per_connection })
+}
+
+/// The longest duration by protobuf's rules, in seconds: about 10,000 years.
+const DURATION_SECONDS_MAX: u64 = 315_576_000_000;
+
+/// A duration by protobuf's own rules, which are on the message `google.protobuf.Duration`; no field takes a negative one.
+fn duration(given: prost_types::Duration, field: &'static str) -> Result<Duration, Wrong> {
+    let prost_types::Duration { seconds, nanos } = given;
+    let problem = if seconds.unsigned_abs() > DURATION_SECONDS_MAX {
+        format!("the duration has more than {DURATION_SECONDS_MAX} seconds")
+    } else if nanos.unsigned_abs() > 999_999_999 {
+        "the duration has more than 999999999 nanos".to_owned()
+    } else if seconds.signum() * i64::from(nanos.signum()) < 0 {
+        "the seconds and nanos of the duration have different signs".to_owned()
+    } else if seconds < 0 || nanos < 0 {
+        "the duration is negative".to_owned()
+    } else {
+        return Ok(Duration::new(seconds.unsigned_abs(), nanos.unsigned_abs()));
+    };
+    Err(Wrong::field(field, problem))
 }
 
 /// A number that names nothing, most likely from a caller that is newer than this gateway.
@@ -288,25 +323,35 @@ impl From<Wrong> for proto::PushResult {
 pub(super) struct Wrong {
     pub(super) code: Code,
     problem: String,
-    field: &'static str,
-    /// Whether the idempotency key stands for another push.
-    pub(super) reuses_key: bool,
+    field: Cow<'static, str>,
+    pub(super) kind: Kind,
+}
+
+/// What a door tells apart that has one code in gRPC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A part is over its limit.
+    TooLong,
+    /// The idempotency key stands for another push.
+    KeyReused,
+    Other,
 }
 
 impl Wrong {
-    pub(super) fn field(field: &'static str, problem: String) -> Self {
-        Self { code: Code::InvalidArgument, problem, field, reuses_key: false }
+    pub(super) fn field(field: impl Into<Cow<'static, str>>, problem: String) -> Self {
+        Self { code: Code::InvalidArgument, problem, field: field.into(), kind: Kind::Other }
     }
 
-    fn code(code: Code, error: &PushError) -> Self {
-        Self { code, problem: error.to_string(), field: "", reuses_key: false }
+    fn no_field(code: Code, problem: String) -> Self {
+        Self { code, ..Self::field("", problem) }
     }
 }
 
 impl From<InvalidPush> for Wrong {
     fn from(error: InvalidPush) -> Self {
         let (InvalidPush::Empty { field } | InvalidPush::TooLong { field, .. }) = error;
-        Self::field(name(field), error.to_string())
+        let kind = if matches!(error, InvalidPush::TooLong { .. }) { Kind::TooLong } else { Kind::Other };
+        Self { kind, ..Self::field(name(field), error.to_string()) }
     }
 }
 
@@ -332,11 +377,11 @@ impl From<PushError> for Wrong {
             PushError::Invalid(invalid) => invalid.into(),
             PushError::KeyReused { differs } => {
                 let problem = format!("this idempotency key was used for a push with another {}", name(differs));
-                Self { reuses_key: true, ..Self::field(name(Field::IdempotencyKey), problem) }
+                Self { kind: Kind::KeyReused, ..Self::field(name(Field::IdempotencyKey), problem) }
             }
-            PushError::PermissionDenied => Self::code(Code::PermissionDenied, &error),
-            PushError::TooSlow { .. } => Self::code(Code::DeadlineExceeded, &error),
-            PushError::TooManyWaiting => Self::code(Code::ResourceExhausted, &error),
+            PushError::PermissionDenied => Self::no_field(Code::PermissionDenied, error.to_string()),
+            PushError::TooSlow { .. } => Self::no_field(Code::DeadlineExceeded, error.to_string()),
+            PushError::TooManyWaiting => Self::no_field(Code::ResourceExhausted, error.to_string()),
         }
     }
 }
@@ -354,6 +399,6 @@ impl From<Wrong> for Status {
 
 impl From<Wrong> for proto::PushError {
     fn from(wrong: Wrong) -> Self {
-        Self { code: wrong.code.into(), message: wrong.problem, field: wrong.field.to_owned() }
+        Self { code: wrong.code.into(), message: wrong.problem, field: wrong.field.into_owned() }
     }
 }

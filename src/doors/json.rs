@@ -4,19 +4,19 @@
 mod mapping;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, ALLOW, CONTENT_TYPE};
+use http::header::{ACCEPT, ACCEPT_ENCODING, ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
-use http_body_util::{BodyExt, LengthLimitError};
+use http_body_util::BodyExt;
 use tonic::Code;
 
-use crate::doors::api::{Caller, Wrong, batch, send};
-use crate::doors::{Body, BoundedBody, Refusal, empty, text, try_later};
+use crate::config::{self, Config};
+use crate::doors::api::{Caller, EXCLUDED_MAX, Kind, Wrong, batch, send};
+use crate::doors::{Body, Refusal, RequestBody, empty, listed, text};
 use crate::gateway::{Gateway, PushError};
 use crate::legacy;
 use crate::message::{InvalidPush, Push};
 use crate::metrics::{Door, PushResult};
 use crate::proto;
-use crate::proto::push_request::Payload;
 
 /// What the replaced service answered to whatever it could not use.
 const ILLEGAL: &str = "request data illegal";
@@ -24,35 +24,53 @@ const ILLEGAL: &str = "request data illegal";
 /// What a batch's path has behind the push path.
 pub(crate) const BATCH: &str = "/batch";
 
+/// What a caller asks for, and how it is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// One push, as the replaced service had it.
+    Legacy,
+    /// One push with all its options, and its whole outcome in JSON.
+    Full,
+    /// Many of these.
+    Batch,
+}
+
+impl Mode {
+    pub(crate) fn asked<B>(config: &Config, request: &Request<B>) -> Self {
+        if request.uri().path() != config.push_path {
+            Self::Batch
+        } else if accepts_json(request.headers()) {
+            Self::Full
+        } else {
+            Self::Legacy
+        }
+    }
+}
+
 /// Reads the body, pushes, and answers as the caller asks.
-pub(crate) async fn push(gateway: &Gateway, request: Request<BoundedBody>) -> Response<Body> {
-    let is_batch = request.uri().path() != gateway.rooms().config.push_path;
-    let (parts, body) = request.into_parts();
-    let Some(caller) = Caller::noted(&parts.extensions) else {
+pub(crate) async fn push(gateway: &Gateway, request: Request<RequestBody>) -> Response<Body> {
+    let mode = Mode::asked(&gateway.rooms().config, &request);
+    let (mut parts, body) = request.into_parts();
+    let Some(caller) = Caller::noted(&mut parts.extensions) else {
         // A path to this door past the layer that authorizes would be a hole.
-        return refuse(gateway, Refusal::Unauthenticated);
+        return refuse(gateway, mode, Refusal::Unauthenticated);
     };
-    let body = match body.collect().await {
-        Ok(body) => body.to_bytes(),
-        Err(error) if error.is::<LengthLimitError>() => {
-            let limit_bytes = gateway.rooms().config.request_bytes_max;
-            return refuse(gateway, Refusal::TooLarge { limit_bytes });
-        }
-        // The caller broke off, so this answer most likely reaches nobody.
-        Err(_) => return illegal(gateway),
+    let Ok(body) = body.collect().await else {
+        return refuse(gateway, mode, Refusal::BrokenOff);
     };
-    if is_batch {
-        match push_batch(gateway, &caller, &body).await {
-            Ok(results) => json(StatusCode::OK, mapping::write(&results, "PushBatchResponse")),
-            Err(wrong) => refused(wrong),
+    let body = body.to_bytes();
+    let answer = match mode {
+        Mode::Legacy => return push_as_ever(gateway, &caller, &body),
+        Mode::Full => {
+            push_in_full(gateway, caller, &body).await.map(|outcome| mapping::write(&outcome, "PushResponse"))
         }
-    } else if accepts_json(&parts.headers) {
-        match push_in_full(gateway, &caller, &body).await {
-            Ok(outcome) => json(StatusCode::OK, mapping::write(&outcome, "PushResponse")),
-            Err(wrong) => refused(wrong),
+        Mode::Batch => {
+            push_batch(gateway, caller, &body).await.map(|results| mapping::write(&results, "PushBatchResponse"))
         }
-    } else {
-        push_as_ever(gateway, &caller, &body)
+    };
+    match answer {
+        Ok(json) => self::json(StatusCode::OK, json),
+        Err(wrong) => refused(wrong),
     }
 }
 
@@ -60,10 +78,30 @@ pub(crate) async fn push(gateway: &Gateway, request: Request<BoundedBody>) -> Re
 /// the plain text that it got there. Some HTTP libraries accept JSON and everything else unasked, and their callers must
 /// see what they see today.
 fn accepts_json(headers: &HeaderMap) -> bool {
-    let accepts: Vec<&str> = headers.get_all(ACCEPT).iter().filter_map(|accept| accept.to_str().ok()).collect();
-    let kinds = || accepts.iter().flat_map(|accept| accept.split(',')).filter_map(|kind| kind.split(';').next());
-    let accepts = |wanted: &[&str]| kinds().any(|kind| wanted.contains(&kind.trim()));
-    accepts(&["application/json"]) && !accepts(&["text/plain", "text/*", "*/*"])
+    accepts(headers, "application", "json") && !accepts(headers, "text", "plain")
+}
+
+/// Whether a media type is named as acceptable; of several ranges that it is in, the narrowest holds (RFC 9110 section
+/// 12.5.1).
+fn accepts(headers: &HeaderMap, kind: &str, subkind: &str) -> bool {
+    let ranges = listed(headers, &ACCEPT).filter_map(|range| {
+        let mut parts = range.split(';').map(str::trim);
+        let (range, subrange) = parts.next()?.split_once('/')?;
+        let narrow = if range.eq_ignore_ascii_case(kind) && subrange.eq_ignore_ascii_case(subkind) {
+            2
+        } else if range.eq_ignore_ascii_case(kind) && subrange == "*" {
+            1
+        } else if range == "*" && subrange == "*" {
+            0
+        } else {
+            return None;
+        };
+        let mut weights =
+            parts.filter_map(|part| part.split_once('=')).filter(|(name, _)| name.trim().eq_ignore_ascii_case("q"));
+        let is_excluded = weights.any(|(_, weight)| weight.trim().parse::<f32>().is_ok_and(|weight| weight <= 0.0));
+        Some((narrow, !is_excluded))
+    });
+    ranges.max().is_some_and(|(_, accepted)| accepted)
 }
 
 /// The legacy contract.
@@ -85,9 +123,9 @@ fn push_as_ever(gateway: &Gateway, caller: &Caller, body: &[u8]) -> Response<Bod
             text(StatusCode::BAD_REQUEST, ILLEGAL)
         }
         Err(PushError::Invalid(error @ InvalidPush::TooLong { .. })) => too_large(&error.to_string()),
-        Err(PushError::PermissionDenied) => empty(StatusCode::UNAUTHORIZED),
+        Err(PushError::PermissionDenied) => with_its_headers(empty(StatusCode::UNAUTHORIZED)),
         Err(error @ (PushError::TooManyWaiting | PushError::TooSlow { .. })) => {
-            try_later(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+            with_its_headers(text(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))
         }
     }
 }
@@ -95,58 +133,90 @@ fn push_as_ever(gateway: &Gateway, caller: &Caller, body: &[u8]) -> Response<Bod
 const FIELDS: [&str; 3] = ["userId", "event", "message"];
 
 /// The legacy body with whatever `PushRequest` has besides, and its whole outcome.
-async fn push_in_full(gateway: &Gateway, caller: &Caller, body: &[u8]) -> Result<proto::PushResponse, Wrong> {
-    let wrong = |problem| {
-        gateway.rooms().metrics.pushed(Door::Json, PushResult::Invalid);
-        Wrong::field("", problem)
-    };
-    let mut request: proto::PushRequest = mapping::read(body, "PushRequest").map_err(wrong)?;
-    // The three legacy fields by their own rules, so that a caller may add the header to what it sends today.
-    let [user_id, event, message] = legacy::fields(body, FIELDS).map_err(|error| wrong(error.to_string()))?;
-    (request.user_id, request.event) = (user_id, event);
-    if !message.is_empty() {
-        request.payload = Some(Payload::Message(message));
-    }
-    Ok(send(gateway, Door::Json, &caller.scope, request)?.answer(caller.wait_until).await)
+async fn push_in_full(gateway: &Gateway, caller: Caller, body: &[u8]) -> Result<proto::PushResponse, Wrong> {
+    let request = read(gateway, body, "PushRequest")?;
+    let asked = send(gateway, Door::Json, &caller.scope, request)?;
+    Ok(asked.answer(caller.into_wait()).await)
 }
 
-async fn push_batch(gateway: &Gateway, caller: &Caller, body: &[u8]) -> Result<proto::PushBatchResponse, Wrong> {
-    let request = mapping::read(body, "PushBatchRequest").map_err(|problem| {
-        gateway.rooms().metrics.pushed(Door::Json, PushResult::Invalid);
-        Wrong::field("", problem)
-    })?;
+async fn push_batch(gateway: &Gateway, caller: Caller, body: &[u8]) -> Result<proto::PushBatchResponse, Wrong> {
+    let request = read(gateway, body, "PushBatchRequest")?;
     batch(gateway, Door::Json, caller, request).await
 }
 
+fn read<M: prost::Message + Default>(gateway: &Gateway, body: &[u8], name: &str) -> Result<M, Wrong> {
+    let items_max = gateway.rooms().config.batch_pushes_max.max(EXCLUDED_MAX);
+    mapping::read(body, name, items_max).map_err(|(field, problem)| {
+        gateway.rooms().metrics.pushed(Door::Json, PushResult::Invalid);
+        Wrong::field(field, problem)
+    })
+}
+
 /// The answer to any other method.
-pub(crate) fn method_not_allowed() -> Response<Body> {
-    let mut response = empty(StatusCode::METHOD_NOT_ALLOWED);
+pub(crate) fn method_not_allowed(mode: Mode) -> Response<Body> {
+    let status = StatusCode::METHOD_NOT_ALLOWED;
+    let mut response = match mode {
+        Mode::Legacy => empty(status),
+        Mode::Full | Mode::Batch => told(status, Code::Unimplemented, "the method is not POST".to_owned()),
+    };
     response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
     response
 }
 
 /// Turns a request away in this door's words.
-pub(crate) fn refuse(gateway: &Gateway, refusal: Refusal) -> Response<Body> {
+pub(crate) fn refuse(gateway: &Gateway, mode: Mode, refusal: Refusal) -> Response<Body> {
     gateway.rooms().metrics.pushed(Door::Json, refusal.into());
-    match refusal {
-        Refusal::Unauthenticated => empty(StatusCode::UNAUTHORIZED),
-        Refusal::TimedOut => text(StatusCode::REQUEST_TIMEOUT, refusal.to_string()),
-        Refusal::TooLarge { .. } => too_large(&refusal.to_string()),
-        Refusal::CheckUnavailable | Refusal::Overloaded | Refusal::Draining => {
-            try_later(StatusCode::SERVICE_UNAVAILABLE, refusal.to_string())
-        }
+    let status = match refusal {
+        Refusal::Unauthenticated => StatusCode::UNAUTHORIZED,
+        Refusal::TimedOut => StatusCode::REQUEST_TIMEOUT,
+        Refusal::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+        Refusal::Encoded => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        Refusal::BrokenOff | Refusal::MalformedTimeout => StatusCode::BAD_REQUEST,
+        Refusal::CheckUnavailable | Refusal::Overloaded | Refusal::Draining => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    match (mode, refusal) {
+        (Mode::Legacy, Refusal::Unauthenticated) => with_its_headers(empty(status)),
+        (Mode::Legacy, Refusal::BrokenOff) => text(status, ILLEGAL),
+        (Mode::Legacy, _) => with_its_headers(text(status, refusal.to_string())),
+        (Mode::Full | Mode::Batch, _) => told(status, refusal.code(), refusal.to_string()),
     }
+}
+
+/// Why a request was turned away, to a caller that accepts JSON.
+fn told(status: StatusCode, code: Code, message: String) -> Response<Body> {
+    let error = proto::PushError { code: code.into(), message, field: String::new() };
+    json(status, mapping::write(&error, "PushError"))
 }
 
 /// What was wrong, to a caller that accepts JSON.
 fn refused(wrong: Wrong) -> Response<Body> {
     let status = match wrong.code {
-        Code::InvalidArgument if wrong.reuses_key => StatusCode::UNPROCESSABLE_ENTITY,
-        Code::PermissionDenied => StatusCode::UNAUTHORIZED,
+        Code::PermissionDenied => StatusCode::FORBIDDEN,
         Code::ResourceExhausted => StatusCode::SERVICE_UNAVAILABLE,
+        _ if wrong.kind == Kind::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
+        _ if wrong.kind == Kind::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
         _ => StatusCode::BAD_REQUEST,
     };
     json(status, mapping::write(&proto::PushError::from(wrong), "PushError"))
+}
+
+/// Adds the header that goes with an answer's status.
+fn with_its_headers(mut response: Response<Body>) -> Response<Body> {
+    let status = response.status();
+    let headers = response.headers_mut();
+    match status {
+        StatusCode::UNAUTHORIZED => {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"pushgate\""));
+        }
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => {
+            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        }
+        StatusCode::SERVICE_UNAVAILABLE => {
+            headers.insert(RETRY_AFTER, config::RETRY_AFTER.as_secs().into());
+        }
+        _ => {}
+    }
+    response
 }
 
 fn illegal(gateway: &Gateway) -> Response<Body> {
@@ -161,5 +231,5 @@ fn too_large(problem: &str) -> Response<Body> {
 fn json(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
     let mut response = text(status, body);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
+    with_its_headers(response)
 }

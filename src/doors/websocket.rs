@@ -3,20 +3,23 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http::header::{ALLOW, CONNECTION, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use http::header::{
+    ALLOW, CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto::upgrade::downcast;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_tungstenite::tungstenite::error::{Error, ProtocolError};
-use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use crate::close::CloseReason;
 use crate::connection::{self, Protocol, SESSION_PROTOCOL, Shared};
-use crate::doors::{Body, text, try_later};
+use crate::doors::{Body, empty, listed, lists, text, try_later};
 use crate::metrics::UpgradeResult;
 use crate::registry::{AdmitError, Registry};
 
@@ -43,11 +46,11 @@ impl WebSocketDoor {
     {
         let metrics = &self.shared.metrics;
         let protocol = protocol(request.headers());
-        let mut response = match create_response_with_body(&request, Body::empty) {
-            Ok(response) => response,
-            Err(error) => {
+        let mut response = match accept_key(&request) {
+            Ok(key) => switching(&key),
+            Err(malformed) => {
                 metrics.upgrade(UpgradeResult::Malformed);
-                return malformed(&error);
+                return malformed.answer();
             }
         };
         let registration = match self.registry.admit(peer.ip().to_canonical()) {
@@ -93,37 +96,81 @@ impl WebSocketDoor {
 
 /// What the client wants to speak. One that offers other subprotocols gets the legacy protocol, and can see that it does.
 fn protocol(headers: &HeaderMap) -> Protocol {
-    let offers = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|offers| offers.to_str().ok());
-    if offers.flat_map(|offers| offers.split(',')).any(|offer| offer.trim() == SESSION_PROTOCOL) {
+    if listed(headers, &SEC_WEBSOCKET_PROTOCOL).any(|offer| offer == SESSION_PROTOCOL) {
         Protocol::Session
     } else {
         Protocol::Legacy
     }
 }
 
-fn malformed(error: &Error) -> Response<Body> {
-    let status = match error {
-        Error::Protocol(ProtocolError::WrongHttpMethod) => StatusCode::METHOD_NOT_ALLOWED,
-        Error::Protocol(
-            ProtocolError::WrongHttpVersion
-            | ProtocolError::MissingConnectionUpgradeHeader
-            | ProtocolError::MissingUpgradeWebSocketHeader
-            | ProtocolError::MissingSecWebSocketVersionHeader,
-        ) => StatusCode::UPGRADE_REQUIRED,
-        _ => StatusCode::BAD_REQUEST,
-    };
-    let mut response = text(status, format!("not a WebSocket upgrade: {error}"));
+/// What makes a request no WebSocket upgrade, by RFC 6455 section 4.2.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+enum Malformed {
+    #[error("the method is not GET")]
+    Method,
+    #[error("the HTTP version is not 1.1")]
+    HttpVersion,
+    #[error("no Connection header lists upgrade")]
+    Connection,
+    #[error("no Upgrade header lists websocket")]
+    Upgrade,
+    #[error("there is no Sec-WebSocket-Version header, or not one of 13 alone")]
+    Version,
+    #[error("there is no Sec-WebSocket-Key header, or not one of 16 bytes in base64 alone")]
+    Key,
+}
+
+/// What answers the request's key, if it is an upgrade.
+fn accept_key<B>(request: &Request<B>) -> Result<String, Malformed> {
+    let headers = request.headers();
+    let refuse_unless = |holds: bool, malformed| if holds { Ok(()) } else { Err(malformed) };
+    refuse_unless(request.method() == Method::GET, Malformed::Method)?;
+    refuse_unless(request.version() == Version::HTTP_11, Malformed::HttpVersion)?;
+    refuse_unless(lists(headers, &CONNECTION, "upgrade"), Malformed::Connection)?;
+    refuse_unless(lists(headers, &UPGRADE, "websocket"), Malformed::Upgrade)?;
+    refuse_unless(only(headers, &SEC_WEBSOCKET_VERSION) == Some("13"), Malformed::Version)?;
+    let key = only(headers, &SEC_WEBSOCKET_KEY).ok_or(Malformed::Key)?;
+    let is_good = BASE64_STANDARD.decode(key).is_ok_and(|bytes| bytes.len() == 16);
+    refuse_unless(is_good, Malformed::Key)?;
+    Ok(derive_accept_key(key.as_bytes()))
+}
+
+/// The value of a header that must stand there once.
+fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    let mut lines = headers.get_all(name).iter();
+    let line = lines.next()?;
+    if lines.next().is_some() { None } else { line.to_str().ok().map(str::trim) }
+}
+
+fn switching(accept_key: &str) -> Response<Body> {
+    let mut response = empty(StatusCode::SWITCHING_PROTOCOLS);
     let headers = response.headers_mut();
-    if status == StatusCode::METHOD_NOT_ALLOWED {
-        headers.insert(ALLOW, HeaderValue::from_static("GET"));
-    }
-    if status == StatusCode::UPGRADE_REQUIRED {
-        // RFC 9110 section 7.8 and RFC 6455 section 4.4: say what would be understood.
-        headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-        headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
-    }
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(SEC_WEBSOCKET_ACCEPT, HeaderValue::from_str(accept_key).expect("base64"));
     response
+}
+
+impl Malformed {
+    fn answer(self) -> Response<Body> {
+        let status = match self {
+            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
+            Self::HttpVersion | Self::Connection | Self::Upgrade | Self::Version => StatusCode::UPGRADE_REQUIRED,
+            Self::Key => StatusCode::BAD_REQUEST,
+        };
+        let mut response = text(status, format!("not a WebSocket upgrade: {self}"));
+        let headers = response.headers_mut();
+        if status == StatusCode::METHOD_NOT_ALLOWED {
+            headers.insert(ALLOW, HeaderValue::from_static("GET"));
+        }
+        if status == StatusCode::UPGRADE_REQUIRED {
+            // RFC 9110 section 7.8 and RFC 6455 section 4.4: say what would be understood.
+            headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+            headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+            headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        }
+        response
+    }
 }
 
 fn refused(error: AdmitError) -> Response<Body> {

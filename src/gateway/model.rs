@@ -43,7 +43,7 @@ fn gateway() -> Gateway {
         waiting: Arc::new(Semaphore::new(1)),
         leaving: AtomicBool::new(false),
         stopping: CancellationToken::new(),
-        streams: TaskTracker::new(),
+        pushes: TaskTracker::new(),
     })
 }
 

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use crate::config::{Config, HTTP_HEAD_BYTES_MAX, HTTP_HEADERS_MAX, HTTP2_STREAMS_MAX};
+use crate::config::{Config, HTTP_HEAD_BYTES_MAX, HTTP_HEADERS_MAX};
 
 use super::route::{Router, Serves};
 
@@ -78,7 +78,7 @@ impl Http {
             .keep_alive_timeout(HTTP2_KEEP_ALIVE)
             .initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES)
             .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES)
-            .max_concurrent_streams(HTTP2_STREAMS_MAX)
+            .max_concurrent_streams(u32::try_from(config.http2_streams_max).unwrap_or(u32::MAX))
             .max_header_list_size(HTTP_HEAD_BYTES_MAX as u32)
             // hyper's own defaults, spelled out because they are what stands against reset floods.
             .max_pending_accept_reset_streams(20)

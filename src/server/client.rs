@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 
 use crate::config::{CLIENT_PATH, CLIENT_TYPES_PATH};
-use crate::doors::{Body, empty};
+use crate::doors::{Body, empty, listed};
 
 /// A file that never changes while the gateway runs.
 pub(super) struct File {
@@ -47,8 +47,8 @@ impl File {
     /// The file, or that the asker has it already.
     pub(super) fn answer(&self, asked: &HeaderMap) -> Response<Body> {
         let tag = self.tag.to_str().expect("made from a string");
-        let tags = asked.get_all(IF_NONE_MATCH).iter().filter_map(|tags| tags.to_str().ok());
-        let is_known = tags.flat_map(|tags| tags.split(',')).any(|known| known.trim().trim_start_matches("W/") == tag);
+        let mut tags = listed(asked, &IF_NONE_MATCH);
+        let is_known = tags.any(|known| known == "*" || known.trim_start_matches("W/") == tag);
         let mut response = if is_known {
             empty(StatusCode::NOT_MODIFIED)
         } else {

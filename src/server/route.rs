@@ -17,14 +17,14 @@ use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceExt};
 
 use crate::doors::websocket::WebSocketDoor;
-use crate::doors::{Body, empty, json, text, try_later};
+use crate::doors::{Body, empty, grpc, json, text, try_later};
 use crate::gateway::Gateway;
 
 use super::accept::Counted;
 use super::client::Client;
 use super::page::PAGE_POLICY;
 use super::scrape::{self, Scrapes};
-use super::stack::{Peer, PushStack, is_grpc_push};
+use super::stack::{Peer, PushStack, is_grpc_push, is_of};
 
 /// What an address serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +49,10 @@ pub(super) struct Router {
     /// The page to try the gateway from, where it is on.
     pub(super) page: Option<Bytes>,
 }
+
+const HEALTH: &str = "grpc.health.v1.Health";
+const REFLECTION_V1: &str = "grpc.reflection.v1.ServerReflection";
+const REFLECTION_V1ALPHA: &str = "grpc.reflection.v1alpha.ServerReflection";
 
 /// Server reflection in both versions: grpcurl asks for v1 first, older tools know only v1alpha.
 pub(super) struct Reflection {
@@ -85,7 +89,12 @@ impl Router {
             path.strip_prefix(&config.push_path).is_some_and(|rest| rest.is_empty() || rest == json::BATCH);
         if is_json_push && request.method() != Method::POST {
             // Before authorization, as the replaced service had it.
-            return json::method_not_allowed();
+            return json::method_not_allowed(json::Mode::asked(config, &request));
+        }
+        if is_grpc(path)
+            && let Some(refusal) = grpc::not_a_call(&request)
+        {
+            return refusal;
         }
         if is_json_push || is_grpc_push(path) {
             request.extensions_mut().insert(Peer(peer));
@@ -93,13 +102,9 @@ impl Router {
         }
         match path {
             "/metrics" | "/healthz" | "/readyz" | "/" => self.look(&request),
-            _ if path.starts_with("/grpc.health.v1.Health/") => grpc(self.health.clone(), request).await,
-            _ if path.starts_with("/grpc.reflection.v1.ServerReflection/") => {
-                grpc(self.reflection.v1.clone(), request).await
-            }
-            _ if path.starts_with("/grpc.reflection.v1alpha.ServerReflection/") => {
-                grpc(self.reflection.v1alpha.clone(), request).await
-            }
+            _ if is_of(path, HEALTH) => call(self.health.clone(), request).await,
+            _ if is_of(path, REFLECTION_V1) => call(self.reflection.v1.clone(), request).await,
+            _ if is_of(path, REFLECTION_V1ALPHA) => call(self.reflection.v1alpha.clone(), request).await,
             _ => not_found(&request),
         }
     }
@@ -144,7 +149,12 @@ fn look_only() -> Response<Body> {
     response
 }
 
-async fn grpc<S>(service: S, request: Request<Incoming>) -> Response<Body>
+/// Whether the path belongs to one of the gRPC services.
+fn is_grpc(path: &str) -> bool {
+    is_grpc_push(path) || [HEALTH, REFLECTION_V1, REFLECTION_V1ALPHA].iter().any(|service| is_of(path, service))
+}
+
+async fn call<S>(service: S, request: Request<Incoming>) -> Response<Body>
 where
     S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible>,
 {
@@ -159,9 +169,7 @@ fn typed(kind: HeaderValue, bytes: Bytes) -> Response<Body> {
 
 /// Says so in the caller's own protocol.
 fn not_found<B>(request: &Request<B>) -> Response<Body> {
-    let is_grpc =
-        request.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
-    if is_grpc {
+    if grpc::not_a_call(request).is_none() {
         tonic::Status::unimplemented("no such service").into_http()
     } else {
         text(StatusCode::NOT_FOUND, "not found\n")

@@ -1,28 +1,26 @@
-//! The one tower stack before both push doors: trace with request id, shedding, deadline, authorization, body limit.
+//! The one tower stack before both push doors: trace with request id, deadline, authorization, the body, a place to work.
 
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use http::header::{AUTHORIZATION, CONTENT_LENGTH};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http::header::{AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Version};
+use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use tokio::sync::Semaphore;
 use tonic::Status;
-use tower::limit::{ConcurrencyLimit, GlobalConcurrencyLimitLayer};
-use tower::load_shed::{LoadShed, LoadShedLayer};
-use tower::{BoxError, Service, ServiceBuilder, layer::layer_fn};
+use tower::{Service, ServiceBuilder, layer::layer_fn};
 use tracing::{Instrument, Span, debug_span, field};
 
-use crate::auth::{PushCredentials, PushRefused, Token};
-use crate::doors::api::WaitUntil;
+use crate::auth::{PushCredentials, PushRefused, PushScope, Token};
+use crate::doors::api::{Place, WaitUntil};
 use crate::doors::grpc::PushDoor;
-use crate::doors::{Body, BoundedBody, Refusal, grpc, json};
+use crate::doors::{Body, Refusal, RequestBody, grpc, json, listed, lists};
 use crate::gateway::Gateway;
 use crate::proto::push_service_server::{PushServiceServer, SERVICE_NAME};
 
@@ -31,30 +29,58 @@ use crate::proto::push_service_server::{PushServiceServer, SERVICE_NAME};
 pub(super) struct Peer(pub(super) SocketAddr);
 
 /// The whole stack, for one request each time it is cloned.
-pub(super) type PushStack = Answer<LoadShed<ConcurrencyLimit<Guard<PushDoors>>>>;
+pub(super) type PushStack = Answer<Guard<PushDoors>>;
 
-/// Builds the stack. Who holds all of `permits` knows that no push is in hand.
-pub(super) fn push_stack(gateway: &Gateway, permits: Arc<Semaphore>) -> PushStack {
+/// Builds the stack.
+pub(super) fn push_stack(gateway: &Gateway) -> PushStack {
+    let rooms = gateway.rooms();
+    let places_max = rooms.config.push_concurrency_max;
+    let places = Arc::new(Semaphore::new(places_max));
+    let free = places.clone();
+    rooms.metrics.read(&rooms.metrics.push_concurrency, move || places_max.saturating_sub(free.available_permits()));
     ServiceBuilder::new()
         .layer(layer_fn(|inner| Answer { inner, gateway: gateway.clone() }))
-        // Shed, not queued: a caller that is told at once can try another gateway.
-        .layer(LoadShedLayer::new())
-        .layer(GlobalConcurrencyLimitLayer::with_semaphore(permits))
-        .layer(layer_fn(|inner| Guard { inner, gateway: gateway.clone() }))
+        .layer(layer_fn(|inner| Guard { inner, gateway: gateway.clone(), places: places.clone() }))
         .service(PushDoors { gateway: gateway.clone(), grpc: PushDoor::server(gateway.clone()) })
 }
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-
-/// `OUT_OF_RANGE` as a header has it.
-const OUT_OF_RANGE: &str = "11";
 
 /// The method whose requests have no end.
 const PUSH_STREAM: &str = "/pushgate.v1.PushService/PushStream";
 
 /// Whether the path belongs to the gRPC push door.
 pub(super) fn is_grpc_push(path: &str) -> bool {
-    path.strip_prefix('/').and_then(|path| path.strip_prefix(SERVICE_NAME)).is_some_and(|rest| rest.starts_with('/'))
+    is_of(path, SERVICE_NAME)
+}
+
+/// Whether the path is a method of this gRPC service.
+pub(super) fn is_of(path: &str, service: &str) -> bool {
+    path.strip_prefix('/').and_then(|path| path.strip_prefix(service)).is_some_and(|rest| rest.starts_with('/'))
+}
+
+/// How a caller is answered.
+#[derive(Clone, Copy)]
+enum Door {
+    Grpc,
+    Json(json::Mode),
+}
+
+impl Door {
+    fn of<B>(gateway: &Gateway, request: &Request<B>) -> Self {
+        if is_grpc_push(request.uri().path()) {
+            Self::Grpc
+        } else {
+            Self::Json(json::Mode::asked(&gateway.rooms().config, request))
+        }
+    }
+
+    fn refuse(self, gateway: &Gateway, refusal: Refusal) -> Response<Body> {
+        match self {
+            Self::Grpc => grpc::refuse(gateway, refusal).into_http(),
+            Self::Json(mode) => json::refuse(gateway, mode, refusal),
+        }
+    }
 }
 
 /// The outermost layer: gives the request its span and id, and turns a refusal from further in into the door's answer.
@@ -66,34 +92,39 @@ pub(super) struct Answer<S> {
 
 impl<S> Service<Request<Incoming>> for Answer<S>
 where
-    S: Service<Request<Incoming>, Response = Response<Body>, Error = BoxError>,
+    S: Service<Request<Incoming>, Response = Response<Body>, Error = Refusal>,
     S::Future: Send + 'static,
 {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = BoxFuture<Result<Response<Body>, Infallible>>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        // Load shedding under this layer is always ready, and says so in the answer when it is not.
-        let _ready = ready!(self.inner.poll_ready(cx));
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Request<Incoming>) -> Self::Future {
         let gateway = self.gateway.clone();
-        let is_grpc = is_grpc_push(request.uri().path());
+        let door = Door::of(&gateway, &request);
         let request_id = request.headers().get(&X_REQUEST_ID).cloned();
-        let span = span(&gateway, is_grpc, &request);
-        // Decided before the request is begun: what is begun when the drain starts is finished.
+        let is_http1 = request.version() < Version::HTTP_2;
+        let span = span(&gateway, door, &request);
+        // Before the drain is asked about: what is begun when it starts is waited for.
+        let in_hand = gateway.rooms().pushes.token();
         let inner = (!gateway.rooms().registry.is_draining()).then(|| self.inner.call(request));
         let answer = async move {
+            let _in_hand = in_hand;
             let result = match inner {
                 Some(inner) => inner.await,
-                None => Err(Refusal::Draining.into()),
+                None => Err(Refusal::Draining),
             };
-            let mut response = result.unwrap_or_else(|error| {
-                let refusal = error.downcast_ref().copied().unwrap_or(Refusal::Overloaded);
-                if is_grpc { grpc::refuse(&gateway, refusal).into_http() } else { json::refuse(&gateway, refusal) }
+            let mut response = result.unwrap_or_else(|refusal| {
+                let mut response = door.refuse(&gateway, refusal);
+                if is_http1 && matches!(refusal, Refusal::TooLarge { .. }) {
+                    // The rest of the body is not wanted.
+                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                response
             });
             if let Some(request_id) = request_id {
                 response.headers_mut().insert(X_REQUEST_ID.clone(), request_id);
@@ -110,8 +141,8 @@ static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// The request's span: the caller's request id or one of ours, and the caller's trace if it is in one.
-fn span<B>(gateway: &Gateway, is_grpc: bool, request: &Request<B>) -> Span {
-    let door = if is_grpc { "grpc" } else { "json" };
+fn span<B>(gateway: &Gateway, door: Door, request: &Request<B>) -> Span {
+    let door = if matches!(door, Door::Grpc) { "grpc" } else { "json" };
     let span =
         debug_span!("request", door, request_id = field::Empty, trace_id = field::Empty, parent_id = field::Empty);
     if span.is_disabled() {
@@ -147,16 +178,17 @@ fn traceparent(value: &[u8]) -> Option<(&str, &str)> {
 /// The part of a call's time, one in so many, that is kept back from a wait for the way of the answer.
 const WAIT_MARGIN: u32 = 10;
 
-/// The innermost layer: deadline, authorization, body limit.
+/// The innermost layer: deadline, authorization, the body, and a place among those that are worked on.
 #[derive(Clone)]
 pub(super) struct Guard<S> {
     inner: S,
     gateway: Gateway,
+    places: Arc<Semaphore>,
 }
 
 impl<S> Service<Request<Incoming>> for Guard<S>
 where
-    S: Service<Request<BoundedBody>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S: Service<Request<RequestBody>, Response = Response<Body>, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Future: Send,
 {
     type Response = Response<Body>;
@@ -167,38 +199,85 @@ where
         self.inner.poll_ready(cx).map_err(|never| match never {})
     }
 
-    fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
-        let gateway = self.gateway.clone();
-        let mut inner = self.inner.clone();
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        let mut guard = self.clone();
         Box::pin(async move {
-            let config = &gateway.rooms().config;
             let started_at = Instant::now();
-            let deadline = match request.headers().get(&GRPC_TIMEOUT) {
-                Some(value) => grpc_timeout(value).map_or(config.request_timeout, |t| t.min(config.request_timeout)),
-                None => config.request_timeout,
-            };
+            let deadline = guard.deadline(&request)?;
             let guarded = async {
-                let Peer(peer) = *request.extensions().get().ok_or(Refusal::Unauthenticated)?;
-                let credentials = PushCredentials::new(api_key(request.headers()), peer);
-                let scope = gateway.rooms().push_authorizer.authorize(&credentials).await.map_err(|e| match e {
-                    PushRefused::Unauthenticated => Refusal::Unauthenticated,
-                    PushRefused::Unavailable => Refusal::CheckUnavailable,
-                })?;
-                request.extensions_mut().insert(scope);
-                request.extensions_mut().insert(WaitUntil(started_at + deadline - deadline / WAIT_MARGIN));
-                // A stream has no size of its own; there the limit holds for each message.
-                let is_stream = request.uri().path() == PUSH_STREAM;
-                let limit_bytes = if is_stream { usize::MAX } else { config.request_bytes_max };
-                if content_length(request.headers()).is_some_and(|length| length > limit_bytes as u64) {
-                    take_some(request.into_body(), limit_bytes.saturating_mul(2)).await;
-                    return Err(Refusal::TooLarge { limit_bytes });
-                }
-                let answer = inner.call(request.map(|body| Limited::new(body, limit_bytes))).await;
-                answer.map_err(|never| match never {})
+                let scope = guard.authorize(&request).await?;
+                let mut request = guard.read(request).await?;
+                let extensions = request.extensions_mut();
+                extensions.insert(scope);
+                extensions.insert(WaitUntil(started_at + deadline - deadline / WAIT_MARGIN));
+                // Only now: a body that comes slowly must not keep others out.
+                extensions.insert(guard.place()?);
+                guard.inner.call(request).await.map_err(|never| match never {})
             };
             tokio::time::timeout(deadline, guarded).await.unwrap_or(Err(Refusal::TimedOut))
         })
     }
+}
+
+impl<S> Guard<S> {
+    fn deadline<B>(&self, request: &Request<B>) -> Result<Duration, Refusal> {
+        let own = self.gateway.rooms().config.request_timeout;
+        match request.headers().get(&GRPC_TIMEOUT) {
+            Some(asked) if is_grpc_push(request.uri().path()) => {
+                grpc_timeout(asked).map(|asked| asked.min(own)).ok_or(Refusal::MalformedTimeout)
+            }
+            _ => Ok(own),
+        }
+    }
+
+    /// Refused, not queued, where all are taken: a caller that is told at once can try another gateway.
+    fn place(&self) -> Result<Place, Refusal> {
+        self.places.clone().try_acquire_owned().map(|place| Place(Arc::new(place))).map_err(|_| Refusal::Overloaded)
+    }
+
+    async fn authorize<B>(&self, request: &Request<B>) -> Result<PushScope, Refusal> {
+        // An embedder's check may be slow, and must not be asked more often at a time than it is told.
+        let _place = self.place()?;
+        let Peer(peer) = *request.extensions().get().ok_or(Refusal::Unauthenticated)?;
+        let credentials = PushCredentials::new(api_key(request.headers()), peer);
+        self.gateway.rooms().push_authorizer.authorize(&credentials).await.map_err(|refused| match refused {
+            PushRefused::Unauthenticated => Refusal::Unauthenticated,
+            PushRefused::Unavailable => Refusal::CheckUnavailable,
+        })
+    }
+
+    /// The request with its whole body, which a stream alone has not.
+    async fn read(&self, request: Request<Incoming>) -> Result<Request<RequestBody>, Refusal> {
+        let path = request.uri().path();
+        if path == PUSH_STREAM {
+            // Has no size of its own; there the limit holds for each message.
+            return Ok(request.map(Either::Right));
+        }
+        // gRPC has a header of its own for that, and knows some.
+        if !is_grpc_push(path) && is_encoded(request.headers()) {
+            return Err(Refusal::Encoded);
+        }
+        let limit_bytes = self.gateway.rooms().config.request_bytes_max;
+        let (parts, body) = request.into_parts();
+        if content_length(&parts.headers).is_some_and(|length| length > limit_bytes as u64) {
+            // Who waits to be told to go on reads the answer first, and reading here would tell it to go on.
+            if !lists(&parts.headers, &EXPECT, "100-continue") {
+                take_some(body, limit_bytes.saturating_mul(2)).await;
+            }
+            return Err(Refusal::TooLarge { limit_bytes });
+        }
+        let bytes = Limited::new(body, limit_bytes).collect().await.map_err(|error| {
+            if error.is::<LengthLimitError>() { Refusal::TooLarge { limit_bytes } } else { Refusal::BrokenOff }
+        })?;
+        Ok(Request::from_parts(parts, Either::Left(Full::new(bytes.to_bytes()))))
+    }
+}
+
+/// Whether the body is anything else than what it says, compressed for example.
+fn is_encoded(headers: &HeaderMap) -> bool {
+    let mut lines = headers.get_all(CONTENT_ENCODING).iter();
+    lines.any(|line| line.to_str().is_err())
+        || listed(headers, &CONTENT_ENCODING).any(|coding| !coding.eq_ignore_ascii_case("identity"))
 }
 
 /// Reads and throws away a body that is too large, for a second and so many bytes: a plain caller reads no answer before
@@ -216,14 +295,16 @@ async fn take_some(mut body: Incoming, bytes_max: usize) {
     let _in_time = tokio::time::timeout(Duration::from_secs(1), take).await;
 }
 
-/// The API key, from `authorization: Bearer KEY` or `x-api-key: KEY`.
+/// The API key, from `x-api-key: KEY` or `authorization: Bearer KEY`: the first that there is, on however many lines. An
+/// empty one is none.
 fn api_key(headers: &HeaderMap) -> Option<Token> {
-    let bearer = || {
-        let (scheme, key) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
-    };
-    let key = headers.get(&X_API_KEY).and_then(|key| key.to_str().ok()).or_else(bearer)?;
-    Some(Token::new(key.to_owned()))
+    let lines = |name: &HeaderName| headers.get_all(name).iter().filter_map(|line| line.to_str().ok());
+    let bearers = lines(&AUTHORIZATION).filter_map(|line| {
+        let (scheme, key) = line.trim_start().split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then_some(key)
+    });
+    let mut keys = lines(&X_API_KEY).chain(bearers).map(str::trim).filter(|key| !key.is_empty());
+    keys.next().map(|key| Token::new(key.to_owned()))
 }
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {
@@ -256,7 +337,7 @@ pub(super) struct PushDoors {
     grpc: PushServiceServer<PushDoor>,
 }
 
-impl Service<Request<BoundedBody>> for PushDoors {
+impl Service<Request<RequestBody>> for PushDoors {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = BoxFuture<Result<Response<Body>, Infallible>>;
@@ -265,34 +346,24 @@ impl Service<Request<BoundedBody>> for PushDoors {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<BoundedBody>) -> Self::Future {
-        if is_grpc_push(request.uri().path()) {
-            let limit_bytes = self.gateway.rooms().config.request_bytes_max;
-            // tonic passes a body's error on when it is a status.
-            let bounded = request.map(|body| {
-                body.map_err(move |error| -> BoxError {
-                    if error.is::<LengthLimitError>() {
-                        Box::new(grpc::status(Refusal::TooLarge { limit_bytes }))
-                    } else {
-                        error
-                    }
-                })
-            });
-            let (gateway, answer) = (self.gateway.clone(), self.grpc.call(bounded));
-            Box::pin(async move {
-                let response = answer.await?;
-                // tonic's word for a message whose length is told to be over the limit, before our own limit sees it.
-                let is_too_large = response.headers().get(Status::GRPC_STATUS).is_some_and(|code| code == OUT_OF_RANGE);
-                Ok(if is_too_large {
-                    grpc::refuse(&gateway, Refusal::TooLarge { limit_bytes }).into_http()
-                } else {
-                    response
-                })
-            })
-        } else {
-            let gateway = self.gateway.clone();
-            Box::pin(async move { Ok(json::push(&gateway, request).await) })
+    fn call(&mut self, request: Request<RequestBody>) -> Self::Future {
+        let gateway = self.gateway.clone();
+        if !is_grpc_push(request.uri().path()) {
+            return Box::pin(async move { Ok(json::push(&gateway, request).await) });
         }
+        let answer = self.grpc.call(request);
+        Box::pin(async move {
+            let response = answer.await?;
+            // Only a refusal has its status here; what was carried out has it in the trailers.
+            let is_too_large =
+                Status::from_header_map(response.headers()).is_some_and(|status| grpc::is_too_large(&status));
+            let limit_bytes = gateway.rooms().config.request_bytes_max;
+            Ok(if is_too_large {
+                grpc::refuse(&gateway, Refusal::TooLarge { limit_bytes }).into_http()
+            } else {
+                response
+            })
+        })
     }
 }
 

@@ -7,7 +7,8 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use pushgate::proto::push_request::Payload;
 use pushgate::proto::push_result::Result as ResultOf;
-use pushgate::proto::{DropReason, DropRequest, Level, PushBatchRequest, PushRequest};
+use pushgate::proto::{BroadcastRequest, DropReason, DropRequest, Level, PushBatchRequest, PushRequest};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 use tonic::{Code, Request};
@@ -15,6 +16,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt;
 
+use crate::support::session::SessionClient;
 use crate::support::{TestGateway, push_request, soon};
 
 #[tokio::test]
@@ -67,6 +69,40 @@ async fn a_wrong_request_names_its_field() {
     let drop = DropRequest { user_id: String::new(), event: String::new() };
     let status = soon(grpc.client.drop(drop)).await.unwrap_err();
     assert_eq!(status.get_details_bad_request().unwrap().field_violations[0].field, "user_id");
+}
+
+#[tokio::test]
+async fn a_duration_goes_by_the_rules_of_protobuf() {
+    let gateway = TestGateway::start().await;
+    let mut grpc = gateway.grpc().await;
+    let with_ttl = |seconds, nanos| PushRequest {
+        ttl: Some(prost_types::Duration { seconds, nanos }),
+        ..push_request("ann", "mail", "m")
+    };
+    for (seconds, nanos) in [(1, 0), (0, 999_999_999), (315_576_000_000, 0)] {
+        assert!(grpc.try_push(with_ttl(seconds, nanos)).await.is_ok(), "{seconds} {nanos}");
+    }
+    for (seconds, nanos) in [
+        (1, -5),
+        (-1, 5),
+        (0, 1_000_000_000),
+        (0, 2_000_000_000),
+        (1, i32::MIN),
+        (315_576_000_001, 0),
+        (100_000_000_000_000, 0),
+        (i64::MIN, 0),
+        (-1, 0),
+        (0, -1),
+    ] {
+        let status = grpc.try_push(with_ttl(seconds, nanos)).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{seconds} {nanos}");
+        assert_eq!(status.get_details_bad_request().unwrap().field_violations[0].field, "ttl");
+        let ttl = Some(prost_types::Duration { seconds, nanos });
+        let payload = Some(pushgate::proto::broadcast_request::Payload::Message("m".to_owned()));
+        let broadcast = BroadcastRequest { event: "mail".to_owned(), payload, ttl, ..BroadcastRequest::default() };
+        let status = soon(grpc.client.broadcast(broadcast)).await.unwrap_err();
+        assert_eq!(status.get_details_bad_request().unwrap().field_violations[0].field, "ttl");
+    }
 }
 
 #[tokio::test]
@@ -175,6 +211,73 @@ async fn the_deadline_in_the_header_is_kept_by_the_gateway() {
         .unwrap();
     let response = soon(sender.send_request(request)).await.unwrap();
     assert_eq!(response.headers()["grpc-status"], "4", "DEADLINE_EXCEEDED");
+}
+
+/// Three bodies that do not come, and as many pushes by each way that wait for a session that does not acknowledge.
+#[tokio::test]
+async fn pushes_that_are_not_worked_on_hold_no_place_of_others() {
+    let gateway = TestGateway::with(|config| config.push_concurrency_max = 1).await;
+    let mut session = SessionClient::connect(gateway.clients).await;
+    session.bind("ann", "mail").await;
+    let mut slow = Vec::new();
+    for _ in 0..3 {
+        let mut stream = soon(TcpStream::connect(gateway.control)).await.unwrap();
+        let head = "POST /push HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 50\r\n\r\n";
+        soon(stream.write_all(head.as_bytes())).await.unwrap();
+        soon(stream.read_exact(&mut [0; 25])).await.unwrap();
+        slow.push(stream);
+    }
+    let acked = PushRequest { wait_for: Level::Acked.into(), ..push_request("ann", "mail", "m") };
+    let mut waiting = Vec::new();
+    let mut seq = 0;
+    for _ in 0..3 {
+        let (mut grpc, push) = (gateway.grpc().await, acked.clone());
+        waiting.push(tokio::spawn(async move { grpc.try_push(push).await.unwrap().acked }));
+        seq += 1;
+        session.expect_push(seq, "m").await;
+
+        let (mut grpc, pushes) = (gateway.grpc().await, vec![acked.clone()]);
+        waiting.push(tokio::spawn(async move {
+            let batch = soon(grpc.client.push_batch(PushBatchRequest { pushes })).await.unwrap().into_inner();
+            match batch.results.into_iter().next().unwrap().result.unwrap() {
+                ResultOf::Outcome(outcome) => outcome.acked,
+                ResultOf::Error(error) => panic!("{error:?}"),
+            }
+        }));
+        seq += 1;
+        session.expect_push(seq, "m").await;
+
+        for connections_per_second in [0, 1] {
+            let mut grpc = gateway.grpc().await;
+            let broadcast = BroadcastRequest {
+                event: "mail".to_owned(),
+                payload: Some(pushgate::proto::broadcast_request::Payload::Message("m".to_owned())),
+                wait_for: Level::Acked.into(),
+                connections_per_second,
+                ..BroadcastRequest::default()
+            };
+            waiting.push(tokio::spawn(async move {
+                soon(grpc.client.broadcast(broadcast)).await.unwrap().into_inner().outcome.unwrap().acked
+            }));
+            seq += 1;
+            session.expect_push(seq, "m").await;
+        }
+
+        let mut json = gateway.json().accept("application/json");
+        waiting.push(tokio::spawn(async move {
+            let push = r#"{"userId":"ann","event":"mail","message":"m","waitFor":"LEVEL_ACKED"}"#;
+            let answer = json.post(push).await;
+            u64::from(answer.body.contains(r#""acked":"1""#))
+        }));
+        seq += 1;
+        session.expect_push(seq, "m").await;
+    }
+    assert_eq!(gateway.json().push("bob", "mail", "m").await, 0);
+    assert_eq!(gateway.grpc().await.push("bob", "mail", "m").await.matched, 0);
+    session.ack(seq).await;
+    for wait in waiting {
+        assert_eq!(soon(wait).await.unwrap(), 1);
+    }
 }
 
 struct NeverAnswers;

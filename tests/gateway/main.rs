@@ -7,6 +7,7 @@ mod support;
 
 mod auth;
 mod connections;
+mod doors;
 mod following;
 mod grpc;
 mod journal;

@@ -10,7 +10,7 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming};
+use tonic::{Status, Streaming};
 
 use crate::auth::PushScope;
 use crate::doors::Refusal;
@@ -19,7 +19,7 @@ use crate::metrics::Task;
 use crate::outcome::Level;
 use crate::proto;
 
-use super::{PushDoor, status};
+use super::{PushDoor, is_too_large, status};
 
 /// The results of a stream, as tonic sends them.
 pub(crate) type Results = ReceiverStream<Result<proto::PushStreamResponse, Status>>;
@@ -78,8 +78,8 @@ impl PushStreaming {
                 message = messages.message(), if has_room => match message {
                     Ok(Some(message)) => push(door, scope, message, &mut results)?,
                     Ok(None) => break Ok(()),
-                    // tonic's word for a message over the limit; unary calls have it mapped in the stack.
-                    Err(error) if error.code() == Code::OutOfRange => {
+                    // Unary calls have it mapped in the stack.
+                    Err(error) if is_too_large(&error) => {
                         break Err(status(Refusal::TooLarge { limit_bytes: rooms.config.request_bytes_max }));
                     }
                     Err(error) => break Err(error),
