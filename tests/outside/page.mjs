@@ -11,7 +11,7 @@ await run(async (browser) => {
   step("start a gateway");
   const gateway = await startGateway();
   const { page, frames, state, detail, messages, notes, answers, push } =
-    await newPage(browser, gateway, /the server responded with a status of 4\d\d/);
+    await newPage(browser, gateway, /the server responded with a status of [45]\d\d/);
 
   const count = () => page.locator("#count").textContent();
   const invalid = () => page.locator("[aria-invalid]").evaluateAll((fields) => fields.map(({ id }) => id));
@@ -102,6 +102,31 @@ await run(async (browser) => {
   await page.click("#connect");
   await becomes(async () => (await notes()).at(-1)[0], "not possible");
   await becomes(state, "Connected");
+
+  step("tell of all that a push can come to");
+  const none = { matched: "0", accepted: "0", dropped: "0", drops: [], written: "0", losses: [], held: "0", acked: "0" };
+  const drops = [{ reason: "DROP_REASON_QUEUE_FULL", count: "2" }, { reason: "DROP_REASON_CLOSED", count: "1" }];
+  const losses = [{ reason: "DROP_REASON_EXPIRED", count: "1" }];
+  const some = { ...none, matched: "9", accepted: "6", dropped: "3", drops, written: "4", losses };
+  const told = { messageId: "0123456789abcdef-1", cannotAck: "0", replayed: false };
+  for (const [status, body, expected] of [
+    [200, { ...told, ...some, level: "LEVEL_WRITTEN" },
+      "200 OK matched 9, accepted 6, written 4, held 0, dropped 3 (queue full 2, closed 1), lost 1 (expired 1), " +
+      "still on its way to 1"],
+    [200, { ...told, ...none, matched: "4", accepted: "4", written: "4", acked: "1", cannotAck: "1", level: "LEVEL_ACKED" },
+      "200 OK matched 4, accepted 4, written 4, acked 1, held 0, not acked in time by 2, 1 cannot ack"],
+    [200, { ...told, ...none, held: "2", level: "LEVEL_ACCEPTED", replayed: true },
+      "200 OK matched 0, accepted 0, held 2, replayed"],
+    [503, { code: 8, message: "too many pushes are waiting", field: "" },
+      "503 Service Unavailable RESOURCE_EXHAUSTED too many pushes are waiting"],
+    [413, "the request is over the limit", "413 Payload Too Large the request is over the limit"],
+    [401, "", "401 Unauthorized (no text)"],
+  ]) {
+    const contentType = typeof body === "string" ? "text/plain" : "application/json";
+    const given = typeof body === "string" ? body : JSON.stringify(body);
+    await page.route("**/push", (route) => route.fulfill({ status, contentType, body: given }), { times: 1 });
+    assert.equal(await push(), expected);
+  }
 
   step("be dropped by an operator, which is no reason to come back");
   await command("drop", "ann", "--address", `http://${gateway.address}`);
