@@ -105,11 +105,47 @@ impl CloseReason {
 mod tests {
     use super::*;
 
+    /// Every reason: one that is left out does not compile.
+    fn every_reason() -> Vec<CloseReason> {
+        macro_rules! every {
+            ($($reason:ident)+) => {{
+                let _is_listed = |reason| match reason { $(CloseReason::$reason)|+ => () };
+                vec![$(CloseReason::$reason),+]
+            }};
+        }
+        every!(
+            ClientClosed Reset ProtocolError NotUtf8 TooBig NotUnderstood Incomplete TokenRefused CheckUnavailable
+            NotAllowed OtherUser BindTimeout TooManyConnections TooManyEvents PongTimeout WriteTimeout QueueFull Dropped
+            Replaced TokenExpired GoingAway Drained Cut Panicked
+        )
+    }
+
     #[test]
-    fn every_text_fits_in_a_control_frame() {
-        for reason in [CloseReason::NotUnderstood, CloseReason::CheckUnavailable, CloseReason::PongTimeout] {
-            let (_, text) = reason.frame().expect("sent");
-            assert!(text.len() <= 123, "RFC 6455 section 5.5: 125 bytes less the code");
+    fn every_text_fits_in_a_control_frame_and_is_of_one_reason() {
+        let frames: Vec<_> = every_reason().into_iter().filter_map(CloseReason::frame).collect();
+        assert_eq!(frames.len(), every_reason().len() - 4, "all but those whose client is gone or was told");
+        for (code, text) in &frames {
+            assert!(!text.is_empty() && text.len() <= 123, "{code}: RFC 6455 section 5.5: 125 bytes less the code");
+            assert!(matches!(code, 1001..=1013 | 4400..=4499), "{code}");
+        }
+        let texts: std::collections::BTreeSet<_> = frames.iter().collect();
+        assert_eq!(texts.len(), frames.len());
+    }
+
+    #[test]
+    fn every_code_is_in_the_tables_that_clients_read() {
+        let (readme, page) = (include_str!("../README.md"), include_str!("../proto/session/pushgate.v1.json.md"));
+        for reason in every_reason() {
+            let Some((code, _)) = reason.frame() else { continue };
+            let is_told = |table: &str| {
+                table.lines().any(|line| {
+                    let codes = line.strip_prefix("| ").and_then(|line| line.split(" | ").next()).unwrap_or_default();
+                    codes.split(", ").any(|told| told == code.to_string())
+                })
+            };
+            // A session alone is drained, a legacy client alone is closed without a word of when to come back.
+            assert!(is_told(page), "{code} is not on the page");
+            assert!(is_told(readme) || reason == CloseReason::Drained, "{code} is not in the README");
         }
     }
 }

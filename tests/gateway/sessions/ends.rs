@@ -66,12 +66,14 @@ async fn a_client_that_is_dropped_may_acknowledge_what_it_gets_last_until_it_has
         let mut slow = slow_client(&gateway).await;
         slow.bind("ann", "mail").await;
         let mut grpc = gateway.grpc().await;
+        let mut accepted = 0;
         while gateway.metric("pushgate_outbox_messages").await < 4 {
             assert_eq!(push(&mut grpc, &"m".repeat(1 << 20)).await, (1, 1, 0));
+            accepted += 1;
         }
         let mut waiting = grpc.clone();
         let wait = tokio::spawn(async move { waiting.try_push(acked(push_request("ann", "mail", "last"))).await });
-        gateway.until("pushgate_outbox_messages", |queued| queued >= 5).await;
+        gateway.until("pushgate_push_accepted_total", |pushes| pushes == accepted + 1).await;
         assert_eq!(grpc.drop_user("ann", "").await, 1);
         assert_eq!(push(&mut grpc, "nobody").await, (0, 0, 0), "the drop unbinds at once");
         let code = loop {

@@ -1,6 +1,6 @@
 //! Messages that wait for a user, or pass from a session that is over to whoever of the user's comes.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pushgate::proto::{DropReason, PushRequest};
 use serde_json::json;
@@ -12,16 +12,17 @@ use crate::support::{TestGateway, push_request};
 async fn a_message_with_a_time_to_live_waits_for_a_user_without_a_connection() {
     let gateway = TestGateway::start().await;
     let mut grpc = gateway.grpc().await;
-    let soon_over = Some(prost_types::Duration { seconds: 0, nanos: 1_000_000 });
+    let soon_over = Duration::from_millis(500);
     assert_eq!(push(&mut grpc, "not worth keeping").await, (0, 0, 0));
     for message in ["first", "second"] {
         let response = grpc.try_push(lasting(push_request("ann", "mail", message))).await.unwrap();
         assert_eq!(counts(&response), (0, 0, 1));
     }
-    let over = PushRequest { ttl: soon_over, ..push_request("ann", "mail", "over") };
+    let over = PushRequest { ttl: soon_over.try_into().ok(), ..push_request("ann", "mail", "over") };
     assert_eq!(grpc.try_push(over).await.unwrap().held, 1);
+    let held_by = Instant::now();
     grpc.try_push(lasting(push_request("ann", "chat", "another event"))).await.unwrap();
-    gateway.until("pushgate_journal_messages", |kept| kept == 4).await;
+    gateway.until("pushgate_journal_messages", |kept| kept == 4 && held_by.elapsed() > soon_over).await;
     let mut phone = client(&gateway).await;
     assert_eq!(phone.bind("ann", "mail").await["type"], "bound");
     phone.expect_push(1, "first").await;
