@@ -387,3 +387,62 @@ fn a_message_held_while_its_user_binds_is_taken_by_one_of_the_two() {
         assert!(!journal.holds(&user_id));
     });
 }
+
+/// Pushes as the gateway does, to those who are bound or else to the journal.
+fn push_or_hold(home: &Home, push: &Push) {
+    let receivers = || home.binder.receivers(&home.user_id, push.event());
+    let delivery = Arc::new(delivery(&home.names, push));
+    let mut bound = receivers();
+    if bound.is_empty() {
+        let journal = home.sessions.journal();
+        let message = Kept::new(delivery.ticket(0), 0);
+        let message_id = message.message_id();
+        journal.hold(&home.user_id, message).expect("room");
+        bound = receivers();
+        if bound.is_empty() || journal.withdraw(&home.user_id, message_id).is_none() {
+            return;
+        }
+    }
+    for outbox in bound {
+        outbox.offer(delivery.ticket(0));
+    }
+}
+
+#[test]
+fn what_was_held_comes_before_what_was_pushed_since_the_bind() {
+    in_many_orders(|| {
+        let home = Arc::new(Home::new());
+        let Home { names, sessions, binder, user_id, .. } = &*home;
+        let pushes: Vec<Push> = (1..=3).map(|number| push(number).with_ttl(Duration::from_secs(3600))).collect();
+        let event = pushes[0].event().clone();
+        let pusher = thread::spawn({
+            let home = home.clone();
+            move || pushes.iter().for_each(|push| push_or_hold(&home, push))
+        });
+        // As a connection binds: what is held, the binding, and what was held meanwhile; nothing is taken before that.
+        let outbox = Arc::new(Outbox::new(names.connection_id(), capacity(4)));
+        let look = || {
+            for message in block_on(sessions.journal().release(user_id, &event)) {
+                outbox.offer(message.into_ticket().late());
+            }
+        };
+        let held = block_on(sessions.journal().release(user_id, &event));
+        let limits = BindLimits { connections_per_user_max: 0, events_per_connection_max: 1 };
+        let _bindings = binder.bind(&outbox, user_id.clone(), event.clone(), limits).expect("no limit");
+        for message in held {
+            outbox.offer(message.into_ticket().late());
+        }
+        look();
+        let (mut batch, mut done) = (VecDeque::new(), Depth::default());
+        let mut take = || {
+            outbox.visit(&std::task::Context::from_waker(std::task::Waker::noop()), done, &mut batch, usize::MAX);
+            done = Depth::default();
+        };
+        take();
+        pusher.join().expect("no panic");
+        take();
+        let order: Vec<&[u8]> = batch.iter().map(|ticket| &ticket.bytes()[2..]).collect();
+        assert_eq!(order, [b"1", b"2", b"3"]);
+        assert!(!sessions.journal().holds(user_id));
+    });
+}
