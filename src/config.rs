@@ -134,6 +134,10 @@ settings! {
     message_bytes_max: usize = 256 * 1024;
     /// Bytes of one request at a push door; over it, the answer is 413 or RESOURCE_EXHAUSTED.
     request_bytes_max: usize = 4 * 1024 * 1024;
+    /// Bytes of such requests in hand at one time, those that are still coming included; over it, the answer is 503 or
+    /// RESOURCE_EXHAUSTED. One caller, which is an API key, or an address without one, gets half of it. Must be at least
+    /// twice `request_bytes_max`. The messages of a PushStream do not count.
+    request_bodies_bytes_max: usize = 64 * 1024 * 1024;
     /// Pushes in one PushBatch.
     batch_pushes_max: usize = 1000;
     /// Requests at the push doors that are worked on at one time, in the push check or being pushed; over it, the answer is
@@ -372,6 +376,11 @@ impl Config {
             self.client_frames_per_second_max > 0,
             "client_frames_per_second_max",
             "must be at least 1, or no client could bind",
+        );
+        require(
+            self.request_bodies_bytes_max / 2 >= self.request_bytes_max,
+            "request_bodies_bytes_max",
+            "must be at least twice request_bytes_max, to hold one request of each of two callers",
         );
         let filter = tracing_subscriber::EnvFilter::builder().parse(&self.log);
         require(filter.is_ok(), "log", "must be error, warn, info, debug, trace, or target=level directives");

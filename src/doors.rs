@@ -30,6 +30,8 @@ pub(crate) enum Refusal {
     CheckUnavailable,
     #[error("overloaded, try again later")]
     Overloaded,
+    #[error("too many bytes of requests are in hand, try again later")]
+    TooManyBytes,
     #[error("shutting down, try again later")]
     Draining,
     #[error("the request took too long")]
@@ -50,7 +52,7 @@ impl Refusal {
         match self {
             Self::Unauthenticated => Code::Unauthenticated,
             Self::CheckUnavailable | Self::Draining => Code::Unavailable,
-            Self::Overloaded | Self::TooLarge { .. } => Code::ResourceExhausted,
+            Self::Overloaded | Self::TooManyBytes | Self::TooLarge { .. } => Code::ResourceExhausted,
             Self::TimedOut => Code::DeadlineExceeded,
             Self::BrokenOff => Code::Cancelled,
             // As grpc-go has it.
@@ -65,7 +67,7 @@ impl From<Refusal> for PushResult {
         match refusal {
             Refusal::Unauthenticated => Self::Unauthenticated,
             Refusal::CheckUnavailable => Self::CheckUnavailable,
-            Refusal::Overloaded => Self::Overloaded,
+            Refusal::Overloaded | Refusal::TooManyBytes => Self::Overloaded,
             Refusal::Draining => Self::Draining,
             Refusal::TimedOut => Self::TimedOut,
             Refusal::TooLarge { .. } => Self::TooLarge,

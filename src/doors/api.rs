@@ -1,11 +1,11 @@
 //! Between the messages of the API and the nouns: what a request asks for, how an outcome is told, what was wrong.
 
+use std::any::Any;
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::Extensions;
-use tokio::sync::OwnedSemaphorePermit;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -43,10 +43,10 @@ impl Caller {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WaitUntil(pub(crate) Instant);
 
-/// One of `push_concurrency_max`, which the door holds while it works on the push. Shared only so that a request can
-/// carry it.
+/// One of `push_concurrency_max`, and the request's share of `request_bodies_bytes_max`, which the door holds while it works
+/// on the push. Shared only so that a request can carry it.
 #[derive(Clone, Debug)]
-pub(crate) struct Place(#[expect(dead_code, reason = "held, not read")] pub(crate) Arc<OwnedSemaphorePermit>);
+pub(crate) struct Place(#[expect(dead_code, reason = "held, not read")] pub(crate) Arc<dyn Any + Send + Sync>);
 
 /// Makes one push and says who took it.
 pub(super) fn send(

@@ -172,7 +172,9 @@ pub(crate) fn refuse(gateway: &Gateway, mode: Mode, refusal: Refusal) -> Respons
         Refusal::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
         Refusal::Encoded => StatusCode::UNSUPPORTED_MEDIA_TYPE,
         Refusal::BrokenOff | Refusal::MalformedTimeout => StatusCode::BAD_REQUEST,
-        Refusal::CheckUnavailable | Refusal::Overloaded | Refusal::Draining => StatusCode::SERVICE_UNAVAILABLE,
+        Refusal::CheckUnavailable | Refusal::Overloaded | Refusal::TooManyBytes | Refusal::Draining => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
     };
     match (mode, refusal) {
         (Mode::Legacy, Refusal::Unauthenticated) => with_its_headers(empty(status)),

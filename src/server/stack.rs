@@ -1,5 +1,7 @@
 //! The one tower stack before both push doors: trace with request id, deadline, authorization, the body, a place to work.
 
+mod bodies;
+
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -10,9 +12,9 @@ use std::time::{Duration, Instant};
 
 use http::header::{AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Version};
-use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Either, Full};
 use hyper::body::Incoming;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 use tower::{Service, ServiceBuilder, layer::layer_fn};
 use tracing::{Instrument, Span, debug_span, field};
@@ -23,6 +25,8 @@ use crate::doors::grpc::PushDoor;
 use crate::doors::{Body, Refusal, RequestBody, grpc, json, listed, lists};
 use crate::gateway::Gateway;
 use crate::proto::push_service_server::{PushServiceServer, SERVICE_NAME};
+
+use bodies::{Bodies, Payer, Share};
 
 /// Where a request came from, as the router noted it.
 #[derive(Clone, Copy, Debug)]
@@ -38,9 +42,15 @@ pub(super) fn push_stack(gateway: &Gateway) -> PushStack {
     let places = Arc::new(Semaphore::new(places_max));
     let free = places.clone();
     rooms.metrics.read(&rooms.metrics.push_concurrency, move || places_max.saturating_sub(free.available_permits()));
+    let bodies = Arc::new(Bodies::new(rooms.config.request_bodies_bytes_max));
     ServiceBuilder::new()
         .layer(layer_fn(|inner| Answer { inner, gateway: gateway.clone() }))
-        .layer(layer_fn(|inner| Guard { inner, gateway: gateway.clone(), places: places.clone() }))
+        .layer(layer_fn(|inner| Guard {
+            inner,
+            gateway: gateway.clone(),
+            places: places.clone(),
+            bodies: bodies.clone(),
+        }))
         .service(PushDoors { gateway: gateway.clone(), grpc: PushDoor::server(gateway.clone()) })
 }
 
@@ -120,7 +130,7 @@ where
             };
             let mut response = result.unwrap_or_else(|refusal| {
                 let mut response = door.refuse(&gateway, refusal);
-                if is_http1 && matches!(refusal, Refusal::TooLarge { .. }) {
+                if is_http1 && matches!(refusal, Refusal::TooLarge { .. } | Refusal::TooManyBytes) {
                     // The rest of the body is not wanted.
                     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
@@ -184,6 +194,7 @@ pub(super) struct Guard<S> {
     inner: S,
     gateway: Gateway,
     places: Arc<Semaphore>,
+    bodies: Arc<Bodies>,
 }
 
 impl<S> Service<Request<Incoming>> for Guard<S>
@@ -205,13 +216,19 @@ where
             let started_at = Instant::now();
             let deadline = guard.deadline(&request)?;
             let guarded = async {
-                let scope = guard.authorize(&request).await?;
-                let mut request = guard.read(request).await?;
+                let Peer(peer) = *request.extensions().get().ok_or(Refusal::Unauthenticated)?;
+                let credentials = PushCredentials::new(api_key(request.headers()), peer);
+                let scope = guard.authorize(&credentials).await?;
+                let mut share = guard.bodies.share(match credentials.api_key {
+                    Some(_) => Payer::Key(scope.name().to_owned()),
+                    None => Payer::Address(peer.ip().to_canonical()),
+                });
+                let mut request = guard.read(request, &mut share).await?;
                 let extensions = request.extensions_mut();
                 extensions.insert(scope);
                 extensions.insert(WaitUntil(started_at + deadline - deadline / WAIT_MARGIN));
                 // Only now: a body that comes slowly must not keep others out.
-                extensions.insert(guard.place()?);
+                extensions.insert(Place(Arc::new((guard.place()?, share))));
                 guard.inner.call(request).await.map_err(|never| match never {})
             };
             tokio::time::timeout(deadline, guarded).await.unwrap_or(Err(Refusal::TimedOut))
@@ -231,23 +248,21 @@ impl<S> Guard<S> {
     }
 
     /// Refused, not queued, where all are taken: a caller that is told at once can try another gateway.
-    fn place(&self) -> Result<Place, Refusal> {
-        self.places.clone().try_acquire_owned().map(|place| Place(Arc::new(place))).map_err(|_| Refusal::Overloaded)
+    fn place(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+        self.places.clone().try_acquire_owned().map_err(|_| Refusal::Overloaded)
     }
 
-    async fn authorize<B>(&self, request: &Request<B>) -> Result<PushScope, Refusal> {
+    async fn authorize(&self, credentials: &PushCredentials) -> Result<PushScope, Refusal> {
         // An embedder's check may be slow, and must not be asked more often at a time than it is told.
         let _place = self.place()?;
-        let Peer(peer) = *request.extensions().get().ok_or(Refusal::Unauthenticated)?;
-        let credentials = PushCredentials::new(api_key(request.headers()), peer);
-        self.gateway.rooms().push_authorizer.authorize(&credentials).await.map_err(|refused| match refused {
+        self.gateway.rooms().push_authorizer.authorize(credentials).await.map_err(|refused| match refused {
             PushRefused::Unauthenticated => Refusal::Unauthenticated,
             PushRefused::Unavailable => Refusal::CheckUnavailable,
         })
     }
 
     /// The request with its whole body, which a stream alone has not.
-    async fn read(&self, request: Request<Incoming>) -> Result<Request<RequestBody>, Refusal> {
+    async fn read(&self, request: Request<Incoming>, share: &mut Share) -> Result<Request<RequestBody>, Refusal> {
         let path = request.uri().path();
         if path == PUSH_STREAM {
             // Has no size of its own; there the limit holds for each message.
@@ -266,10 +281,8 @@ impl<S> Guard<S> {
             }
             return Err(Refusal::TooLarge { limit_bytes });
         }
-        let bytes = Limited::new(body, limit_bytes).collect().await.map_err(|error| {
-            if error.is::<LengthLimitError>() { Refusal::TooLarge { limit_bytes } } else { Refusal::BrokenOff }
-        })?;
-        Ok(Request::from_parts(parts, Either::Left(Full::new(bytes.to_bytes()))))
+        let bytes = share.read(body, limit_bytes).await?;
+        Ok(Request::from_parts(parts, Either::Left(Full::new(bytes))))
     }
 }
 

@@ -180,6 +180,44 @@ async fn a_body_over_the_limit_is_not_asked_for() {
 }
 
 #[tokio::test]
+async fn bodies_that_do_not_end_keep_out_nobody_but_their_sender() {
+    let gateway = TestGateway::with(|config| {
+        config.message_bytes_max = 100;
+        config.request_bytes_max = 1000;
+        config.request_bodies_bytes_max = 2000;
+    })
+    .await;
+    let mut slow = soon(TcpStream::connect(gateway.control)).await.unwrap();
+    let head = "POST /push HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n";
+    soon(slow.write_all(format!("{head}{PUSH}{}", " ".repeat(999 - PUSH.len())).as_bytes())).await.unwrap();
+    let refused = soon(async {
+        loop {
+            // Passes until the slow one's bytes are read.
+            let answer = post(&gateway, "/push", "", PUSH).await;
+            if answer.status != 200 {
+                return answer;
+            }
+        }
+    })
+    .await;
+    assert_eq!((refused.status, refused.header("retry-after")), (503, Some("5")));
+    assert_eq!(refused.body, "too many bytes of requests are in hand, try again later");
+    let status = gateway.grpc().await.try_push(push_request("ann", "mail", "m")).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::ResourceExhausted, refused.body.as_str()));
+
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, 2], 0).into()).unwrap();
+    let mut other = soon(socket.connect(gateway.control)).await.unwrap();
+    let head = format!("POST /push HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", PUSH.len());
+    soon(other.write_all(format!("{head}{PUSH}").as_bytes())).await.unwrap();
+    assert_eq!(read_answer(&mut other).await.status, 200);
+
+    soon(slow.write_all(b" ")).await.unwrap();
+    assert_eq!(read_answer(&mut slow).await.status, 200);
+    assert_eq!(post(&gateway, "/push", "", PUSH).await.status, 200, "given back");
+}
+
+#[tokio::test]
 async fn every_401_says_how_to_authenticate() {
     let gateway = TestGateway::built(|_| (), |builder| builder.push_authorizer(crate::auth::NobodyMayPush)).await;
     let told = Some("Bearer realm=\"pushgate\"");
