@@ -280,6 +280,7 @@ mod tests {
                 "slow_reader_policy" => "drop_oldest",
                 "slow_reader_policy_by_event" => "price.*=conflate, *=drop_newest",
                 "tokens_file" | "push_keys_file" => "/some/file",
+                "request_bodies_bytes_max" => "9000000",
                 name if name.starts_with("insecure_") => "true",
                 name if name.ends_with("_max") => "300000",
                 _ => "7s",

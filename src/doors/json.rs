@@ -2,6 +2,7 @@
 //! same messages as the gRPC door has, in protobuf's JSON mapping.
 
 mod mapping;
+mod reading;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
@@ -146,7 +147,7 @@ async fn push_batch(gateway: &Gateway, caller: Caller, body: &[u8]) -> Result<pr
 
 fn read<M: prost::Message + Default>(gateway: &Gateway, body: &[u8], name: &str) -> Result<M, Wrong> {
     let items_max = gateway.rooms().config.batch_pushes_max.max(EXCLUDED_MAX);
-    mapping::read(body, name, items_max).map_err(|(field, problem)| {
+    reading::read(body, name, items_max).map_err(|(field, problem)| {
         gateway.rooms().metrics.pushed(Door::Json, PushResult::Invalid);
         Wrong::field(field, problem)
     })

@@ -1,6 +1,4 @@
-//! The API's messages in protobuf's JSON mapping, by their own descriptors.
-
-mod read;
+//! The API's messages written in protobuf's JSON mapping, by their own descriptors.
 
 use std::sync::LazyLock;
 
@@ -9,12 +7,10 @@ use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, Serialize
 
 use crate::proto;
 
-pub(super) use read::read;
-
 static POOL: LazyLock<DescriptorPool> =
     LazyLock::new(|| DescriptorPool::decode(proto::DESCRIPTORS).expect("the descriptors were encoded by this build"));
 
-fn descriptor(name: &str) -> MessageDescriptor {
+pub(super) fn descriptor(name: &str) -> MessageDescriptor {
     POOL.get_message_by_name(&format!("pushgate.v1.{name}")).expect("a message of this API")
 }
 

@@ -14,7 +14,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visi
 
 use crate::legacy;
 
-use super::descriptor;
+use super::mapping::descriptor;
 
 /// The keys that match in any letter case, so that a caller may ask for JSON with what it sends today.
 const LEGACY_KEYS: [&str; 3] = ["userId", "event", "message"];
@@ -24,11 +24,7 @@ const REPEATED_MAX: usize = 100;
 
 /// Reads a message whose lists have at most so many items. On an error, which field was wrong, empty when it was none,
 /// and what was wrong with it.
-pub(in crate::doors::json) fn read<M: Message + Default>(
-    json: &[u8],
-    name: &str,
-    items_max: usize,
-) -> Result<M, (String, String)> {
+pub(super) fn read<M: Message + Default>(json: &[u8], name: &str, items_max: usize) -> Result<M, (String, String)> {
     let text = legacy::text(json);
     let mut deserializer = serde_json::Deserializer::from_str(&text);
     let reading = Reading { path: RefCell::default(), items_max };
@@ -328,7 +324,7 @@ mod tests {
             slow_reader_policy: proto::SlowReaderPolicy::Conflate.into(),
             idempotency_key: "i".to_owned(),
         };
-        let json = String::from_utf8(super::super::write(&whole, "PushRequest")).expect("JSON is text");
+        let json = String::from_utf8(super::super::mapping::write(&whole, "PushRequest")).expect("JSON is text");
         assert_eq!(push(&json), Ok(whole.clone()), "{json}");
         let by_proto_names = json.replace("userId", "user_id").replace("waitFor", "wait_for");
         assert_eq!(push(&by_proto_names), Ok(whole));
