@@ -6,6 +6,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 
+use pushgate::proto::PushStreamRequest;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tonic::Code;
@@ -121,8 +122,13 @@ async fn a_compressed_call_is_taken_and_bounded_while_it_is_inflated() {
         assert_eq!(phone.next_text().await, message);
         // A few KiB on the wire, a thousand times that when inflated.
         let bomb = push_request("ann", "mail", &"m".repeat(5_000_000));
-        let status = grpc.try_push(bomb).await.unwrap_err();
+        let status = grpc.try_push(bomb.clone()).await.unwrap_err();
         assert_eq!(status.code(), Code::ResourceExhausted, "{encoding:?}");
+        assert_eq!(status.message(), "the request is over the limit of 20000 bytes", "{encoding:?}");
+
+        let messages = PushStreamRequest { push: Some(bomb), ..PushStreamRequest::default() };
+        let mut results = soon(grpc.client.push_stream(tokio_stream::iter([messages]))).await.unwrap().into_inner();
+        let status = soon(results.message()).await.unwrap_err();
         assert_eq!(status.message(), "the request is over the limit of 20000 bytes", "{encoding:?}");
 
         let channel = tonic::transport::Channel::from_shared(format!("http://{}", gateway.control)).unwrap();
@@ -176,6 +182,31 @@ async fn a_body_over_the_limit_is_not_asked_for() {
         let answer = read_answer(&mut stream).await;
         assert_eq!((answer.status, answer.header("connection")), (413, Some("close")), "and no 100 before it");
         assert_eq!(soon(stream.read(&mut [0])).await.unwrap(), 0, "closed");
+    }
+    // What is refused by its head is not asked for either.
+    let nobody = TestGateway::built(|_| (), |builder| builder.push_authorizer(crate::auth::NobodyMayPush)).await;
+    for (gateway, header, status) in [(&gateway, "content-encoding: gzip", 415), (&nobody, "accept: */*", 401)] {
+        let mut stream = soon(TcpStream::connect(gateway.control)).await.unwrap();
+        let head = "POST /push HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 100\r\n";
+        soon(stream.write_all(format!("{head}{header}\r\n\r\n").as_bytes())).await.unwrap();
+        assert_eq!(read_answer(&mut stream).await.status, status);
+    }
+}
+
+/// A waiting unary call holds a stream, so a caller must be able to see how many it has.
+#[tokio::test]
+async fn the_streams_of_a_connection_are_as_many_as_the_setting_says() {
+    for streams_max in [1000, 7] {
+        let gateway = TestGateway::with(|config| config.http2_streams_max = streams_max).await;
+        let mut stream = soon(TcpStream::connect(gateway.control)).await.unwrap();
+        soon(stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")).await.unwrap();
+        let mut head = [0; 9];
+        soon(stream.read_exact(&mut head)).await.unwrap();
+        assert_eq!(head[3], 4, "SETTINGS");
+        let mut settings = vec![0; usize::from(u16::from_be_bytes([head[1], head[2]]))];
+        soon(stream.read_exact(&mut settings)).await.unwrap();
+        let told = settings.chunks(6).find(|setting| setting[..2] == [0, 3]).unwrap();
+        assert_eq!(told[2..], u32::try_from(streams_max).unwrap().to_be_bytes());
     }
 }
 

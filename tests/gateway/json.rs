@@ -102,6 +102,7 @@ async fn what_is_wrong_is_told_with_its_field() {
         (r#"{"userId":"ann","event":"mail","message":"m","binary":"AAEC"}"#, "binary"),
         (r#"{"userId":"ann","event":"mail","message":"m"} {}"#, ""),
         (r#"{"userId":"ann","event":"mail","message":"m""#, ""),
+        (r#"{"unknown": what stands here is not looked at"#, "unknown"),
         ("null", ""),
     ] {
         let answer = json.post(body).await;

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use pushgate::proto::{Level, PushRequest};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::support::{PATIENCE, TestGateway, read_answer, soon};
+use crate::support::session::SessionClient;
+use crate::support::{PATIENCE, TestGateway, push_request, read_answer, soon};
 
 #[tokio::test]
 async fn clients_get_what_is_queued_and_then_1001() {
@@ -57,6 +59,27 @@ async fn a_push_in_hand_is_finished_and_delivered() {
     assert_eq!(phone.next_text().await, "in hand");
     assert_eq!(phone.closed().await.0, 1001);
     assert_eq!(gateway.stop().await.connections_cut, 0);
+}
+
+#[tokio::test]
+async fn a_push_that_waits_is_in_hand_too() {
+    let mut gateway = TestGateway::with(|config| config.push_concurrency_max = 1).await;
+    let mut session = SessionClient::connect(gateway.clients).await;
+    session.bind("ann", "mail").await;
+    let mut grpc = gateway.grpc().await;
+    let push = PushRequest { wait_for: Level::Acked.into(), ..push_request("ann", "mail", "m") };
+    let wait = tokio::spawn(async move { grpc.try_push(push).await });
+    session.expect_push(1, "m").await;
+    gateway.begin_stop();
+    soon(async {
+        while TcpStream::connect(gateway.control).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    session.ack(1).await;
+    assert_eq!(soon(wait).await.unwrap().unwrap().acked, 1);
+    gateway.stop().await;
 }
 
 #[tokio::test]
