@@ -114,7 +114,7 @@ mod tests {
             }};
         }
         every!(
-            ClientClosed Reset ProtocolError NotUtf8 TooBig NotUnderstood Incomplete TokenRefused CheckUnavailable
+            ClientClosed Reset ProtocolError NotUtf8 TooManyFrames TooBig NotUnderstood Incomplete TokenRefused CheckUnavailable
             NotAllowed OtherUser BindTimeout TooManyConnections TooManyEvents PongTimeout WriteTimeout QueueFull Dropped
             Replaced TokenExpired GoingAway Drained Cut Panicked
         )

@@ -106,9 +106,18 @@ settings! {
     connections_per_address_max: usize = 0;
     /// Events that one connection binds; over it, a bind is closed with 4429.
     events_per_connection_max: usize = 128;
-    /// TCP connections that speak HTTP: callers, scrapers, and clients that have not upgraded yet. Over it, a new one is
-    /// closed at once, so that idle callers cannot use up the files that clients need.
+    /// TCP connections on `listen` that speak HTTP: clients that have not upgraded yet, and without `control_listen` callers
+    /// and scrapers. When all places are taken, a new connection gets the place of the one that has been without a request
+    /// for longest; it is closed at once if all have one in hand.
     http_connections_max: usize = 4096;
+    /// The same from one address, 0 for no limit; over it, a new one is closed at once. Off by default because behind a
+    /// proxy all clients share its address.
+    http_connections_per_address_max: usize = 0;
+    /// TCP connections on `control_listen`, by the same rule: what happens on one address takes nothing from the other.
+    control_http_connections_max: usize = 1024;
+    /// Bytes of the head of one HTTP request; over it, the answer is 431. Also what one connection buffers before it has
+    /// shown a token. Some browsers send many cookies.
+    http_head_bytes_max: usize = 32 * 1024;
 
     /// Bytes of one connection that the kernel holds unsent or unacknowledged (`SO_SNDBUF`; Linux counts its own overhead on
     /// top, up to as much again). Without it Linux lets each client that does not read pile up 4 MiB, outside of
@@ -205,8 +214,12 @@ settings! {
     /// How long the gateway waits for a client to take the close frame and go, and before that, where a session's client
     /// has got a part of a message, for it to take the rest.
     close_timeout: Duration = Duration::from_secs(5);
-    /// How long the head of an HTTP request may take, which also bounds how long an idle HTTP/1 connection is kept.
+    /// How long the head of an HTTP request may take once it has begun, how long a new connection may take to send its first,
+    /// and how long a peer may take no byte of an answer; over it, the connection is closed.
     http_header_timeout: Duration = Duration::from_secs(10);
+    /// How long an HTTP connection without a request in hand is kept. Longer than common proxies keep an idle connection to
+    /// what is behind them (60 s), so that it is they who close it, and no request meets a closed one.
+    http_idle_timeout: Duration = Duration::from_secs(75);
     /// How long a request at a push door may take, body included; a gRPC deadline that is shorter holds instead.
     request_timeout: Duration = Duration::from_secs(10);
     /// How long a gateway that is told to stop goes on to serve everything while `/readyz` answers 503 and gRPC health
@@ -216,12 +229,8 @@ settings! {
     shutdown_grace: Duration = Duration::from_secs(10);
 }
 
-/// Bytes of an HTTP request's head. hyper's own limit (408 KiB) is what every socket could hold before it has shown
-/// a token.
-pub(crate) const HTTP_HEAD_BYTES_MAX: usize = 16 * 1024;
-
-/// Headers of an HTTP request; a browser sends about twenty.
-pub(crate) const HTTP_HEADERS_MAX: usize = 64;
+/// Headers of an HTTP request; a browser sends about twenty, and proxies add some.
+pub(crate) const HTTP_HEADERS_MAX: usize = 100;
 
 /// Where the client for browsers and Node.js is served, and its types.
 pub(crate) const CLIENT_PATH: &str = "/pushgate.js";
@@ -311,6 +320,7 @@ impl Config {
             ("write_timeout", self.write_timeout),
             ("close_timeout", self.close_timeout),
             ("http_header_timeout", self.http_header_timeout),
+            ("http_idle_timeout", self.http_idle_timeout),
             ("request_timeout", self.request_timeout),
             ("socket_timeout", self.socket_timeout),
             ("idempotency_window", self.idempotency_window),
@@ -330,6 +340,7 @@ impl Config {
             ("connections_max", self.connections_max, 1 << 24),
             ("events_per_connection_max", self.events_per_connection_max, 1 << 20),
             ("http_connections_max", self.http_connections_max, 1 << 24),
+            ("control_http_connections_max", self.control_http_connections_max, 1 << 24),
             ("batch_pushes_max", self.batch_pushes_max, 1 << 20),
             ("push_concurrency_max", self.push_concurrency_max, 1 << 20),
             ("http2_streams_max", self.http2_streams_max, 1 << 24),
@@ -362,6 +373,11 @@ impl Config {
             let expected = "must be at least 1024, to hold a token and an event, and at most 16777216";
             require((1024..=1 << 24).contains(&limit), name, expected);
         }
+        require(
+            (8192..=1 << 24).contains(&self.http_head_bytes_max),
+            "http_head_bytes_max",
+            "must be at least 8192, to hold any usual head, and at most 16777216",
+        );
         require(
             self.outbox_bytes_max >= self.message_bytes_max.saturating_add(10),
             "outbox_bytes_max",

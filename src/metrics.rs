@@ -37,7 +37,8 @@ pub(crate) struct Metrics {
     pub(crate) outbox_bytes: Gauge,
     pub(crate) outbox_messages_fullest: Gauge,
     pub(crate) outbox_bytes_fullest: Gauge,
-    pub(crate) http_connections: Gauge,
+    pub(crate) http_connections: Family<ListenerLabels, Gauge>,
+    pub(crate) http_connections_max: Family<ListenerLabels, Gauge>,
     pub(crate) push_concurrency: Gauge,
     pub(crate) waiting_pushes: Gauge,
     pub(crate) idempotency_keys: Gauge,
@@ -61,8 +62,9 @@ pub(crate) struct Metrics {
     pub(crate) sessions_away: Gauge,
     pub(crate) journal_messages: Gauge,
     pub(crate) journal_bytes: Gauge,
-    pub(crate) http_refused: Counter,
-    pub(crate) accept_errors: Counter,
+    pub(crate) http_refused: Family<RefusedLabels, Counter>,
+    pub(crate) http_evicted: Family<ListenerLabels, Counter>,
+    pub(crate) accept_errors: Family<ListenerLabels, Counter>,
     pub(crate) task_panics: Family<TaskLabels, Counter>,
     pub(crate) push_seconds: Histogram,
     pub(crate) delivery_seconds: Histogram,
@@ -107,6 +109,33 @@ pub(crate) enum UpgradeResult {
     TooMany,
     TooManyFromAddress,
     Draining,
+}
+
+/// What an address serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Listener {
+    /// Everything: there is no other.
+    All,
+    Clients,
+    Control,
+}
+
+/// Why a TCP connection was closed at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum RefusedReason {
+    Full,
+    FullForAddress,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct ListenerLabels {
+    pub(crate) listener: Listener,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct RefusedLabels {
+    pub(crate) listener: Listener,
+    pub(crate) reason: RefusedReason,
 }
 
 /// What became of a bind that asked to resume a session.
@@ -199,6 +228,8 @@ macro_rules! labelled {
 }
 
 labelled! {
+    Listener: All Clients Control;
+    RefusedReason: Full FullForAddress;
     Door: Json Grpc Library;
     PushResult:
         Accepted Unmatched Held Dropped Invalid Unauthenticated PermissionDenied TooLarge Overloaded TimedOut Draining
@@ -284,7 +315,8 @@ impl Metrics {
             outbox_bytes: Gauge::default(),
             outbox_messages_fullest: Gauge::default(),
             outbox_bytes_fullest: Gauge::default(),
-            http_connections: Gauge::default(),
+            http_connections: Family::default(),
+            http_connections_max: Family::default(),
             push_concurrency: Gauge::default(),
             waiting_pushes: Gauge::default(),
             idempotency_keys: Gauge::default(),
@@ -308,8 +340,9 @@ impl Metrics {
             sessions_away: Gauge::default(),
             journal_messages: Gauge::default(),
             journal_bytes: Gauge::default(),
-            http_refused: Counter::default(),
-            accept_errors: Counter::default(),
+            http_refused: Family::default(),
+            http_evicted: Family::default(),
+            accept_errors: Family::default(),
             task_panics: Family::default(),
             push_seconds: Histogram::new(LATENCY_BUCKETS),
             delivery_seconds: Histogram::new(LATENCY_BUCKETS),
@@ -338,6 +371,11 @@ impl Metrics {
             self.outbox_bytes_fullest.clone(),
         );
         registry.register("http_connections", "TCP connections that speak HTTP", self.http_connections.clone());
+        registry.register(
+            "http_connections_max",
+            "What pushgate_http_connections may be, by http_connections_max and control_http_connections_max",
+            self.http_connections_max.clone(),
+        );
         registry.register("push_concurrency", "Requests in hand at the push doors", self.push_concurrency.clone());
         registry.register(
             "waiting_pushes",
@@ -401,7 +439,16 @@ impl Metrics {
         );
         registry.register("journal_messages", "Messages in the journal", self.journal_messages.clone());
         registry.register("journal_bytes", "Bytes that the journal takes", self.journal_bytes.clone());
-        registry.register("http_refused", "TCP connections over http_connections_max", self.http_refused.clone());
+        registry.register(
+            "http_refused",
+            "TCP connections closed at once because the listener's places, or the address's share of them, were in use",
+            self.http_refused.clone(),
+        );
+        registry.register(
+            "http_evicted",
+            "TCP connections without a request in hand whose place was given to a new one",
+            self.http_evicted.clone(),
+        );
         registry.register("accept_errors", "Failures to accept a TCP connection", self.accept_errors.clone());
         registry.register(
             "task_panics",
@@ -439,6 +486,11 @@ impl Metrics {
         at_zero(&self.upgrades, UpgradeResult::ALL.iter().map(|&result| UpgradeLabels { result }));
         at_zero(&self.resumes, ResumeResult::ALL.iter().map(|&result| ResumeLabels { result }));
         at_zero(&self.task_panics, Task::ALL.iter().map(|&task| TaskLabels { task }));
+        for &listener in Listener::ALL {
+            at_zero(&self.http_refused, RefusedReason::ALL.iter().map(|&reason| RefusedLabels { listener, reason }));
+        }
+        at_zero(&self.http_evicted, Listener::ALL.iter().map(|&listener| ListenerLabels { listener }));
+        at_zero(&self.accept_errors, Listener::ALL.iter().map(|&listener| ListenerLabels { listener }));
         for &door in Door::ALL {
             at_zero(&self.pushes, PushResult::ALL.iter().map(|&result| PushLabels { door, result }));
         }
@@ -448,7 +500,6 @@ impl Metrics {
     pub(crate) fn tell_limits(&mut self, config: &Config) {
         for (of, setting, limit) in [
             ("connections", "connections_max", config.connections_max),
-            ("http_connections", "http_connections_max", config.http_connections_max),
             ("push_concurrency", "push_concurrency_max", config.push_concurrency_max),
             ("waiting_pushes", "waiting_pushes_max", config.waiting_pushes_max),
             ("idempotency_keys", "idempotency_keys_max", config.idempotency_keys_max),

@@ -3,11 +3,13 @@
 mod accept;
 mod client;
 mod page;
+mod places;
 mod route;
 mod scrape;
 mod sockets;
 mod stack;
 mod supervise;
+mod traffic;
 
 use std::fmt;
 use std::future::Future;
@@ -45,7 +47,7 @@ use crate::registry::{Limits, Registry};
 use crate::replays::{self, Replays};
 use crate::sessions::{self, Sessions};
 
-use accept::Http;
+use accept::{Http, Port};
 use client::Client;
 use route::{Reflection, Router, Serves};
 use scrape::Scrapes;
@@ -72,7 +74,7 @@ pub struct ServerBuilder {
 pub struct Server {
     gateway: Gateway,
     http: Arc<Http>,
-    listeners: Vec<(TcpListener, Serves)>,
+    ports: Vec<Port>,
     local_addr: SocketAddr,
     control_addr: SocketAddr,
     page: bool,
@@ -350,7 +352,9 @@ impl Server {
             gateway: gateway.clone(),
         };
         let http = Arc::new(Http::new(Arc::new(router), &rooms.config));
-        Self { gateway, http, listeners, local_addr, control_addr, page, health, sockets }
+        let port = |(listener, serves)| Port::new(listener, serves, &rooms.config, &rooms.metrics);
+        let ports = listeners.into_iter().map(port).collect();
+        Self { gateway, http, ports, local_addr, control_addr, page, health, sockets }
     }
 
     /// The address that clients connect to.
@@ -383,8 +387,8 @@ impl Server {
     pub async fn run(mut self, stop: impl Future<Output = ()>) -> Report {
         let time = AbortOnDropHandle::new(tokio::spawn(keep_time(self.gateway.clone())));
         let accepting = TaskTracker::new();
-        for (listener, serves) in std::mem::take(&mut self.listeners) {
-            accepting.spawn(accept(self.http.clone(), self.gateway.clone(), listener, serves));
+        for port in std::mem::take(&mut self.ports) {
+            accepting.spawn(accept(self.http.clone(), self.gateway.clone(), port));
         }
         stop.await;
         self.leave().await;
@@ -462,8 +466,9 @@ async fn keep_time(gateway: Gateway) {
     );
 }
 
-async fn accept(http: Arc<Http>, gateway: Gateway, listener: TcpListener, serves: Serves) {
-    supervise(&gateway.rooms().metrics, Task::Accept, || http.clone().accept(&listener, serves)).await;
+/// The port goes with this, so that nobody can connect any more once it has ended.
+async fn accept(http: Arc<Http>, gateway: Gateway, port: Port) {
+    supervise(&gateway.rooms().metrics, Task::Accept, || http.clone().accept(&port)).await;
 }
 
 async fn finish(tasks: &TaskTracker, deadline: Instant) {
@@ -514,7 +519,9 @@ mod tests {
     fn connect(server: &Server) -> DuplexStream {
         let (near, far) = tokio::io::duplex(64 * 1024);
         let http = server.http.clone();
-        tokio::spawn(async move { http.serve(far, ([127, 0, 0, 1], 1).into(), Serves::All).await });
+        tokio::spawn(
+            async move { http.serve(far, ([127, 0, 0, 1], 1).into(), Serves::All, traffic::Traffic::new()).await },
+        );
         near
     }
 

@@ -115,15 +115,24 @@ fn fit_open_files(config: &mut Config) {
         Ok(files) => usize::try_from(files).unwrap_or(usize::MAX),
         Err(error) => return warn!(%error, "cannot raise the limit of open files"),
     };
-    if config.connections_max.saturating_add(config.http_connections_max).saturating_add(FILES_APART) > files {
-        config.http_connections_max = config.http_connections_max.min(files / 8).max(1);
-        config.connections_max =
-            config.connections_max.min(files.saturating_sub(config.http_connections_max + FILES_APART)).max(1);
-        info!(
-            files,
-            connections_max = config.connections_max,
-            http_connections_max = config.http_connections_max,
-            "limits of connections lowered to what the limit of open files allows"
-        );
+    if files_needed(config) <= files {
+        return;
     }
+    config.http_connections_max = config.http_connections_max.min(files / 8).max(1);
+    config.control_http_connections_max = config.control_http_connections_max.min(files / 16).max(1);
+    let apart = files_needed(config) - config.connections_max;
+    config.connections_max = config.connections_max.min(files.saturating_sub(apart)).max(1);
+    info!(
+        files,
+        connections_max = config.connections_max,
+        http_connections_max = config.http_connections_max,
+        control_http_connections_max = config.control_http_connections_max,
+        "limits of connections lowered to what the limit of open files allows"
+    );
+}
+
+/// Files with all limits of connections reached, so that none of them can take what another was promised.
+fn files_needed(config: &Config) -> usize {
+    let control = if config.control_listen.is_some() { config.control_http_connections_max } else { 0 };
+    [config.connections_max, config.http_connections_max, control].into_iter().fold(FILES_APART, usize::saturating_add)
 }

@@ -1,28 +1,31 @@
 //! Accepts TCP connections and speaks HTTP on each, until it ends, upgrades or is told to stop.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::Poll;
 use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use prometheus_client::metrics::counter::Counter;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use crate::config::{Config, HTTP_HEAD_BYTES_MAX, HTTP_HEADERS_MAX};
+use crate::config::{Config, HTTP_HEADERS_MAX};
+use crate::metrics::{ListenerLabels, Metrics, RefusedLabels, RefusedReason, set};
 
+use super::places::{Found, NoPlace, Places};
 use super::route::{Router, Serves};
+use super::traffic::{Answered, Due, Noted, Timeouts, Traffic};
 
 /// How long accepting rests when the process is out of files or memory. Short, because a file may come free at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -36,9 +39,46 @@ const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 /// A caller's dead HTTP/2 connection is found within twice this.
 const HTTP2_KEEP_ALIVE: Duration = Duration::from_secs(20);
 
-/// The bytes that make an HTTP/2 connection: the preface and the head of a SETTINGS frame. From there on pings keep it
-/// honest; before, nothing does but a deadline.
-const HTTP2_START_BYTES: usize = 24 + 9;
+/// A listener that cannot accept says so this often.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A listener, and what it has for itself: nothing that happens on another takes any of it.
+pub(super) struct Port {
+    listener: TcpListener,
+    serves: Serves,
+    places: Arc<Places>,
+    refused: Counter,
+    refused_for_address: Counter,
+    evicted: Counter,
+    accept_errors: Counter,
+}
+
+impl Port {
+    pub(super) fn new(listener: TcpListener, serves: Serves, config: &Config, metrics: &Metrics) -> Self {
+        let places = match serves {
+            Serves::All | Serves::Clients => {
+                Places::new(config.http_connections_max, config.http_connections_per_address_max)
+            }
+            Serves::Control => Places::new(config.control_http_connections_max, 0),
+        };
+        let listener_label = serves.label();
+        let refused =
+            |reason| metrics.http_refused.get_or_create_owned(&RefusedLabels { listener: listener_label, reason });
+        let labels = ListenerLabels { listener: listener_label };
+        set(&metrics.http_connections_max.get_or_create_owned(&labels), places.limit());
+        let seen = places.clone();
+        metrics.read(&metrics.http_connections.get_or_create_owned(&labels), move || seen.taken());
+        Self {
+            listener,
+            serves,
+            places,
+            refused: refused(RefusedReason::Full),
+            refused_for_address: refused(RefusedReason::FullForAddress),
+            evicted: metrics.http_evicted.get_or_create_owned(&labels),
+            accept_errors: metrics.accept_errors.get_or_create_owned(&labels),
+        }
+    }
+}
 
 /// What all HTTP connections of a server share.
 pub(super) struct Http {
@@ -46,8 +86,7 @@ pub(super) struct Http {
     builder: auto::Builder<TokioExecutor>,
     http1: http1::Builder,
     router: Arc<Router>,
-    head_timeout: Duration,
-    permits: Arc<Semaphore>,
+    timeouts: Timeouts,
     /// Told when no new request is wanted.
     pub(super) stop: CancellationToken,
     /// Told when the grace is over.
@@ -57,19 +96,23 @@ pub(super) struct Http {
 
 impl Http {
     pub(super) fn new(router: Arc<Router>, config: &Config) -> Self {
+        let head_bytes_max = config.http_head_bytes_max;
         let mut builder = auto::Builder::new(TokioExecutor::new());
-        // Without a timer hyper's header timeout does nothing.
+        // hyper's own timeout of a head counts the time before the head begins; the deadlines here are kept by `drive`.
+        // A caller that has said all it has to say may close its side, and is still answered.
         builder
             .http1()
             .timer(TokioTimer::new())
-            .header_read_timeout(config.http_header_timeout)
-            .max_buf_size(HTTP_HEAD_BYTES_MAX)
+            .header_read_timeout(None)
+            .half_close(true)
+            .max_buf_size(head_bytes_max)
             .max_headers(HTTP_HEADERS_MAX);
         let mut http1 = http1::Builder::new();
         http1
             .timer(TokioTimer::new())
-            .header_read_timeout(config.http_header_timeout)
-            .max_buf_size(HTTP_HEAD_BYTES_MAX)
+            .header_read_timeout(None)
+            .half_close(true)
+            .max_buf_size(head_bytes_max)
             .max_headers(HTTP_HEADERS_MAX);
         builder
             .http2()
@@ -79,71 +122,87 @@ impl Http {
             .initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES)
             .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES)
             .max_concurrent_streams(u32::try_from(config.http2_streams_max).unwrap_or(u32::MAX))
-            .max_header_list_size(HTTP_HEAD_BYTES_MAX as u32)
+            .max_header_list_size(u32::try_from(head_bytes_max).unwrap_or(u32::MAX))
             // hyper's own defaults, spelled out because they are what stands against reset floods.
             .max_pending_accept_reset_streams(20)
             .max_local_error_reset_streams(1024);
-        let permits = Arc::new(Semaphore::new(config.http_connections_max));
-        let (places, places_max) = (permits.clone(), config.http_connections_max);
-        let metrics = &router.gateway.rooms().metrics;
-        metrics.read(&metrics.http_connections, move || places_max.saturating_sub(places.available_permits()));
         Self {
             builder,
             http1,
             router,
-            head_timeout: config.http_header_timeout,
-            permits,
+            timeouts: Timeouts { head: config.http_header_timeout, idle: config.http_idle_timeout },
             stop: CancellationToken::new(),
             cut: CancellationToken::new(),
             tasks: TaskTracker::new(),
         }
     }
 
-    /// Accepts until told to stop. A failure to accept never ends it.
-    pub(super) async fn accept(self: Arc<Self>, listener: &TcpListener, serves: Serves) {
-        let metrics = &self.router.gateway.rooms().metrics;
+    /// Accepts until told to stop. A failure to accept never ends it, and pauses this listener alone.
+    pub(super) async fn accept(self: Arc<Self>, port: &Port) {
+        let mut complained: Option<Instant> = None;
         loop {
             let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+                accepted = port.listener.accept() => accepted,
                 () = self.stop.cancelled() => return,
             };
-            let (stream, peer) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) if is_the_peers(&error) => continue,
-                Err(error) => {
-                    metrics.accept_errors.inc();
-                    warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
+            match accepted {
+                Ok((stream, peer)) => {
+                    if let Err(error) = stream.set_nodelay(true) {
+                        debug!(%error, "cannot set TCP_NODELAY");
+                    }
+                    self.admit(port, stream, peer);
                 }
-            };
-            if let Err(error) = stream.set_nodelay(true) {
-                debug!(%error, "cannot set TCP_NODELAY");
+                Err(error) if is_the_peers(&error) => {}
+                Err(error) => {
+                    port.accept_errors.inc();
+                    if complained.is_none_or(|at| at.elapsed() >= COMPLAINT_INTERVAL) {
+                        complained = Some(Instant::now());
+                        warn!(%error, listener = ?port.serves, "cannot accept a connection");
+                    }
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
             }
-            let Ok(permit) = self.permits.clone().try_acquire_owned() else {
-                metrics.http_refused.inc();
-                continue;
-            };
-            let http = self.clone();
-            self.tasks.spawn(async move {
-                http.serve(stream, peer, serves).await;
-                drop(permit);
-            });
         }
     }
 
-    /// Speaks HTTP on one stream. Returns when it ends or is upgraded.
-    pub(super) async fn serve<S>(&self, stream: S, peer: SocketAddr, serves: Serves)
+    /// Serves a connection in a task of its own, if there is a place for it.
+    fn admit<S>(self: &Arc<Self>, port: &Port, stream: S, peer: SocketAddr)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let traffic = Arc::new(Traffic::default());
-        let counted = Counted { stream, traffic: traffic.clone() };
-        let service = service_fn(|request| {
-            let answer = self.router.clone().route::<S>(serves, request, peer);
-            async { Ok::<_, std::convert::Infallible>(answer.await) }
+        let traffic = Traffic::new();
+        let (place, found) = match port.places.take(peer.ip().to_canonical(), traffic.clone()) {
+            Ok(taken) => taken,
+            Err(NoPlace::Full) => {
+                port.refused.inc();
+                return;
+            }
+            Err(NoPlace::FullForAddress) => {
+                port.refused_for_address.inc();
+                return;
+            }
+        };
+        if found == Found::Evicted {
+            port.evicted.inc();
+        }
+        let (http, serves) = (self.clone(), port.serves);
+        self.tasks.spawn(async move {
+            http.serve(stream, peer, serves, traffic).await;
+            drop(place);
         });
-        let io = TokioIo::new(counted);
+    }
+
+    /// Speaks HTTP on one stream. Returns when it ends or is upgraded.
+    pub(super) async fn serve<S>(&self, stream: S, peer: SocketAddr, serves: Serves, traffic: Arc<Traffic>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let service = service_fn(|request| {
+            let in_hand = traffic.begin();
+            let answer = self.router.clone().route::<S>(serves, request, peer);
+            async { Ok::<_, std::convert::Infallible>(answer.await.map(|body| Answered::new(body, in_hand))) }
+        });
+        let io = TokioIo::new(Noted::new(stream, traffic.clone()));
         match serves {
             // Clients have no use for HTTP/2, so there they cannot abuse it either.
             Serves::Clients => {
@@ -164,32 +223,39 @@ impl Http {
         E: std::fmt::Display,
     {
         let mut connection = pin!(connection);
-        let mut look = tokio::time::interval_at(Instant::now() + self.head_timeout, self.head_timeout);
-        let (mut is_stopping, mut written) = (false, 0);
+        let mut alarm = pin!(tokio::time::sleep(self.timeouts.head.min(self.timeouts.idle)));
+        let (mut is_finishing, mut is_evicted) = (false, false);
         loop {
             tokio::select! {
+                // The connection first: a request that has come already is not idle.
+                biased;
                 result = &mut connection => {
                     if let Err(error) = result {
                         debug!(%peer, %error, "HTTP connection ended");
                     }
                     return;
                 }
-                _ = look.tick() => {
-                    // hyper-util waits for the first bytes without a limit of its own, and hyper for a peer that does
-                    // not read.
-                    if traffic.read.load(Ordering::Relaxed) < HTTP2_START_BYTES {
-                        return debug!(%peer, "no request in time");
-                    }
-                    let before = std::mem::replace(&mut written, traffic.written.load(Ordering::Relaxed));
-                    if traffic.is_blocked.load(Ordering::Relaxed) && written == before {
-                        return debug!(%peer, "no byte of the answer taken in time");
-                    }
-                }
-                () = self.stop.cancelled(), if !is_stopping => {
-                    finish(connection.as_mut());
-                    is_stopping = true;
-                }
                 () = self.cut.cancelled() => return,
+                () = self.stop.cancelled(), if !is_finishing => {}
+                () = traffic.evicted(), if !is_evicted => {
+                    is_evicted = true;
+                    finish(connection.as_mut());
+                    // Once more, to bring out the farewell of HTTP/2.
+                    let ended = poll_fn(|cx| Poll::Ready(connection.as_mut().poll(cx).is_ready())).await;
+                    if ended || traffic.idle_since().is_some() {
+                        return debug!(%peer, "idle for longest, and its place was needed");
+                    }
+                }
+                due = poll_fn(|cx| traffic.poll_due(self.timeouts, alarm.as_mut(), cx)) => match due {
+                    Due::Finish if !is_finishing => {}
+                    Due::Finish => return,
+                    Due::Cut(why) => return debug!(%peer, "{why}"),
+                },
+            }
+            if !is_finishing {
+                is_finishing = true;
+                finish(connection.as_mut());
+                traffic.finishing();
             }
         }
     }
@@ -199,70 +265,4 @@ impl Http {
 fn is_the_peers(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
-}
-
-/// What went over one HTTP connection.
-#[derive(Debug, Default)]
-struct Traffic {
-    read: AtomicUsize,
-    written: AtomicUsize,
-    /// Whether something waits to be written that the peer does not take.
-    is_blocked: AtomicBool,
-}
-
-/// A stream whose traffic is counted, for the deadlines that hyper does not keep.
-pub(super) struct Counted<S> {
-    stream: S,
-    traffic: Arc<Traffic>,
-}
-
-impl<S> Counted<S> {
-    pub(super) fn into_stream(self) -> S {
-        self.stream
-    }
-
-    fn wrote(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        self.traffic.is_blocked.store(result.is_pending(), Ordering::Relaxed);
-        if let Poll::Ready(Ok(count)) = &result {
-            self.traffic.written.fetch_add(*count, Ordering::Relaxed);
-        }
-        result
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
-        self.traffic.read.fetch_add(buffer.filled().len() - before, Ordering::Relaxed);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.wrote(result)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.wrote(result)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
 }

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_SECURITY_POLICY, CONTENT_TYPE, VARY};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::header::{ALLOW, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, VARY};
+use http::uri::Authority;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -19,12 +20,13 @@ use tower::{Service, ServiceExt};
 use crate::doors::websocket::WebSocketDoor;
 use crate::doors::{Body, empty, grpc, json, text, try_later};
 use crate::gateway::Gateway;
+use crate::metrics::Listener;
 
-use super::accept::Counted;
 use super::client::Client;
 use super::page::PAGE_POLICY;
 use super::scrape::{self, Scrapes};
 use super::stack::{Peer, PushStack, is_grpc_push, is_of};
+use super::traffic::Noted;
 
 /// What an address serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +37,16 @@ pub(super) enum Serves {
     Clients,
     /// Everything but the WebSocket door.
     Control,
+}
+
+impl Serves {
+    pub(super) fn label(self) -> Listener {
+        match self {
+            Self::All => Listener::All,
+            Self::Clients => Listener::Clients,
+            Self::Control => Listener::Control,
+        }
+    }
 }
 
 /// All that requests can reach.
@@ -74,10 +86,13 @@ impl Router {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        if let Err(wrong) = check_host(&request) {
+            return text(StatusCode::BAD_REQUEST, wrong);
+        }
         let config = &self.gateway.rooms().config;
         let path = request.uri().path();
         if serves != Serves::Control && path == config.ws_path {
-            return self.websocket.upgrade(request, peer, Counted::<S>::into_stream);
+            return self.websocket.upgrade(request, peer, Noted::<S>::into_stream);
         }
         if let Some(file) = self.client.file(path) {
             return if is_look(&request) { file.answer(request.headers()) } else { look_only() };
@@ -137,6 +152,23 @@ impl Router {
             _ => not_found(request),
         }
     }
+}
+
+/// RFC 9112 section 3.2: a request of HTTP/1.1 says once which host it is for. Older ones need not, and HTTP/2 says it in
+/// a pseudo-header.
+fn check_host<B>(request: &Request<B>) -> Result<(), &'static str> {
+    let mut hosts = request.headers().get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (None, _) if request.version() == Version::HTTP_11 => Err("an HTTP/1.1 request needs a Host header\n"),
+        (Some(_), Some(_)) => Err("a request must not have more than one Host header\n"),
+        (Some(host), None) if !is_host(host) => Err("the Host header holds no host\n"),
+        _ => Ok(()),
+    }
+}
+
+/// Whether it is a host with or without a port, or nothing, which stands for none.
+fn is_host(value: &HeaderValue) -> bool {
+    value.is_empty() || Authority::try_from(value.as_bytes()).is_ok_and(|host| !host.as_str().contains('@'))
 }
 
 fn is_look<B>(request: &Request<B>) -> bool {

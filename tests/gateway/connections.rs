@@ -310,17 +310,6 @@ async fn a_socket_that_never_makes_a_request_is_closed() {
 }
 
 #[tokio::test]
-async fn over_the_limit_of_http_connections_a_new_one_is_closed_and_clients_do_not_count() {
-    let gateway = TestGateway::with(|config| config.http_connections_max = 2).await;
-    let _clients = (gateway.connect().await, gateway.connect().await, gateway.connect().await);
-    let idle = (soon(TcpStream::connect(gateway.clients)).await, soon(TcpStream::connect(gateway.clients)).await);
-    let mut refused = soon(TcpStream::connect(gateway.clients)).await.unwrap();
-    assert_eq!(soon(refused.read(&mut [0])).await.unwrap_or(0), 0);
-    drop(idle);
-    gateway.until("pushgate_http_refused_total", |refused| refused >= 1).await;
-}
-
-#[tokio::test]
 async fn the_control_address_serves_all_but_clients_and_the_other_clients_alone() {
     let split = |config: &mut pushgate::Config| config.control_listen = Some(([127, 0, 0, 1], 0).into());
     let gateway = TestGateway::with(split).await;

@@ -1,0 +1,291 @@
+//! What goes over one HTTP connection: whose turn it is and since when, for the deadlines that hyper does not keep.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::{Frame, SizeHint};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::doors::Body;
+
+/// What makes an HTTP/2 connection: the preface, and behind it the head of a SETTINGS frame.
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const HTTP2_START_BYTES: usize = HTTP2_PREFACE.len() + 9;
+
+/// How long a connection may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Timeouts {
+    /// For a head that has begun, for a new connection to begin one, and for a peer to take a byte of an answer.
+    pub(super) head: Duration,
+    /// Without a request in hand.
+    pub(super) idle: Duration,
+}
+
+/// What a connection has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    /// It was idle for long enough: to be closed without losing a request that is on its way.
+    Finish,
+    /// The peer keeps it waiting.
+    Cut(&'static str),
+}
+
+/// The state of one connection, seen by its stream, its requests and its listener.
+#[derive(Debug)]
+pub(super) struct Traffic {
+    state: Mutex<State>,
+    evicted: CancellationToken,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Requests begun whose answers hyper does not have whole yet.
+    in_hand: usize,
+    /// When the last of them ended, or the connection began.
+    idle_since: Instant,
+    /// When the head that is being waited for began. A new connection owes one.
+    head_since: Option<Instant>,
+    /// Since when the peer takes nothing of what waits to be written.
+    blocked_since: Option<Instant>,
+}
+
+impl Traffic {
+    pub(super) fn new() -> Arc<Self> {
+        let now = Instant::now();
+        let state = State { in_hand: 0, idle_since: now, head_since: Some(now), blocked_since: None };
+        Arc::new(Self { state: Mutex::new(state), evicted: CancellationToken::new() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A request is in hand until what this returns is dropped.
+    pub(super) fn begin(self: &Arc<Self>) -> InHand {
+        let mut state = self.lock();
+        state.in_hand += 1;
+        state.head_since = None;
+        InHand(self.clone())
+    }
+
+    /// Since when no request is in hand, whatever else the peer sends.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        let state = self.lock();
+        (state.in_hand == 0).then_some(state.idle_since)
+    }
+
+    /// Tells the connection that its place is another's.
+    pub(super) fn evict(&self) {
+        self.evicted.cancel();
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_evicted(&self) -> bool {
+        self.evicted.is_cancelled()
+    }
+
+    pub(super) async fn evicted(&self) {
+        self.evicted.cancelled().await;
+    }
+
+    /// No further request is wanted: one that does not come soon is not waited for.
+    pub(super) fn finishing(&self) {
+        let mut state = self.lock();
+        state.head_since.get_or_insert_with(Instant::now);
+    }
+
+    /// Waits for a deadline to pass. Looks anew each time it is polled, which is after each poll of the connection.
+    pub(super) fn poll_due(&self, timeouts: Timeouts, mut alarm: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<Due> {
+        loop {
+            let now = Instant::now();
+            let at = match self.lock().due(timeouts) {
+                Some((at, due)) if at <= now => return Poll::Ready(due),
+                Some((at, _)) => at,
+                // The end of a request is nobody's to tell, and until then there is no deadline.
+                None => now + timeouts.idle,
+            };
+            if at < alarm.deadline() || alarm.is_elapsed() {
+                alarm.as_mut().reset(at);
+            }
+            ready!(alarm.as_mut().poll(cx));
+        }
+    }
+
+    fn read(&self) {
+        let mut state = self.lock();
+        if state.in_hand == 0 {
+            state.head_since.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// HTTP/2 has begun. Its streams begin and end whole, and pings find a dead peer.
+    fn is_http2(&self) {
+        self.lock().head_since = None;
+    }
+
+    fn wrote(&self, result: &Poll<io::Result<usize>>) {
+        let mut state = self.lock();
+        if result.is_pending() {
+            state.blocked_since.get_or_insert_with(Instant::now);
+        } else {
+            state.blocked_since = None;
+        }
+    }
+}
+
+impl State {
+    fn due(&self, timeouts: Timeouts) -> Option<(Instant, Due)> {
+        if let Some(since) = self.blocked_since {
+            return Some((since + timeouts.head, Due::Cut("no byte of the answer taken in time")));
+        }
+        if self.in_hand > 0 {
+            return None;
+        }
+        Some(match self.head_since {
+            Some(since) => (since + timeouts.head, Due::Cut("no request in time")),
+            None => (self.idle_since + timeouts.idle, Due::Finish),
+        })
+    }
+}
+
+/// A request in hand.
+pub(super) struct InHand(Arc<Traffic>);
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.in_hand -= 1;
+        state.idle_since = Instant::now();
+        // What waits for a head waits from now on: the answer may not be on its way yet.
+        if let Some(since) = &mut state.head_since {
+            *since = Instant::now();
+        }
+    }
+}
+
+/// An answer's body, whose request is in hand until hyper has all of it.
+pub(super) struct Answered {
+    body: Body,
+    _in_hand: InHand,
+}
+
+impl Answered {
+    pub(super) fn new(body: Body, in_hand: InHand) -> Self {
+        Self { body, _in_hand: in_hand }
+    }
+}
+
+impl hyper::body::Body for Answered {
+    type Data = Bytes;
+    type Error = tonic::Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// What a connection's first bytes say of its protocol.
+#[derive(Clone, Copy, Debug)]
+enum Start {
+    /// So many have come, and are as HTTP/2 begins.
+    LikeHttp2(usize),
+    Http1,
+    Http2,
+}
+
+/// A stream whose traffic is noted.
+pub(super) struct Noted<S> {
+    stream: S,
+    traffic: Arc<Traffic>,
+    start: Start,
+}
+
+impl<S> Noted<S> {
+    pub(super) fn new(stream: S, traffic: Arc<Traffic>) -> Self {
+        Self { stream, traffic, start: Start::LikeHttp2(0) }
+    }
+
+    pub(super) fn into_stream(self) -> S {
+        self.stream
+    }
+
+    fn read(&mut self, bytes: &[u8]) {
+        if let Start::LikeHttp2(had) = self.start {
+            let expected = HTTP2_PREFACE.get(had..).unwrap_or_default();
+            let common = expected.len().min(bytes.len());
+            self.start = match had + bytes.len() {
+                _ if expected[..common] != bytes[..common] => Start::Http1,
+                have if have < HTTP2_START_BYTES => Start::LikeHttp2(have),
+                _ => {
+                    self.traffic.is_http2();
+                    Start::Http2
+                }
+            };
+        }
+        match self.start {
+            Start::LikeHttp2(_) | Start::Http1 => self.traffic.read(),
+            Start::Http2 => {}
+        }
+    }
+
+    fn wrote(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.traffic.wrote(&result);
+        result
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Noted<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        if buffer.filled().len() > before {
+            self.read(&buffer.filled()[before..]);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Noted<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.wrote(result)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.wrote(result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
