@@ -158,9 +158,9 @@ impl Shared {
         if identity.user_id == *user_id { Ok(identity.expires_at) } else { Err(Refused::other_user()) }
     }
 
-    /// What is held for these events of a user.
-    async fn release(&self, user_id: &UserId, events: &[Event]) -> Vec<Kept> {
-        let mut released = Released { shared: self, user_id, messages: Vec::new() };
+    /// What is held for these events of a user, behind what was handed over before.
+    async fn release(&self, user_id: &UserId, events: &[Event], before: Vec<Kept>) -> Vec<Kept> {
+        let mut released = Released { shared: self, user_id, messages: before };
         for event in events {
             released.messages.extend(self.sessions.journal().release(user_id, event).await);
         }
@@ -219,7 +219,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
                 let mut events: Vec<Event> = claimed.flat_map(|claimed| claimed.events()).collect();
                 events.retain(|bound| *bound != event);
                 events.push(event.clone());
-                held = shared.release(&identity.user_id, &events).await;
+                held = shared.release(&identity.user_id, &events, held).await;
             }
             Box::new(Checked::Bind { event, result, resume: resumed, held })
         }));
@@ -347,16 +347,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         self.say(&Said::bound(event, session.epoch(), session.token(), seq, recovered, expires_in_ms));
     }
 
-    /// Queues what was held for the events that are bound now, and looks once more for what was held meanwhile. Until that
-    /// is queued too, nothing is taken from the outbox: it may be older than what is there.
+    /// Queues what was held for the events that are bound now, after one more look for what was held meanwhile. Until then
+    /// nothing is taken from the outbox: what is held may be older than what is there.
     pub(super) fn deliver_held(&mut self, held: Vec<Kept>, user_id: &UserId, events: Vec<Event>) {
-        self.offer_held(held);
-        if self.shared.sessions.journal().holds(user_id) {
+        if !self.shared.sessions.journal().holds(user_id) {
+            self.offer_held(held);
+        } else {
             self.start_bind_deadline();
             self.looks_for_held = true;
             let (shared, user_id) = (self.shared.clone(), user_id.clone());
             self.check =
-                Some(Box::pin(async move { Box::new(Checked::Held(shared.release(&user_id, &events).await)) }));
+                Some(Box::pin(async move { Box::new(Checked::Held(shared.release(&user_id, &events, held).await)) }));
         }
     }
 
