@@ -115,8 +115,8 @@ settings! {
     http_connections_per_address_max: usize = 0;
     /// TCP connections on `control_listen`, by the same rule: what happens on one address takes nothing from the other.
     control_http_connections_max: usize = 1024;
-    /// Bytes of the head of one HTTP request; over it, the answer is 431. Also what one connection buffers before it has
-    /// shown a token. Some browsers send many cookies.
+    /// Bytes of the head of one HTTP request. A head that is twice as long is answered 431; between the two it depends on how
+    /// the bytes come. Also what one connection buffers before it has shown a token. Some browsers send many cookies.
     http_head_bytes_max: usize = 32 * 1024;
 
     /// Bytes of one connection that the kernel holds unsent or unacknowledged (`SO_SNDBUF`; Linux counts its own overhead on

@@ -207,7 +207,7 @@ async fn the_limit_of_a_head_holds_on_both_sides() {
         let start = "GET /pushgate.js HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncookie: ";
         format!("{start}{}\r\n\r\n", "c".repeat(bytes - start.len() - 4))
     };
-    for (limit, fits, over) in [(None, 32_000, 34_000), (Some(8192), 8000, 9000), (Some(65_536), 65_000, 67_000)] {
+    for (limit, fits, over) in [(None, 32_000, 66_000), (Some(8192), 8000, 17_000), (Some(65_536), 65_000, 132_000)] {
         let gateway = TestGateway::with(|config| {
             split(config);
             config.http_head_bytes_max = limit.unwrap_or(config.http_head_bytes_max);
