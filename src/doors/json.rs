@@ -62,11 +62,9 @@ pub(crate) async fn push(gateway: &Gateway, request: Request<RequestBody>) -> Re
     let body = body.to_bytes();
     let answer = match mode {
         Mode::Legacy => return push_as_ever(gateway, &caller, &body),
-        Mode::Full => {
-            push_in_full(gateway, caller, &body).await.map(|outcome| mapping::write(&outcome, "PushResponse"))
-        }
+        Mode::Full => push_in_full(gateway, caller, body).await.map(|outcome| mapping::write(&outcome, "PushResponse")),
         Mode::Batch => {
-            push_batch(gateway, caller, &body).await.map(|results| mapping::write(&results, "PushBatchResponse"))
+            push_batch(gateway, caller, body).await.map(|results| mapping::write(&results, "PushBatchResponse"))
         }
     };
     match answer {
@@ -134,20 +132,23 @@ fn push_as_ever(gateway: &Gateway, caller: &Caller, body: &[u8]) -> Response<Bod
 const FIELDS: [&str; 3] = ["userId", "event", "message"];
 
 /// The legacy body with whatever `PushRequest` has besides, and its whole outcome.
-async fn push_in_full(gateway: &Gateway, caller: Caller, body: &[u8]) -> Result<proto::PushResponse, Wrong> {
+async fn push_in_full(gateway: &Gateway, caller: Caller, body: Bytes) -> Result<proto::PushResponse, Wrong> {
     let request = read(gateway, body, "PushRequest")?;
     let asked = send(gateway, Door::Json, &caller.scope, request)?;
     Ok(asked.answer(caller.into_wait()).await)
 }
 
-async fn push_batch(gateway: &Gateway, caller: Caller, body: &[u8]) -> Result<proto::PushBatchResponse, Wrong> {
+async fn push_batch(gateway: &Gateway, caller: Caller, body: Bytes) -> Result<proto::PushBatchResponse, Wrong> {
     let request = read(gateway, body, "PushBatchRequest")?;
     batch(gateway, Door::Json, caller, request).await
 }
 
-fn read<M: prost::Message + Default>(gateway: &Gateway, body: &[u8], name: &str) -> Result<M, Wrong> {
+/// Takes the body, so that nothing keeps it during a wait.
+fn read<M: prost::Message + Default>(gateway: &Gateway, body: Bytes, name: &str) -> Result<M, Wrong> {
     let items_max = gateway.rooms().config.batch_pushes_max.max(EXCLUDED_MAX);
-    reading::read(body, name, items_max).map_err(|(field, problem)| {
+    let read = reading::read(&body, name, items_max);
+    drop(body);
+    read.map_err(|(field, problem)| {
         gateway.rooms().metrics.pushed(Door::Json, PushResult::Invalid);
         Wrong::field(field, problem)
     })
