@@ -116,10 +116,7 @@ impl Settings {
             ("push_keys_file", self.push_keys_file),
         ];
         let given = flags.into_iter().filter_map(|(name, value)| Some((name, value?)));
-        // A variable that is not UTF-8 is no setting of ours.
-        let environment =
-            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-        Loaded::new(self.config.as_deref(), environment, given)
+        Loaded::new(self.config.as_deref(), std::env::vars_os(), given)
     }
 }
 

@@ -20,6 +20,11 @@ pub(crate) struct Setting {
     pub(crate) doc: &'static str,
 }
 
+/// Whether the setting is a number of bytes, which may be written with a unit.
+fn is_size(name: &str) -> bool {
+    name.ends_with("_bytes_max")
+}
+
 macro_rules! settings {
     ($( $(#[doc = $doc:literal])+ $name:ident: $type:ty = $default:expr; )+) => {
         /// Every setting of a gateway. `Config::default()` is a gateway for this machine only, with limits that suit a
@@ -44,29 +49,37 @@ macro_rules! settings {
             /// Sets one setting from what a source says. `None` when there is no such setting; an error says what the
             /// value must be.
             fn set(&mut self, name: &str, raw: &toml::Value) -> Option<Result<(), String>> {
+                let sized = if is_size(name) { value::size(raw) } else { Ok(raw.clone()) };
                 match name {
-                    $( stringify!($name) => Some(<$type>::from_toml(raw).map(|value| self.$name = value)), )+
+                    $( stringify!($name) => Some(
+                        sized.and_then(|raw| <$type>::from_toml(&raw)).map(|value| self.$name = value),
+                    ), )+
                     _ => None,
                 }
             }
 
             /// One setting as TOML; `None` when it is not set, or there is no such setting.
             pub(crate) fn show(&self, name: &str) -> Option<String> {
-                match name {
+                let shown = match name {
                     $( stringify!($name) => self.$name.to_toml(), )+
                     _ => None,
-                }
+                };
+                if is_size(name) { shown.map(value::show_size) } else { shown }
             }
         }
     };
 }
 
 settings! {
-    /// The address that clients connect to. It serves everything unless `control_listen` is set.
+    /// The address that clients connect to: `127.0.0.1:12345`, `localhost:12345` for the same, `[::1]:12345`, or `:12345`
+    /// for all interfaces. It serves everything unless `control_listen` is set.
     listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 12345));
     /// A second, private address. When it is set, `push_path`, gRPC, `/metrics`, `/healthz`, `/readyz` and the page
-    /// move there, and `listen` serves `ws_path` alone.
+    /// move there, and `listen` serves `ws_path` and the client module alone.
     control_listen: Option<SocketAddr> = None;
+    /// Serves `/healthz` and `/readyz` on `listen` too when `control_listen` is set, for balancers that probe the port that
+    /// they balance.
+    listen_health: bool = false;
     /// The path of the WebSocket door.
     ws_path: String = "/ws".to_owned();
     /// The path of the JSON push door.
@@ -115,8 +128,8 @@ settings! {
     http_connections_per_address_max: usize = 0;
     /// TCP connections on `control_listen`, by the same rule: what happens on one address takes nothing from the other.
     control_http_connections_max: usize = 1024;
-    /// Bytes of the head of one HTTP request. A head that is twice as long is answered 431; between the two it depends on how
-    /// the bytes come. Also what one connection buffers before it has shown a token. Some browsers send many cookies.
+    /// Bytes that a connection buffers for the head of a request, before it has shown a token; a head that does not fit is
+    /// answered 431. What one read brings beyond it may still fit. Some browsers send many cookies.
     http_head_bytes_max: usize = 32 * 1024;
 
     /// Bytes of one connection that the kernel holds unsent or unacknowledged (`SO_SNDBUF`; Linux counts its own overhead on
@@ -239,6 +252,17 @@ pub(crate) const CLIENT_TYPES_PATH: &str = "/pushgate.d.ts";
 /// Paths that cannot be given to another purpose.
 const TAKEN_PATHS: [&str; 6] = ["/", "/metrics", "/healthz", "/readyz", CLIENT_PATH, CLIENT_TYPES_PATH];
 
+/// Where the gRPC services are, whose methods are under these paths.
+const GRPC_PATHS: [&str; 4] = [
+    "/pushgate.v1.",
+    "/grpc.health.v1.Health/",
+    "/grpc.reflection.v1.ServerReflection/",
+    "/grpc.reflection.v1alpha.ServerReflection/",
+];
+
+/// What follows `push_path` in the path of a batch.
+pub(crate) const BATCH_PATH: &str = "/batch";
+
 /// What a caller that was sent away is told to wait.
 pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(5);
 
@@ -283,6 +307,24 @@ impl Config {
         self.control_listen.unwrap_or(self.listen)
     }
 
+    /// The paths that two would have, all compared with all: the setting, the path, and whose it is already.
+    fn shared_paths(&self) -> Vec<(&'static str, String, String)> {
+        let batch = format!("{}{BATCH_PATH}", self.push_path);
+        let own = [("ws_path", &self.ws_path), ("push_path", &self.push_path), ("push_path", &batch)];
+        let mut shared = Vec::new();
+        for (at, (name, path)) in own.into_iter().enumerate() {
+            let is_taken = TAKEN_PATHS.contains(&path.as_str());
+            if is_taken || GRPC_PATHS.iter().any(|prefix| path.starts_with(prefix)) {
+                let what = if is_taken { "something else that the gateway serves" } else { "a gRPC service" };
+                shared.push((name, path.clone(), what.to_owned()));
+            }
+            for (other, _) in own[..at].iter().filter(|(other, taken)| *other != name && *taken == path) {
+                shared.push((name, path.clone(), (*other).to_owned()));
+            }
+        }
+        shared
+    }
+
     fn mistakes(&self) -> Vec<Mistake> {
         let mut mistakes = Vec::new();
         let mut require = |holds: bool, name: &'static str, expected: &str| {
@@ -290,19 +332,17 @@ impl Config {
                 mistakes.push(Mistake::new(name, self.show(name).unwrap_or_default(), expected));
             }
         };
+        require(!self.log.trim().is_empty(), "log", "must not be empty; leave it out for info");
         for (name, path) in [("ws_path", &self.ws_path), ("push_path", &self.push_path)] {
             let plain = path.starts_with('/')
                 && !path.starts_with("//")
                 && path.bytes().all(|b| b.is_ascii_graphic() && !b"?#%".contains(&b));
             require(plain, name, "must be a path that starts with one / and holds no space, ?, # or %");
-            let taken = TAKEN_PATHS.contains(&path.as_str());
-            require(
-                !taken,
-                name,
-                &format!("must not be one of {}, which serve something else", TAKEN_PATHS.join(", ")),
-            );
         }
-        require(self.ws_path != self.push_path, "push_path", "must differ from ws_path");
+        for (name, path, other) in self.shared_paths() {
+            let expected = format!("{path} would be the path of {other} too; each needs a path of its own");
+            require(false, name, &expected);
+        }
         require(
             self.public_ws_url.as_deref().is_none_or(is_ws_url),
             "public_ws_url",
@@ -492,6 +532,24 @@ mod tests {
         for bad in ["wss://push.example.com/ws#there", "wss://ann:secret@push.example.com/ws", "wss://:443/ws"] {
             assert_eq!(with(bad), ["public_ws_url"], "{bad}");
         }
+    }
+
+    #[test]
+    fn no_two_routes_have_one_path_and_the_mistake_names_both() {
+        let told = |ws_path: &str, push_path: &str| {
+            let config = Config { ws_path: ws_path.to_owned(), push_path: push_path.to_owned(), ..Config::default() };
+            config.validate().err().map(|invalid| invalid.to_string()).unwrap_or_default()
+        };
+        for (ws_path, push_path) in [("/push/batch", "/push"), ("/x", "/x"), ("/x/batch", "/x")] {
+            let text = told(ws_path, push_path);
+            assert!(text.contains("push_path = ") && text.contains("the path of ws_path too"), "{text}");
+            assert!(text.contains(ws_path), "{text}");
+        }
+        for grpc in ["/pushgate.v1.PushService/Push", "/grpc.health.v1.Health/Check"] {
+            let text = told(grpc, "/push");
+            assert!(text.contains(&format!("ws_path = \"{grpc}\": {grpc} would be the path of a gRPC")), "{text}");
+        }
+        assert_eq!(told("/batch", "/push"), "");
     }
 
     #[test]

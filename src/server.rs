@@ -2,6 +2,7 @@
 
 mod accept;
 mod client;
+mod health;
 mod page;
 mod places;
 mod route;
@@ -14,7 +15,7 @@ mod traffic;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -25,9 +26,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tonic::codec::CompressionEncoding;
-use tonic_health::ServingStatus;
+use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
-use tonic_health::server::{HealthReporter, HealthService};
 use tonic_reflection::server::Builder as ReflectionBuilder;
 use tower::util::BoxCloneSyncService;
 use tracing::{debug, info, warn};
@@ -49,6 +49,7 @@ use crate::sessions::{self, Sessions};
 
 use accept::{Http, Port};
 use client::Client;
+use health::Health;
 use route::{Reflection, Router, Serves};
 use scrape::Scrapes;
 use supervise::supervise;
@@ -78,7 +79,7 @@ pub struct Server {
     local_addr: SocketAddr,
     control_addr: SocketAddr,
     page: bool,
-    health: HealthReporter,
+    health: Health,
     sockets: TaskTracker,
 }
 
@@ -218,7 +219,7 @@ impl ServerBuilder {
             metrics.tell_log_lines_lost(lost);
         }
         let gateway = gateway(self.config, metrics, token_authenticator, push_authorizer, self.journal);
-        Ok(Server::new(gateway, listeners, local_addr, control_addr).await)
+        Ok(Server::new(gateway, listeners, local_addr, control_addr))
     }
 }
 
@@ -228,14 +229,27 @@ fn address_of(listener: &TcpListener, asked_for: SocketAddr) -> Result<SocketAdd
 }
 
 fn listen(address: SocketAddr) -> Result<TcpListener, ServerError> {
-    let open = || {
+    let open = |address: SocketAddr| {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         // A restarted gateway must not wait for the old one's sockets to time out.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         socket.listen(LISTEN_BACKLOG)
     };
-    open().map_err(|source| ServerError::Listen { address, source })
+    let opened = match open(address) {
+        // A kernel without IPv6 still has all its other interfaces.
+        Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && is_no_ipv6(&error) => {
+            open((Ipv4Addr::UNSPECIFIED, address.port()).into())
+        }
+        opened => opened,
+    };
+    opened.map_err(|source| ServerError::Listen { address, source })
+}
+
+/// `EAFNOSUPPORT`, which has no kind of its own, or no such address.
+fn is_no_ipv6(error: &io::Error) -> bool {
+    const EAFNOSUPPORT: i32 = 97;
+    error.raw_os_error() == Some(EAFNOSUPPORT) || error.kind() == io::ErrorKind::AddrNotAvailable
 }
 
 fn gateway(
@@ -314,7 +328,7 @@ impl Server {
         Self::builder(config).bind().await
     }
 
-    async fn new(
+    fn new(
         gateway: Gateway,
         listeners: Vec<(TcpListener, Serves)>,
         local_addr: SocketAddr,
@@ -326,8 +340,10 @@ impl Server {
             Page::Off => false,
             Page::Auto => control_addr.ip().is_loopback(),
         };
-        let health = HealthReporter::new();
-        health.set_service_status(proto::push_service_server::SERVICE_NAME, ServingStatus::Serving).await;
+        let health = Health::new();
+        for name in HEALTH_NAMES {
+            health.set_service_status(name, ServingStatus::Serving);
+        }
         let sockets = TaskTracker::new();
         let router = Router {
             websocket: WebSocketDoor {
@@ -342,7 +358,7 @@ impl Server {
                 tasks: sockets.clone(),
             },
             push: stack::push_stack(&gateway),
-            health: HealthServer::new(HealthService::from_health_reporter(health.clone()))
+            health: HealthServer::new(health.clone())
                 .accept_compressed(CompressionEncoding::Gzip)
                 .accept_compressed(CompressionEncoding::Zstd),
             reflection: reflection(),
@@ -401,7 +417,7 @@ impl Server {
     async fn leave(&self) {
         self.gateway.leave();
         for service in HEALTH_NAMES {
-            self.health.set_service_status(service, ServingStatus::NotServing).await;
+            self.health.set_service_status(service, ServingStatus::NotServing);
         }
         let delay = self.gateway.rooms().config.shutdown_delay;
         if !delay.is_zero() {
@@ -421,9 +437,7 @@ impl Server {
         finish(accepting, deadline).await;
         self.finish_pushes(grace / 2).await;
         // Ends the streams of whoever watches the health, who has been told by now.
-        for service in HEALTH_NAMES {
-            self.health.clone().clear_service_status(service).await;
-        }
+        self.health.end_watches();
         let told = rooms.registry.stop_all(Stop::GoingAway);
         debug!(told, "clients told to go");
         finish(&self.sockets, deadline).await;

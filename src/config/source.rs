@@ -1,6 +1,7 @@
 //! Where settings come from: flags over environment over file over defaults, and every mistake told at once.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -110,7 +111,7 @@ impl Loaded {
     /// Every mistake of every source at once, with the key, the value and what would be right.
     pub fn new(
         file: Option<&Path>,
-        environment: impl IntoIterator<Item = (String, String)>,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
         flags: impl IntoIterator<Item = (&'static str, String)>,
     ) -> Result<Self, Invalid> {
         let mut layers = Layers {
@@ -120,14 +121,23 @@ impl Loaded {
         if let Some(path) = file {
             layers.file(path);
         }
-        let mut environment: Vec<_> =
-            environment.into_iter().filter(|(name, _)| name.starts_with("PUSHGATE_")).collect();
+        let mut environment: Vec<_> = environment
+            .into_iter()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
+            .filter(|(name, _)| name.starts_with("PUSHGATE_"))
+            .collect();
         environment.sort();
         for (name, value) in environment {
             let setting = name["PUSHGATE_".len()..].to_lowercase();
             let known = SETTINGS.iter().any(|known| known.name == setting);
             if known {
-                layers.set(&setting, &toml::Value::String(value), Source::Environment(name));
+                match value.into_string() {
+                    Ok(value) => layers.set(&setting, &toml::Value::String(value), Source::Environment(name)),
+                    Err(value) => {
+                        let shown = toml::Value::String(value.to_string_lossy().into_owned());
+                        layers.wrong(&setting, &shown, "must be UTF-8".to_owned(), Source::Environment(name));
+                    }
+                }
             } else if !OTHER_VARIABLES.contains(&name.as_str()) {
                 layers.loaded.unknown_environment.push(name);
             }
@@ -202,13 +212,12 @@ impl Layers {
                 None => "is not a setting; `pushgate print-config` lists them all".to_owned(),
             },
         };
-        // One mistake for each setting: a later source that overrides the value would not make the earlier one right.
-        self.mistakes.push(Mistake {
-            name: name.to_owned(),
-            value: super::value::show(raw),
-            expected: problem,
-            source,
-        });
+        self.wrong(name, raw, problem, source);
+    }
+
+    /// One mistake for each setting: a later source that overrides the value would not make the earlier one right.
+    fn wrong(&mut self, name: &str, raw: &toml::Value, expected: String, source: Source) {
+        self.mistakes.push(Mistake { name: name.to_owned(), value: super::value::show(raw), expected, source });
     }
 
     fn finish(mut self) -> Result<Loaded, Invalid> {
@@ -244,8 +253,8 @@ mod tests {
 
     use super::*;
 
-    fn environment(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
-        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    fn environment(pairs: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
+        pairs.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect()
     }
 
     fn file(text: &str) -> tempfile::NamedTempFile {
@@ -281,13 +290,14 @@ mod tests {
                 "slow_reader_policy_by_event" => "price.*=conflate, *=drop_newest",
                 "tokens_file" | "push_keys_file" => "/some/file",
                 "request_bodies_bytes_max" => "9000000",
+                "listen_health" => "true",
                 name if name.starts_with("insecure_") => "true",
+                name if name.ends_with("_bytes_max") => "300KiB",
                 name if name.ends_with("_max") => "300000",
                 _ => "7s",
             };
-            let loaded =
-                Loaded::new(None, [(format!("PUSHGATE_{}", setting.name.to_uppercase()), value.to_owned())], [])
-                    .expect(setting.name);
+            let variable = format!("PUSHGATE_{}", setting.name.to_uppercase());
+            let loaded = Loaded::new(None, environment(&[(&variable, value)]), []).expect(setting.name);
             let shown = loaded.config.show(setting.name).expect("set");
             assert_eq!(shown.trim_matches('"'), value, "{}", setting.name);
         }
@@ -323,6 +333,87 @@ mod tests {
         let variables = environment(&[("PUSHGATE_PORT", "tcp://10.0.0.1:80"), ("PUSHGATE_KEY", "x")]);
         let loaded = Loaded::new(None, variables, []).expect("valid");
         assert_eq!(loaded.unknown_environment, ["PUSHGATE_PORT"]);
+    }
+
+    #[test]
+    fn an_empty_text_switches_no_guard_off_whoever_says_it() {
+        let told = "must not be empty: leave it out";
+        let guarded = file("tokens_file = \"/tokens\"\npush_keys_file = \"/keys\"\ncontrol_listen = \"127.0.0.1:1\"\n");
+        for name in ["tokens_file", "push_keys_file", "control_listen"] {
+            for empty in ["", " "] {
+                let variable = format!("PUSHGATE_{}", name.to_uppercase());
+                let text = Loaded::new(Some(guarded.path()), environment(&[(&variable, empty)]), []);
+                let text = text.expect_err("a guard").to_string();
+                assert!(text.contains(&format!("(environment variable {variable}): {told}")), "{text}");
+                let text = Loaded::new(Some(guarded.path()), [], [(name, empty.to_owned())]);
+                assert!(text.expect_err("a guard").to_string().contains(told), "{name} as a flag");
+                let text = Loaded::new(Some(file(&format!("{name} = \"{empty}\"")).path()), [], []);
+                assert!(text.expect_err("a guard").to_string().contains(told), "{name} in a file");
+            }
+        }
+        let text = Loaded::new(None, environment(&[("PUSHGATE_LOG", ""), ("PUSHGATE_WS_PATH", "")]), []);
+        assert_eq!(text.expect_err("empty").mistakes().len(), 2);
+    }
+
+    #[test]
+    fn a_variable_of_a_setting_that_is_not_utf8_is_a_mistake() {
+        use std::os::unix::ffi::OsStringExt;
+        let variable = |name: &str| (OsString::from(name), OsString::from_vec(vec![b'/', 0xff]));
+        let text = Loaded::new(None, [variable("PUSHGATE_TOKENS_FILE")], []).expect_err("not UTF-8").to_string();
+        assert!(text.contains("(environment variable PUSHGATE_TOKENS_FILE): must be UTF-8"), "{text}");
+        assert!(Loaded::new(None, [variable("PUSHGATE_STRANGE"), variable("OTHER")], []).is_ok());
+    }
+
+    #[test]
+    fn an_address_may_be_written_as_people_do() {
+        for (text, address) in [
+            ("localhost:80", "127.0.0.1:80"),
+            (":80", "[::]:80"),
+            ("[::1]:80", "[::1]:80"),
+            ("127.0.0.1:0", "127.0.0.1:0"),
+        ] {
+            let open = environment(&[
+                ("PUSHGATE_LISTEN", text),
+                ("PUSHGATE_INSECURE_OPEN_PUSH", "true"),
+                ("PUSHGATE_INSECURE_TOKEN_IS_USER", "true"),
+            ]);
+            let loaded = Loaded::new(None, open, []).expect(text);
+            assert_eq!(loaded.config.listen, address.parse().expect("an address"), "{text}");
+        }
+        for wrong in ["localhost", ":", "localhost:x", "example.org:80", ":80:80", "80", "::1:80", ":65536"] {
+            let text = Loaded::new(None, environment(&[("PUSHGATE_LISTEN", wrong)]), []).expect_err(wrong).to_string();
+            assert!(text.contains("or :12345 for all interfaces"), "{text}");
+        }
+        let text = Loaded::new(None, environment(&[("PUSHGATE_LISTEN", ":80")]), []).expect_err("open").to_string();
+        assert!(text.contains("listen = [::]:80 (environment variable PUSHGATE_LISTEN): is not a loopback"), "{text}");
+    }
+
+    #[test]
+    fn a_size_may_have_a_unit_and_reads_back_the_same() {
+        let read = |text: &str| {
+            let loaded = Loaded::new(None, environment(&[("PUSHGATE_JOURNAL_BYTES_MAX", text)]), [])?;
+            let again = Loaded::new(Some(file(&loaded.print()).path()), [], [])?;
+            assert_eq!(again.config, loaded.config);
+            Ok::<_, Invalid>(loaded.config.journal_bytes_max)
+        };
+        for (text, bytes) in [
+            ("512", 512),
+            ("512B", 512),
+            ("64KiB", 64 << 10),
+            ("1 MiB", 1 << 20),
+            ("1mib", 1 << 20),
+            ("1MB", 1_000_000),
+            ("3kB", 3000),
+            ("1GiB", 1 << 30),
+        ] {
+            assert_eq!(read(text), Ok(bytes), "{text}");
+        }
+        for wrong in ["1M", "1.5MiB", "MiB", "-1", "+1KiB", "1 Mi B", "99999999999GiB", ""] {
+            let text = read(wrong).expect_err(wrong).to_string();
+            assert!(text.contains("or a size with its unit: kB, MB, GB, KiB, MiB or GiB"), "{text}");
+        }
+        let text = Loaded::new(None, environment(&[("PUSHGATE_CONNECTIONS_MAX", "1KiB")]), []);
+        assert!(text.is_err(), "a number of connections is no size");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! How each kind of setting is written in a file, an environment variable or a flag.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -49,15 +49,23 @@ impl EventPolicies {
 
 /// A kind of setting. An error says what the value must be.
 pub(super) trait Value: Sized {
+    /// Whether a setting of this kind guards something, or names what does, so that an empty text must not pass for one
+    /// that is left out: an environment variable that holds nothing would switch off what a file asked for.
+    const GUARDS: bool = false;
+
     fn from_toml(raw: &toml::Value) -> Result<Self, String>;
     fn to_toml(&self) -> Option<String>;
 }
 
 impl Value for SocketAddr {
+    const GUARDS: bool = true;
+
     fn from_toml(raw: &toml::Value) -> Result<Self, String> {
-        raw.as_str()
-            .and_then(|text| text.parse().ok())
-            .ok_or_else(|| "must be an address and a port, such as 127.0.0.1:12345 or [::]:12345".to_owned())
+        raw.as_str().and_then(address).ok_or_else(|| {
+            "must be an address and a port, such as 127.0.0.1:12345, localhost:12345, [::1]:12345, or :12345 for all \
+             interfaces"
+                .to_owned()
+        })
     }
 
     fn to_toml(&self) -> Option<String> {
@@ -65,10 +73,23 @@ impl Value for SocketAddr {
     }
 }
 
-/// The empty text stands for "not set", so that an environment variable can undo what a file says.
+/// An address as people write it. No name is looked up: `localhost` is 127.0.0.1, so that it means the same everywhere.
+fn address(text: &str) -> Option<SocketAddr> {
+    match text.rsplit_once(':')? {
+        ("localhost", port) => Some((Ipv4Addr::LOCALHOST, port.parse().ok()?).into()),
+        ("", port) => Some((Ipv6Addr::UNSPECIFIED, port.parse().ok()?).into()),
+        _ => text.parse().ok(),
+    }
+}
+
+/// The empty text stands for "not set", so that an environment variable can undo what a file says, but for what guards.
 impl<V: Value> Value for Option<V> {
     fn from_toml(raw: &toml::Value) -> Result<Self, String> {
-        if raw.as_str() == Some("") { Ok(None) } else { V::from_toml(raw).map(Some) }
+        match raw.as_str().map(str::trim) {
+            Some("") if V::GUARDS => Err("must not be empty: leave it out to go without it".to_owned()),
+            Some("") => Ok(None),
+            _ => V::from_toml(raw).map(Some),
+        }
     }
 
     fn to_toml(&self) -> Option<String> {
@@ -77,6 +98,8 @@ impl<V: Value> Value for Option<V> {
 }
 
 impl Value for PathBuf {
+    const GUARDS: bool = true;
+
     fn from_toml(raw: &toml::Value) -> Result<Self, String> {
         raw.as_str().map(Self::from).ok_or_else(|| "must be the path of a file".to_owned())
     }
@@ -225,6 +248,41 @@ impl Value for EventPolicies {
             self.0.iter().map(|(pattern, policy)| format!("{}={}", pattern.pattern(), policy_name(*policy))).collect();
         Some(quoted(&pairs.join(", ")))
     }
+}
+
+/// What a size may be written in.
+const UNITS: [(&str, u64); 7] = [
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+    ("GB", 1_000_000_000),
+    ("MB", 1_000_000),
+    ("kB", 1000),
+    ("B", 1),
+];
+
+/// A number of bytes as a text with or without a unit, as the number it stands for. Anything else stays as it is.
+pub(super) fn size(raw: &toml::Value) -> Result<toml::Value, String> {
+    let Some(text) = raw.as_str().map(str::trim) else { return Ok(raw.clone()) };
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let unit = &text[digits.len()..];
+    let unit = UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).map(|(_, bytes)| *bytes);
+    let count = digits.trim_end().parse().ok().filter(|_| !digits.starts_with('+'));
+    let bytes = match (count, unit) {
+        (Some(count), _) if digits.len() == text.len() => Some(count),
+        (Some(count), Some(unit)) => u64::checked_mul(count, unit),
+        _ => None,
+    };
+    bytes.and_then(|bytes| i64::try_from(bytes).ok()).map(toml::Value::Integer).ok_or_else(|| {
+        "must be a number of bytes, 0 or more, or a size with its unit: kB, MB, GB, KiB, MiB or GiB, such as \"64KiB\"".to_owned()
+    })
+}
+
+/// A number of bytes, in the largest unit that gives a whole number.
+pub(super) fn show_size(bytes: String) -> String {
+    let number = bytes.parse::<u64>().unwrap_or(0);
+    let unit = UNITS[..3].iter().find(|(_, unit)| number > 0 && number.is_multiple_of(*unit));
+    unit.map_or(bytes, |(name, unit)| quoted(&format!("{}{name}", number / unit)))
 }
 
 /// A TOML basic string.

@@ -23,7 +23,7 @@ use crate::proto;
 const ILLEGAL: &str = "request data illegal";
 
 /// What a batch's path has behind the push path.
-pub(crate) const BATCH: &str = "/batch";
+pub(crate) const BATCH: &str = crate::config::BATCH_PATH;
 
 /// What a caller asks for, and how it is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

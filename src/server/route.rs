@@ -13,7 +13,6 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tonic_health::pb::health_server::HealthServer;
-use tonic_health::server::HealthService;
 use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceExt};
 
@@ -23,6 +22,7 @@ use crate::gateway::Gateway;
 use crate::metrics::Listener;
 
 use super::client::Client;
+use super::health::Health;
 use super::page::PAGE_POLICY;
 use super::scrape::{self, Scrapes};
 use super::stack::{Peer, PushStack, is_grpc_push, is_of};
@@ -54,7 +54,7 @@ pub(super) struct Router {
     pub(super) gateway: Gateway,
     pub(super) websocket: WebSocketDoor,
     pub(super) push: PushStack,
-    pub(super) health: HealthServer<HealthService>,
+    pub(super) health: HealthServer<Health>,
     pub(super) reflection: Reflection,
     pub(super) client: Client,
     pub(super) scrapes: Scrapes,
@@ -98,7 +98,8 @@ impl Router {
             return if is_look(&request) { file.answer(request.headers()) } else { look_only() };
         }
         if serves == Serves::Clients {
-            return not_found(&request);
+            let is_probe = config.listen_health && matches!(path, "/healthz" | "/readyz");
+            return if is_probe { self.look(&request) } else { not_found(&request) };
         }
         let is_json_push =
             path.strip_prefix(&config.push_path).is_some_and(|rest| rest.is_empty() || rest == json::BATCH);

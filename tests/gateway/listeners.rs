@@ -207,7 +207,7 @@ async fn the_limit_of_a_head_holds_on_both_sides() {
         let start = "GET /pushgate.js HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncookie: ";
         format!("{start}{}\r\n\r\n", "c".repeat(bytes - start.len() - 4))
     };
-    for (limit, fits, over) in [(None, 32_000, 66_000), (Some(8192), 8000, 17_000), (Some(65_536), 65_000, 132_000)] {
+    for (limit, fits, over) in [(None, 32_000, 100_000), (Some(8192), 8000, 32_000), (Some(65_536), 65_000, 200_000)] {
         let gateway = TestGateway::with(|config| {
             split(config);
             config.http_head_bytes_max = limit.unwrap_or(config.http_head_bytes_max);
@@ -269,6 +269,23 @@ async fn a_peer_that_closes_its_side_without_a_whole_request_keeps_nothing() {
     assert_eq!(read_answer(&mut stream).await.status, 101);
     end(&mut stream).await;
     gateway.until_empty().await;
+}
+
+#[tokio::test]
+async fn probes_are_answered_on_the_address_of_clients_where_that_is_asked_for() {
+    for (listen_health, status) in [(false, 404), (true, 200)] {
+        let gateway = TestGateway::with(|config| {
+            split(config);
+            config.listen_health = listen_health;
+        })
+        .await;
+        for path in ["/healthz", "/readyz"] {
+            let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
+            assert_eq!(http(gateway.clients, &request).await.status, status, "{path}");
+            assert_eq!(http(gateway.control, &request).await.status, 200, "{path}");
+        }
+        assert_eq!(http(gateway.clients, "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").await.status, 404);
+    }
 }
 
 #[tokio::test]

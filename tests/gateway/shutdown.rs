@@ -102,6 +102,24 @@ async fn whoever_watches_the_health_is_told_before_anything_else_ends() {
 }
 
 #[tokio::test]
+async fn a_service_that_is_not_known_is_not_found_and_its_watch_stays_open_until_the_stop() {
+    let gateway = TestGateway::start().await;
+    let channel = tonic::transport::Channel::from_shared(format!("http://{}", gateway.control)).unwrap();
+    let mut health = HealthClient::new(channel.connect().await.unwrap());
+    let unknown = || HealthCheckRequest { service: "no.such.Service".to_owned() };
+    assert_eq!(soon(health.check(unknown())).await.unwrap_err().code(), tonic::Code::NotFound);
+    let mut statuses = soon(health.watch(unknown())).await.unwrap().into_inner();
+    assert_eq!(soon(statuses.message()).await.unwrap().unwrap().status, 3, "SERVICE_UNKNOWN");
+    for service in ["", "pushgate.v1.PushService"] {
+        let known = HealthCheckRequest { service: service.to_owned() };
+        assert_eq!(soon(health.check(known)).await.unwrap().into_inner().status, 1, "SERVING");
+    }
+    let stopping = tokio::spawn(gateway.stop());
+    assert_eq!(soon(statuses.message()).await.unwrap(), None, "open until the stop, and told nothing more");
+    assert_eq!(soon(stopping).await.unwrap().http_connections_cut, 0);
+}
+
+#[tokio::test]
 async fn a_caller_on_an_open_connection_learns_that_the_gateway_goes() {
     // A push in hand keeps the gateway in its first phase while the others try.
     let mut gateway = TestGateway::start().await;

@@ -111,7 +111,7 @@ impl Player {
         }
         let settings = settings.as_object().unwrap().iter().map(|(name, value)| {
             let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            (format!("PUSHGATE_{}", name.to_uppercase()), value)
+            (format!("PUSHGATE_{}", name.to_uppercase()).into(), value.into())
         });
         let Loaded { config, unknown_environment, .. } = Loaded::new(None, settings, []).unwrap();
         assert!(unknown_environment.is_empty(), "no such setting: {unknown_environment:?}");

@@ -1,4 +1,4 @@
-//! The gateway's command as programs of other makers see it: grpcurl, buf, generated clients, a browser. They are
+//! The gateway's command as programs of other makers see it: grpcurl, buf, generated clients, a browser, proxies. They are
 //! installed by `.ci/tools` and run with `cargo test --test outside -- --ignored`.
 
 #[path = "../support/process.rs"]
@@ -10,6 +10,7 @@ mod grpcurl;
 mod metrics;
 mod page;
 mod proto;
+mod proxies;
 mod readme;
 mod tools;
 mod user;

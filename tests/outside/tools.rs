@@ -61,7 +61,10 @@ fn outside(program: impl Into<OsString>) -> Command {
 fn search_path() -> OsString {
     let tools = ["venv/bin", "bin", "node_modules/.bin"].map(|path| folder().join(path));
     let machine = env::var_os("PATH").unwrap_or_default();
-    env::join_paths(tools.into_iter().chain(env::split_paths(&machine))).expect("made from paths of a search path")
+    // Where servers are, for those whose own PATH leaves it out.
+    let servers = PathBuf::from("/usr/sbin");
+    env::join_paths(tools.into_iter().chain(env::split_paths(&machine)).chain([servers]))
+        .expect("made from paths of a search path")
 }
 
 /// Runs a command to its good end, and returns its stdout.
