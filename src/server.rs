@@ -401,7 +401,10 @@ impl Server {
     /// nobody; finish the pushes in hand; write what is queued and close every client with 1001; after `shutdown_grace`,
     /// cut what is left.
     pub async fn run(mut self, stop: impl Future<Output = ()>) -> Report {
-        let time = AbortOnDropHandle::new(tokio::spawn(keep_time(self.gateway.clone())));
+        let clocks = (
+            AbortOnDropHandle::new(tokio::spawn(keep_time(self.gateway.clone()))),
+            AbortOnDropHandle::new(tokio::spawn(keep_sessions(self.gateway.clone()))),
+        );
         let accepting = TaskTracker::new();
         for port in std::mem::take(&mut self.ports) {
             accepting.spawn(accept(self.http.clone(), self.gateway.clone(), port));
@@ -409,7 +412,7 @@ impl Server {
         stop.await;
         self.leave().await;
         let report = self.stop(&accepting).await;
-        drop(time);
+        drop(clocks);
         report
     }
 
@@ -470,11 +473,15 @@ impl Server {
     }
 }
 
-/// All clocks. Each by itself, so that what panics in one holds up no other.
+/// Keeps the deadlines of all connections, apart from whatever an embedder's journal does.
 async fn keep_time(gateway: Gateway) {
-    let Rooms { registry, sessions, metrics, .. } = gateway.rooms();
+    let Rooms { registry, metrics, .. } = gateway.rooms();
+    supervise(metrics, Task::Clock, || registry.keep_time()).await;
+}
+
+async fn keep_sessions(gateway: Gateway) {
+    let Rooms { sessions, metrics, .. } = gateway.rooms();
     tokio::join!(
-        supervise(metrics, Task::Clock, || registry.keep_time()),
         supervise(metrics, Task::Sessions, || sessions.keep_time()),
         supervise(metrics, Task::Journal, || sessions.keep_journal()),
     );

@@ -220,20 +220,18 @@ impl Sessions {
     pub(crate) async fn keep_time(&self) {
         let mut interval = self.interval();
         loop {
-            let now = interval.tick().await.into_std();
-            // Each by itself: a journal that panics over one must not keep the others.
-            while let Some(away) = self.remove_over(now) {
-                self.end(away, Vec::new());
-            }
+            self.end_over(interval.tick().await.into_std());
         }
     }
 
-    /// Has the journal let go of what it has kept for too long, for ever. Apart from the sessions, because a journal may
-    /// be an embedder's.
+    /// Has the journal let go of what it has kept for too long, for ever. Apart from [`Self::keep_time`], because a journal
+    /// may be an embedder's and panic, but in one task with it: what a session that is over leaves behind is passed on
+    /// before the journal lets go of it.
     pub(crate) async fn keep_journal(&self) {
         let mut interval = self.interval();
         loop {
             let now = interval.tick().await.into_std();
+            self.end_over(now);
             let forgotten = self.journal.sweep(now);
             self.metrics.forgotten.inc_by(forgotten as u64);
         }
@@ -245,6 +243,13 @@ impl Sessions {
         let mut interval = tokio::time::interval_at(tokio::time::Instant::now() + tick, tick);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         interval
+    }
+
+    fn end_over(&self, now: Instant) {
+        // Each by itself: a journal that panics over one must not keep the others.
+        while let Some(away) = self.remove_over(now) {
+            self.end(away, Vec::new());
+        }
     }
 
     /// The session that is away for longest, if it is for too long.

@@ -35,7 +35,7 @@ async fn a_message_with_a_time_to_live_waits_for_a_user_without_a_connection() {
 
 #[tokio::test]
 async fn a_message_that_only_a_session_had_is_passed_on_when_the_session_is_over() {
-    let gateway = TestGateway::with(|config| config.journal_age = Duration::from_secs(4)).await;
+    let gateway = TestGateway::with(|config| config.journal_age = Duration::from_secs(1)).await;
     let (phone, _) = bound(&gateway).await;
     let (other, _) = bound(&gateway).await;
     let mut grpc = gateway.grpc().await;
