@@ -3,6 +3,7 @@
 mod accept;
 mod client;
 mod health;
+mod http2_frames;
 mod page;
 mod places;
 mod route;

@@ -32,8 +32,24 @@ const BYTES_PER_FRAME: f32 = 128.0;
 #[derive(Debug)]
 pub(super) struct Http2Frames {
     state: State,
+    /// Whether the head of a first frame has come.
+    has_begun: bool,
     allowance: Allowance,
 }
+
+/// What a connection's first bytes say of its protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Unknown,
+    Http1,
+    /// The preface and the head of a frame have come.
+    Http2,
+}
+
+/// The caller is over its rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("more HTTP/2 frames than its requests and answers explain")]
+pub(super) struct TooManyFrames;
 
 #[derive(Debug)]
 enum State {
@@ -49,14 +65,20 @@ enum State {
 
 impl Http2Frames {
     pub(super) fn new(now: Instant) -> Self {
-        Self { state: State::Preface(0), allowance: Allowance::new(FRAMES_PER_SECOND, now) }
+        Self { state: State::Preface(0), has_begun: false, allowance: Allowance::new(FRAMES_PER_SECOND, now) }
     }
 
-    /// Reads on, and says whether the caller keeps within its rate.
-    pub(super) fn read(&mut self, mut bytes: &[u8]) -> bool {
-        if matches!(self.state, State::Other) {
-            return true;
+    /// What the connection speaks, as far as it is known.
+    pub(super) fn protocol(&self) -> Protocol {
+        match self.state {
+            State::Other => Protocol::Http1,
+            _ if self.has_begun => Protocol::Http2,
+            _ => Protocol::Unknown,
         }
+    }
+
+    /// Reads on.
+    pub(super) fn read(&mut self, mut bytes: &[u8]) -> Result<(), TooManyFrames> {
         let mut control = 0;
         while !bytes.is_empty() {
             let taken = match &mut self.state {
@@ -94,7 +116,8 @@ impl Http2Frames {
             };
             bytes = &bytes[taken..];
         }
-        control == 0 || self.allowance.spend(control, Instant::now())
+        let is_allowed = control == 0 || self.allowance.spend(control, Instant::now());
+        is_allowed.then_some(()).ok_or(TooManyFrames)
     }
 
     /// Bytes of answers went to the caller.
@@ -105,6 +128,7 @@ impl Http2Frames {
     /// A frame begins. Says whether it is one that has to be explained.
     fn begin(&mut self, head: [u8; HEAD_BYTES]) -> bool {
         let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
+        self.has_begun = true;
         self.state = if length == 0 { State::Head([0; HEAD_BYTES], 0) } else { State::Payload(length) };
         match head[3] {
             HEADERS => self.allowance.earn(FRAMES_PER_REQUEST),
@@ -127,9 +151,18 @@ mod tests {
         frame
     }
 
+    #[test]
+    fn http2_has_begun_with_the_head_of_a_frame() {
+        let mut frames = begun();
+        assert_eq!(frames.read(&frame(0x4, 6)[..8]), Ok(()));
+        assert_eq!(frames.protocol(), Protocol::Unknown);
+        assert_eq!(frames.read(&frame(0x4, 6)[8..]), Ok(()));
+        assert_eq!(frames.protocol(), Protocol::Http2);
+    }
+
     fn begun() -> Http2Frames {
         let mut frames = Http2Frames::new(Instant::now());
-        assert!(frames.read(PREFACE));
+        assert_eq!(frames.read(PREFACE), Ok(()));
         frames
     }
 
@@ -139,11 +172,11 @@ mod tests {
             for cut in [1, 7, 4096] {
                 let mut frames = begun();
                 let flood = frame(kind, 8).repeat(FRAMES_PER_SECOND as usize * 20);
-                assert!(!flood.chunks(cut).all(|part| frames.read(part)), "{kind} {cut}");
+                assert!(flood.chunks(cut).any(|part| frames.read(part).is_err()), "{kind} {cut}");
             }
         }
         let mut frames = begun();
-        assert!(!frames.read(&frame(DATA, 0).repeat(FRAMES_PER_SECOND as usize * 20)));
+        assert!(frames.read(&frame(DATA, 0).repeat(FRAMES_PER_SECOND as usize * 20)).is_err());
     }
 
     #[test]
@@ -151,18 +184,21 @@ mod tests {
         let mut frames = begun();
         for _ in 0..100_000 {
             let request = [frame(HEADERS, 60), frame(DATA, 100), frame(PING, 8), frame(0x8, 4), frame(0x3, 4)].concat();
-            assert!(frames.read(&request));
+            assert_eq!(frames.read(&request), Ok(()));
         }
         for _ in 0..100_000 {
             frames.wrote(4096);
-            assert!(frames.read(&frame(0x8, 4).repeat(8)));
+            assert_eq!(frames.read(&frame(0x8, 4).repeat(8)), Ok(()));
         }
     }
 
     #[test]
     fn what_is_not_http2_is_not_looked_at() {
         let mut frames = Http2Frames::new(Instant::now());
-        assert!(frames.read(b"PRI is no method of ours\r\n"));
-        assert!(frames.read(&[0; 100_000]));
+        assert_eq!(frames.read(b"PRI"), Ok(()));
+        assert_eq!(frames.protocol(), Protocol::Unknown);
+        assert_eq!(frames.read(b" is no method of ours\r\n"), Ok(()));
+        assert_eq!(frames.read(&[0; 100_000]), Ok(()));
+        assert_eq!(frames.protocol(), Protocol::Http1);
     }
 }

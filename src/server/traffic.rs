@@ -14,9 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::doors::Body;
 
-/// What makes an HTTP/2 connection: the preface, and behind it the head of a SETTINGS frame.
-const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const HTTP2_START_BYTES: usize = HTTP2_PREFACE.len() + 9;
+use super::http2_frames::{Http2Frames, Protocol};
 
 /// How long a connection may take.
 #[derive(Clone, Copy, Debug)]
@@ -53,12 +51,24 @@ struct State {
     head_since: Option<Instant>,
     /// Since when the peer takes nothing of what waits to be written.
     blocked_since: Option<Instant>,
+    /// Answers that are there whole and that HTTP/2 has no room for, because the peer gives none. Not those without a known
+    /// size: a stream may be quiet for as long as it likes.
+    unread: usize,
+    /// When there were none last, or one less.
+    unread_since: Instant,
 }
 
 impl Traffic {
     pub(super) fn new() -> Arc<Self> {
         let now = Instant::now();
-        let state = State { in_hand: 0, idle_since: now, head_since: Some(now), blocked_since: None };
+        let state = State {
+            in_hand: 0,
+            idle_since: now,
+            head_since: Some(now),
+            blocked_since: None,
+            unread: 0,
+            unread_since: now,
+        };
         Arc::new(Self { state: Mutex::new(state), evicted: CancellationToken::new() })
     }
 
@@ -71,7 +81,7 @@ impl Traffic {
         let mut state = self.lock();
         state.in_hand += 1;
         state.head_since = None;
-        InHand(self.clone())
+        InHand { traffic: self.clone(), is_answered: false }
     }
 
     /// Since when no request is in hand, whatever else the peer sends.
@@ -144,6 +154,9 @@ impl State {
         if let Some(since) = self.blocked_since {
             return Some((since + timeouts.head, Due::Cut("no byte of the answer taken in time")));
         }
+        if self.unread > 0 {
+            return Some((self.unread_since + timeouts.head, Due::Cut("no byte of the answers taken in time")));
+        }
         if self.in_hand > 0 {
             return None;
         }
@@ -155,16 +168,37 @@ impl State {
 }
 
 /// A request in hand.
-pub(super) struct InHand(Arc<Traffic>);
+pub(super) struct InHand {
+    traffic: Arc<Traffic>,
+    /// Whether its whole answer waits for the peer.
+    is_answered: bool,
+}
+
+impl InHand {
+    /// The whole answer is there.
+    fn answered(&mut self) {
+        self.is_answered = true;
+        let mut state = self.traffic.lock();
+        if state.unread == 0 {
+            state.unread_since = Instant::now();
+        }
+        state.unread += 1;
+    }
+}
 
 impl Drop for InHand {
     fn drop(&mut self) {
-        let mut state = self.0.lock();
+        let mut state = self.traffic.lock();
+        let now = Instant::now();
         state.in_hand -= 1;
-        state.idle_since = Instant::now();
+        state.idle_since = now;
+        if self.is_answered {
+            state.unread -= 1;
+            state.unread_since = now;
+        }
         // What waits for a head waits from now on: the answer may not be on its way yet.
         if let Some(since) = &mut state.head_since {
-            *since = Instant::now();
+            *since = now;
         }
     }
 }
@@ -176,7 +210,10 @@ pub(super) struct Answered {
 }
 
 impl Answered {
-    pub(super) fn new(body: Body, in_hand: InHand) -> Self {
+    pub(super) fn new(body: Body, mut in_hand: InHand) -> Self {
+        if hyper::body::Body::size_hint(&body).exact().is_some_and(|bytes| bytes > 0) {
+            in_hand.answered();
+        }
         Self { body, _in_hand: in_hand }
     }
 }
@@ -201,52 +238,38 @@ impl hyper::body::Body for Answered {
     }
 }
 
-/// What a connection's first bytes say of its protocol.
-#[derive(Clone, Copy, Debug)]
-enum Start {
-    /// So many have come, and are as HTTP/2 begins.
-    LikeHttp2(usize),
-    Http1,
-    Http2,
-}
-
 /// A stream whose traffic is noted.
 pub(super) struct Noted<S> {
     stream: S,
     traffic: Arc<Traffic>,
-    start: Start,
+    frames: Http2Frames,
 }
 
 impl<S> Noted<S> {
     pub(super) fn new(stream: S, traffic: Arc<Traffic>) -> Self {
-        Self { stream, traffic, start: Start::LikeHttp2(0) }
+        Self { stream, traffic, frames: Http2Frames::new(std::time::Instant::now()) }
     }
 
     pub(super) fn into_stream(self) -> S {
         self.stream
     }
 
-    fn read(&mut self, bytes: &[u8]) {
-        if let Start::LikeHttp2(had) = self.start {
-            let expected = HTTP2_PREFACE.get(had..).unwrap_or_default();
-            let common = expected.len().min(bytes.len());
-            self.start = match had + bytes.len() {
-                _ if expected[..common] != bytes[..common] => Start::Http1,
-                have if have < HTTP2_START_BYTES => Start::LikeHttp2(have),
-                _ => {
-                    self.traffic.is_http2();
-                    Start::Http2
-                }
-            };
+    fn read(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let before = self.frames.protocol();
+        self.frames.read(bytes).map_err(io::Error::other)?;
+        match self.frames.protocol() {
+            Protocol::Http2 if before == Protocol::Http2 => {}
+            Protocol::Http2 => self.traffic.is_http2(),
+            Protocol::Unknown | Protocol::Http1 => self.traffic.read(),
         }
-        match self.start {
-            Start::LikeHttp2(_) | Start::Http1 => self.traffic.read(),
-            Start::Http2 => {}
-        }
+        Ok(())
     }
 
-    fn wrote(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn wrote(&mut self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         self.traffic.wrote(&result);
+        if let Poll::Ready(Ok(bytes)) = &result {
+            self.frames.wrote(*bytes);
+        }
         result
     }
 }
@@ -256,7 +279,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Noted<S> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
         if buffer.filled().len() > before {
-            self.read(&buffer.filled()[before..]);
+            self.read(&buffer.filled()[before..])?;
         }
         Poll::Ready(Ok(()))
     }

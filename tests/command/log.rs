@@ -249,7 +249,9 @@ fn a_gateway_that_was_out_of_files_and_could_not_say_so_accepts_again() {
     assert_eq!(caller.get("/healthz"), "ok\n");
     limit(0);
     let mut waiting = Caller::connect(gateway.address);
-    until("it is out of files", || sample(&caller.get("/metrics"), "pushgate_accept_errors_total{listener=\"all\"}") > 0);
+    until("it is out of files", || {
+        sample(&caller.get("/metrics"), "pushgate_accept_errors_total{listener=\"all\"}") > 0
+    });
     limit(1024);
     assert_eq!(waiting.push(), "message sent to 0 clients");
 }
