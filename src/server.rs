@@ -482,10 +482,7 @@ async fn keep_time(gateway: Gateway) {
 
 async fn keep_sessions(gateway: Gateway) {
     let Rooms { sessions, metrics, .. } = gateway.rooms();
-    tokio::join!(
-        supervise(metrics, Task::Sessions, || sessions.keep_time()),
-        supervise(metrics, Task::Journal, || sessions.keep_journal()),
-    );
+    supervise(metrics, Task::Sessions, || sessions.keep_time()).await;
 }
 
 /// The port goes with this, so that nobody can connect any more once it has ended.

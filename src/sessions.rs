@@ -2,16 +2,18 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::Notify;
-use tokio::time::{Interval, MissedTickBehavior};
+use tokio::time::MissedTickBehavior;
+use tracing::error;
 
 use crate::binder::{BindError, Binder, Bindings};
 use crate::journal::{Journal, Kept, SessionKey};
 use crate::message::{ConnectionId, Event, UserId};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Task};
 use crate::outbox::{Depth, Offered, Outbox, Resumed, Stop, Taken};
 use crate::sync::{Mutex, MutexGuard};
 
@@ -216,39 +218,33 @@ impl Sessions {
         over.into_iter().for_each(|away| self.end(away, Vec::new()));
     }
 
-    /// Ends the sessions that have been away for too long, for ever.
+    /// Ends what is kept for too long, for ever.
     pub(crate) async fn keep_time(&self) {
-        let mut interval = self.interval();
-        loop {
-            self.end_over(interval.tick().await.into_std());
-        }
-    }
-
-    /// Has the journal let go of what it has kept for too long, for ever. Apart from [`Self::keep_time`], because a journal
-    /// may be an embedder's and panic, but in one task with it: what a session that is over leaves behind is passed on
-    /// before the journal lets go of it.
-    pub(crate) async fn keep_journal(&self) {
-        let mut interval = self.interval();
-        loop {
-            let now = interval.tick().await.into_std();
-            self.end_over(now);
-            let forgotten = self.journal.sweep(now);
-            self.metrics.forgotten.inc_by(forgotten as u64);
-        }
-    }
-
-    /// Late by no more than a tenth of the age, and seldom enough to go through all that is kept.
-    fn interval(&self) -> Interval {
+        // Late by no more than a tenth, and seldom enough to go through all that is kept.
         let tick = (self.limits.age / 10).clamp(Duration::from_millis(10), Duration::from_secs(10));
         let mut interval = tokio::time::interval_at(tokio::time::Instant::now() + tick, tick);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        interval
+        loop {
+            let now = interval.tick().await.into_std();
+            // Each by itself: a journal that panics over one must not keep the others.
+            while let Some(away) = self.remove_over(now) {
+                self.end(away, Vec::new());
+            }
+            // Behind the sessions, which pass on what only they have.
+            self.sweep_journal(now);
+        }
     }
 
-    fn end_over(&self, now: Instant) {
-        // Each by itself: a journal that panics over one must not keep the others.
-        while let Some(away) = self.remove_over(now) {
-            self.end(away, Vec::new());
+    /// Has the journal let go of what it has kept for too long. It may be an embedder's: a panic in it is its own.
+    fn sweep_journal(&self, now: Instant) {
+        match panic::catch_unwind(AssertUnwindSafe(|| self.journal.sweep(now))) {
+            Ok(forgotten) => {
+                self.metrics.forgotten.inc_by(forgotten as u64);
+            }
+            Err(_) => {
+                self.metrics.task_panicked(Task::Journal);
+                error!("the journal panicked in its sweep, and is swept again later");
+            }
         }
     }
 
@@ -415,7 +411,12 @@ impl Drop for Session {
     fn drop(&mut self) {
         if !self.has_left {
             self.end();
-            self.sessions.count_forgotten(&self.sessions.journal.acknowledge(&self.key, u64::MAX));
+            let journal = &self.sessions.journal;
+            // An embedder's may panic, again where a panic of it brought us here, which would end the process.
+            match panic::catch_unwind(AssertUnwindSafe(|| journal.acknowledge(&self.key, u64::MAX))) {
+                Ok(kept) => self.sessions.count_forgotten(&kept),
+                Err(_) => self.sessions.metrics.task_panicked(Task::Sessions),
+            }
         }
     }
 }

@@ -54,15 +54,20 @@ impl Listen {
                     break;
                 }
             };
-            match message {
-                Some(Ok(Message::Text(text))) => print(text.as_bytes())?,
-                Some(Ok(Message::Binary(bytes))) => print(&bytes)?,
+            let printed = match message {
+                Some(Ok(Message::Text(text))) => print(text.as_bytes()),
+                Some(Ok(Message::Binary(bytes))) => print(&bytes),
                 Some(Ok(Message::Close(Some(frame)))) => {
                     return Err(format!("the gateway closed with {}: {}", frame.code, frame.reason).into());
                 }
                 Some(Ok(Message::Close(None))) | None => return Err("the gateway closed".into()),
                 Some(Ok(_)) => continue,
                 Some(Err(error)) => return Err(format!("the connection to the gateway broke: {error}").into()),
+            };
+            match printed {
+                // The reader has seen enough, as `head` has.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,
+                printed => printed?,
             }
             left = left.map(|left| left - 1);
         }

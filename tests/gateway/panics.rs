@@ -22,13 +22,14 @@ const BOUNDS: JournalBounds = JournalBounds {
     age: Duration::from_secs(3600),
 };
 
-/// A journal that panics when it is swept, and when a session of bad's ends.
+/// A journal that panics when it is swept, over a message of bad's, and when a session of bad's ends.
 #[derive(Debug)]
 struct Broken(MemoryJournal);
 
 #[async_trait::async_trait]
 impl Journal for Broken {
     fn append(&self, session: &SessionKey, messages: &mut dyn Iterator<Item = Kept>) -> Appended {
+        assert!(session.user_id.as_str() != "bad" || messages.next().is_none());
         self.0.append(session, messages)
     }
 
@@ -92,6 +93,18 @@ async fn a_journal_that_panics_stops_no_ping_no_deadline_and_no_other_session_s_
     gateway.until("pushgate_task_panics_total{task=\"sessions\"}", |panics| panics == 1).await;
     gateway.until("pushgate_sessions_away", |away| away == 0).await;
     assert_eq!(gateway.metric("pushgate_task_panics_total{task=\"clock\"}").await, 0);
+    assert_eq!(gateway.json().push("ann", "mail", "still here").await, 1);
+    assert_eq!(phone.next_text().await, "still here");
+}
+
+#[tokio::test]
+async fn a_journal_that_panics_again_while_a_session_ends_of_its_panic_ends_no_more_than_that_session() {
+    let gateway = TestGateway::built(|_| (), |builder| builder.journal(Broken(MemoryJournal::new(BOUNDS)))).await;
+    let mut phone = gateway.bind("ann", "mail").await;
+    let mut session = SessionClient::connect(gateway.clients).await;
+    session.bind("bad", "mail").await;
+    gateway.json().push("bad", "mail", "m").await;
+    gateway.until_closed("panicked").await;
     assert_eq!(gateway.json().push("ann", "mail", "still here").await, 1);
     assert_eq!(phone.next_text().await, "still here");
 }
