@@ -1,13 +1,15 @@
 //! Every setting and limit, as documented plain data: one table gives the fields, the file keys, the environment
 //! variables and the printed reference.
 
+mod address;
 mod source;
 mod value;
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use address::Address;
+pub(crate) use address::UNIX_PEER;
 pub use source::{Invalid, Loaded, Mistake, Source};
 pub use value::{EventPolicies, LogFormat, Page};
 
@@ -71,12 +73,13 @@ macro_rules! settings {
 }
 
 settings! {
-    /// The address that clients connect to: `127.0.0.1:12345`, `localhost:12345` for the same, `[::1]:12345`, or `:12345`
-    /// for all interfaces. It serves everything unless `control_listen` is set.
-    listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 12345));
+    /// The address that clients connect to: `127.0.0.1:12345`, `localhost:12345` for the same, `[::1]:12345`, `:12345`
+    /// for all interfaces, or `unix:/path` for a socket that the gateway's user and group may connect to, whose peers all
+    /// have the address 127.0.0.1. It serves everything unless `control_listen` is set.
+    listen: Address = Address::from(([127, 0, 0, 1], 12345));
     /// A second, private address. When it is set, `push_path`, gRPC, `/metrics`, `/healthz`, `/readyz` and the page
     /// move there, and `listen` serves `ws_path` and the client module alone.
-    control_listen: Option<SocketAddr> = None;
+    control_listen: Option<Address> = None;
     /// Serves `/healthz` and `/readyz` on `listen` too when `control_listen` is set, for balancers that probe the port that
     /// they balance.
     listen_health: bool = false;
@@ -303,8 +306,8 @@ impl Config {
     }
 
     /// The address of the push doors.
-    pub(crate) fn control_address(&self) -> SocketAddr {
-        self.control_listen.unwrap_or(self.listen)
+    pub(crate) fn control_address(&self) -> &Address {
+        self.control_listen.as_ref().unwrap_or(&self.listen)
     }
 
     /// The paths that two would have, all compared with all: the setting, the path, and whose it is already.
@@ -349,7 +352,7 @@ impl Config {
             "must be a ws:// or wss:// address with a host, such as wss://push.example.com/ws, and without user or fragment",
         );
         require(
-            self.control_listen.is_none_or(|control| control != self.listen || control.port() == 0),
+            self.control_listen.as_ref().is_none_or(|control| *control != self.listen || !control.is_fixed()),
             "control_listen",
             "must differ from listen; leave it out to serve everything on one address",
         );
@@ -446,9 +449,8 @@ impl Config {
     /// Safe by default: what is reachable from other machines must be guarded, or be declared open.
     fn trust_mistakes(&self, token_check: Check, push_check: Check) -> Vec<Mistake> {
         let mut mistakes = Vec::new();
-        let is_open = |address: SocketAddr| !address.ip().is_loopback();
         if token_check == Check::Stock
-            && is_open(self.listen)
+            && !self.listen.is_loopback()
             && self.tokens_file.is_none()
             && !self.insecure_token_is_user
         {
@@ -460,7 +462,11 @@ impl Config {
             ));
         }
         let control = self.control_address();
-        if push_check == Check::Stock && is_open(control) && self.push_keys_file.is_none() && !self.insecure_open_push {
+        if push_check == Check::Stock
+            && !control.is_loopback()
+            && self.push_keys_file.is_none()
+            && !self.insecure_open_push
+        {
             mistakes.push(Mistake::new(
                 if self.control_listen.is_some() { "control_listen" } else { "listen" },
                 control.to_string(),
@@ -570,24 +576,27 @@ mod tests {
 
     #[test]
     fn an_open_address_must_be_guarded_or_declared_open() {
-        let open = SocketAddr::from(([0, 0, 0, 0], 12345));
+        let open = || Address::from(([0, 0, 0, 0], 12345));
         let named = "tokens_file";
-        assert_eq!(mistaken(|config| config.listen = open), ["listen", "listen"]);
-        assert_eq!(mistaken(|config| (config.listen, config.tokens_file) = (open, Some(named.into()))), ["listen"]);
-        assert_eq!(mistaken(|config| (config.listen, config.push_keys_file) = (open, Some(named.into()))), ["listen"]);
-        assert_eq!(mistaken(|config| config.control_listen = Some(open)), ["control_listen"]);
+        assert_eq!(mistaken(|config| config.listen = open()), ["listen", "listen"]);
+        assert_eq!(mistaken(|config| (config.listen, config.tokens_file) = (open(), Some(named.into()))), ["listen"]);
+        assert_eq!(
+            mistaken(|config| (config.listen, config.push_keys_file) = (open(), Some(named.into()))),
+            ["listen"]
+        );
+        assert_eq!(mistaken(|config| config.control_listen = Some(open())), ["control_listen"]);
         assert!(
             mistaken(|config| {
-                config.listen = open;
+                config.listen = open();
                 config.insecure_open_push = true;
                 config.insecure_token_is_user = true;
             })
             .is_empty()
         );
-        let private = SocketAddr::from(([127, 0, 0, 1], 12346));
+        let private = Address::from(([127, 0, 0, 1], 12346));
         assert!(
             mistaken(|config| {
-                config.listen = open;
+                config.listen = open();
                 config.control_listen = Some(private);
                 config.tokens_file = Some(named.into());
             })
@@ -598,7 +607,7 @@ mod tests {
 
     #[test]
     fn the_refusal_names_both_settings_that_would_change_it() {
-        let config = Config { listen: SocketAddr::from(([0, 0, 0, 0], 1)), ..Config::default() };
+        let config = Config { listen: ([0, 0, 0, 0], 1).into(), ..Config::default() };
         let text = config.validate().expect_err("open").to_string();
         for setting in ["tokens_file", "insecure_token_is_user", "push_keys_file", "insecure_open_push"] {
             assert!(text.contains(setting), "{text}");

@@ -99,7 +99,7 @@ pub use auth::{
     BindAttempt, Identity, OpenPush, PushAuthorizer, PushCredentials, PushKeys, PushRefused, PushScope, ReloadError,
     Token, TokenAuthenticator, TokenError, TokenFile, TokenIsUser,
 };
-pub use config::{Config, EventPolicies, Invalid, Loaded, LogFormat, Mistake, Page, Source};
+pub use config::{Address, Config, EventPolicies, Invalid, Loaded, LogFormat, Mistake, Page, Source};
 pub use gateway::{Gateway, PushError};
 pub use journal::{Appended, Journal, JournalBounds, Kept, MemoryJournal, SessionKey, Stored, Usage};
 pub use message::{

@@ -4,11 +4,12 @@ mod accept;
 mod client;
 mod health;
 mod http2_frames;
+mod kernel;
 mod page;
 mod places;
 mod route;
 mod scrape;
-mod sockets;
+mod socket;
 mod stack;
 mod supervise;
 mod traffic;
@@ -16,12 +17,12 @@ mod traffic;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -35,7 +36,7 @@ use tracing::{debug, info, warn};
 
 use crate::auth::{OpenPush, PushAuthorizer, PushKeys, ReloadError, TokenAuthenticator, TokenFile, TokenIsUser};
 use crate::binder::Binder;
-use crate::config::{Check, Config, Invalid, Page};
+use crate::config::{Address, Check, Config, Invalid, Page};
 use crate::connection::Shared;
 use crate::doors::websocket::WebSocketDoor;
 use crate::gateway::{Gateway, Rooms};
@@ -53,10 +54,8 @@ use client::Client;
 use health::Health;
 use route::{Reflection, Router, Serves};
 use scrape::Scrapes;
+use socket::Socket;
 use supervise::supervise;
-
-/// Connections the kernel holds for us while we are busy: a wave of clients that come back at once fits in.
-const LISTEN_BACKLOG: u32 = 4096;
 
 /// The names that the health service knows; the empty one is the gateway as a whole.
 const HEALTH_NAMES: [&str; 2] = ["", proto::push_service_server::SERVICE_NAME];
@@ -64,8 +63,8 @@ const HEALTH_NAMES: [&str; 2] = ["", proto::push_service_server::SERVICE_NAME];
 /// What a server is made from.
 pub struct ServerBuilder {
     config: Config,
-    listener: Option<TcpListener>,
-    control_listener: Option<TcpListener>,
+    listener: Option<Socket>,
+    control_listener: Option<Socket>,
     token_authenticator: Option<Arc<dyn TokenAuthenticator>>,
     push_authorizer: Option<Arc<dyn PushAuthorizer>>,
     journal: Option<Arc<dyn Journal>>,
@@ -77,8 +76,8 @@ pub struct Server {
     gateway: Gateway,
     http: Arc<Http>,
     ports: Vec<Port>,
-    local_addr: SocketAddr,
-    control_addr: SocketAddr,
+    address: Address,
+    control_address: Address,
     page: bool,
     health: Health,
     sockets: TaskTracker,
@@ -92,7 +91,7 @@ impl fmt::Debug for ServerBuilder {
 
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let addresses = (&self.local_addr, &self.control_addr);
+        let addresses = (&self.address, &self.control_address);
         f.debug_struct("Server").field("addresses", &addresses).finish_non_exhaustive()
     }
 }
@@ -111,7 +110,7 @@ pub enum ServerError {
     #[error("cannot listen on {address}")]
     Listen {
         /// Which address.
-        address: SocketAddr,
+        address: Address,
         /// What the system said.
         source: io::Error,
     },
@@ -131,14 +130,14 @@ impl ServerBuilder {
     /// Serves clients, and everything else without a control listener, on this listener instead of `listen`.
     #[must_use]
     pub fn listener(mut self, listener: TcpListener) -> Self {
-        self.listener = Some(listener);
+        self.listener = Some(Socket::Tcp(listener));
         self
     }
 
     /// Serves everything but clients on this listener instead of `control_listen`.
     #[must_use]
     pub fn control_listener(mut self, listener: TcpListener) -> Self {
-        self.control_listener = Some(listener);
+        self.control_listener = Some(Socket::Tcp(listener));
         self
     }
 
@@ -177,7 +176,7 @@ impl ServerBuilder {
     /// When any of the three fails.
     pub async fn bind(mut self) -> Result<Server, ServerError> {
         if let Some(listener) = &self.listener {
-            self.config.listen = address_of(listener, self.config.listen)?;
+            self.config.listen = address_of(listener, &self.config.listen)?;
         }
         if let Some(listener) = &self.control_listener {
             self.config.control_listen = Some(address_of(listener, self.config.control_address())?);
@@ -196,20 +195,20 @@ impl ServerBuilder {
         };
         let listener = match self.listener {
             Some(listener) => listener,
-            None => listen(self.config.listen)?,
+            None => listen(&self.config.listen).await?,
         };
-        let control_listener = match (self.control_listener, self.config.control_listen) {
+        let control_listener = match (self.control_listener, &self.config.control_listen) {
             (Some(listener), _) => Some(listener),
-            (None, Some(address)) => Some(listen(address)?),
+            (None, Some(address)) => Some(listen(address).await?),
             (None, None) => None,
         };
         for listener in [Some(&listener), control_listener.as_ref()].into_iter().flatten() {
-            sockets::bound_kernel(listener, &self.config);
+            kernel::bound(listener, &self.config);
         }
-        let local_addr = address_of(&listener, self.config.listen)?;
-        let control_addr = match &control_listener {
+        let address = address_of(&listener, &self.config.listen)?;
+        let control_address = match &control_listener {
             Some(control) => address_of(control, self.config.control_address())?,
-            None => local_addr,
+            None => address.clone(),
         };
         let listeners = match control_listener {
             Some(control) => vec![(listener, Serves::Clients), (control, Serves::Control)],
@@ -220,37 +219,17 @@ impl ServerBuilder {
             metrics.tell_log_lines_lost(lost);
         }
         let gateway = gateway(self.config, metrics, token_authenticator, push_authorizer, self.journal);
-        Ok(Server::new(gateway, listeners, local_addr, control_addr))
+        Ok(Server::new(gateway, listeners, address, control_address))
     }
 }
 
-/// The address a listener really has, port 0 resolved.
-fn address_of(listener: &TcpListener, asked_for: SocketAddr) -> Result<SocketAddr, ServerError> {
-    listener.local_addr().map_err(|source| ServerError::Listen { address: asked_for, source })
+/// The address a socket really has, port 0 resolved.
+fn address_of(socket: &Socket, asked_for: &Address) -> Result<Address, ServerError> {
+    socket.address().map_err(|source| ServerError::Listen { address: asked_for.clone(), source })
 }
 
-fn listen(address: SocketAddr) -> Result<TcpListener, ServerError> {
-    let open = |address: SocketAddr| {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        // A restarted gateway must not wait for the old one's sockets to time out.
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        socket.listen(LISTEN_BACKLOG)
-    };
-    let opened = match open(address) {
-        // A kernel without IPv6 still has all its other interfaces.
-        Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && is_no_ipv6(&error) => {
-            open((Ipv4Addr::UNSPECIFIED, address.port()).into())
-        }
-        opened => opened,
-    };
-    opened.map_err(|source| ServerError::Listen { address, source })
-}
-
-/// `EAFNOSUPPORT`, which has no kind of its own, or no such address.
-fn is_no_ipv6(error: &io::Error) -> bool {
-    const EAFNOSUPPORT: i32 = 97;
-    error.raw_os_error() == Some(EAFNOSUPPORT) || error.kind() == io::ErrorKind::AddrNotAvailable
+async fn listen(address: &Address) -> Result<Socket, ServerError> {
+    Socket::open(address).await.map_err(|source| ServerError::Listen { address: address.clone(), source })
 }
 
 fn gateway(
@@ -329,17 +308,12 @@ impl Server {
         Self::builder(config).bind().await
     }
 
-    fn new(
-        gateway: Gateway,
-        listeners: Vec<(TcpListener, Serves)>,
-        local_addr: SocketAddr,
-        control_addr: SocketAddr,
-    ) -> Self {
+    fn new(gateway: Gateway, listeners: Vec<(Socket, Serves)>, address: Address, control_address: Address) -> Self {
         let rooms = gateway.rooms();
         let page = match rooms.config.page {
             Page::On => true,
             Page::Off => false,
-            Page::Auto => control_addr.ip().is_loopback(),
+            Page::Auto => control_address.is_loopback(),
         };
         let health = Health::new();
         for name in HEALTH_NAMES {
@@ -364,26 +338,38 @@ impl Server {
                 .accept_compressed(CompressionEncoding::Zstd),
             reflection: reflection(),
             client: Client::new(),
-            page: page.then(|| page::page(&rooms.config, local_addr, control_addr)),
+            page: page.then(|| page::page(&rooms.config, address.ip_address(), control_address.ip_address())),
             scrapes: Scrapes::default(),
             gateway: gateway.clone(),
         };
         let http = Arc::new(Http::new(Arc::new(router), &rooms.config));
         let port = |(listener, serves)| Port::new(listener, serves, &rooms.config, &rooms.metrics);
         let ports = listeners.into_iter().map(port).collect();
-        Self { gateway, http, ports, local_addr, control_addr, page, health, sockets }
+        Self { gateway, http, ports, address, control_address, page, health, sockets }
     }
 
     /// The address that clients connect to.
     #[must_use]
-    pub fn local_addr(&self) -> SocketAddr {
-        self.local_addr
+    pub fn address(&self) -> &Address {
+        &self.address
     }
 
-    /// The address of the push doors; the same as [`Server::local_addr`] unless they have one of their own.
+    /// The address of the push doors; the same as [`Server::address`] unless they have one of their own.
+    #[must_use]
+    pub fn control_address(&self) -> &Address {
+        &self.control_address
+    }
+
+    /// [`Server::address`] where that is TCP; 127.0.0.1:0 for a Unix socket, as for its peers.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address.ip_address()
+    }
+
+    /// [`Server::control_address`] in the same way.
     #[must_use]
     pub fn control_addr(&self) -> SocketAddr {
-        self.control_addr
+        self.control_address.ip_address()
     }
 
     /// Whether the page to try the gateway from is served.

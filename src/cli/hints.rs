@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use pushgate::{Config, Server};
+use pushgate::{Address, Config, Server};
 
 /// What the hints depend on.
 pub(super) struct Hints {
@@ -25,6 +25,12 @@ impl Hints {
 
     pub(super) fn text(&self, server: &Server) -> String {
         let Self { ws_path, push_path, tokens_file, push_keys_file } = self;
+        let addresses = [server.address(), server.control_address()];
+        if addresses.iter().any(|address| matches!(address, Address::Unix(_))) {
+            // What could be tried depends on which programs can reach a Unix socket.
+            let [clients, control] = addresses;
+            return format!("pushgate is up. Clients: {clients}   Services: {control}\nInterrupt to stop.\n");
+        }
         let (clients, control, program) = (server.local_addr(), server.control_addr(), program());
         let (token, user) = if tokens_file.is_some() { ("TOKEN", "USER") } else { ("ann", "ann") };
         let (flag, header) =

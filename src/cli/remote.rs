@@ -16,7 +16,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// Where the gateway is, and the key to its push doors.
 #[derive(Args)]
 pub(super) struct Remote {
-    /// The gateway's control address, as a URL or HOST:PORT
+    /// The gateway's control address, as a URL, HOST:PORT or unix:/path
     #[arg(long, value_name = "URL", env = "PUSHGATE_ADDRESS", default_value = "http://127.0.0.1:12345",
         value_parser = NonEmptyStringValueParser::new())]
     address: String,
@@ -55,13 +55,16 @@ impl Remote {
 /// The address as a URL.
 fn url(address: &str) -> Result<String, String> {
     match address.split_once("://") {
+        _ if address.starts_with("unix:") => Ok(address.to_owned()),
         None => Ok(format!("http://{address}")),
         Some((scheme, _)) if scheme.eq_ignore_ascii_case("http") => Ok(address.to_owned()),
         Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => Err(format!(
             "cannot reach a gateway at {address}: this command does not speak TLS; give the address of the gateway \
              itself, as http://{rest}"
         )),
-        Some(_) => Err(format!("no address of a gateway: {address}: must be HOST:PORT or begin with http://")),
+        Some(_) => {
+            Err(format!("no address of a gateway: {address}: must be HOST:PORT, unix:/path or begin with http://"))
+        }
     }
 }
 

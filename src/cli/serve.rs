@@ -46,7 +46,7 @@ async fn serve(config: Config, log: &Log, systemd: &Systemd) -> Outcome {
     let hangup = signal(SignalKind::hangup())?;
     let counted = log.clone();
     let server = Server::builder(config).log_lines_lost(move || counted.lost()).bind().await?;
-    info!(clients = %server.local_addr(), control = %server.control_addr(), "listening");
+    info!(clients = %server.address(), control = %server.control_address(), "listening");
     if prints_hints {
         Note::to_stdout(hints.text(&server));
     }

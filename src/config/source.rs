@@ -371,6 +371,7 @@ mod tests {
             (":80", "[::]:80"),
             ("[::1]:80", "[::1]:80"),
             ("127.0.0.1:0", "127.0.0.1:0"),
+            ("unix:/run/x.sock", "unix:/run/x.sock"),
         ] {
             let open = environment(&[
                 ("PUSHGATE_LISTEN", text),
@@ -378,11 +379,24 @@ mod tests {
                 ("PUSHGATE_INSECURE_TOKEN_IS_USER", "true"),
             ]);
             let loaded = Loaded::new(None, open, []).expect(text);
-            assert_eq!(loaded.config.listen, address.parse().expect("an address"), "{text}");
+            assert_eq!(loaded.config.listen.to_string(), address, "{text}");
+            let again = Loaded::new(Some(file(&loaded.print()).path()), [], []).expect("valid");
+            assert_eq!(again.config, loaded.config);
         }
-        for wrong in ["localhost", ":", "localhost:x", "example.org:80", ":80:80", "80", "::1:80", ":65536"] {
+        for wrong in [
+            "localhost",
+            ":",
+            "localhost:x",
+            "example.org:80",
+            ":80:80",
+            "80",
+            "::1:80",
+            ":65536",
+            "unix:",
+            "unix:relative",
+        ] {
             let text = Loaded::new(None, environment(&[("PUSHGATE_LISTEN", wrong)]), []).expect_err(wrong).to_string();
-            assert!(text.contains("or :12345 for all interfaces"), "{text}");
+            assert!(text.contains(":12345 for all interfaces, or unix:/path"), "{text}");
         }
         let text = Loaded::new(None, environment(&[("PUSHGATE_LISTEN", ":80")]), []).expect_err("open").to_string();
         assert!(text.contains("listen = [::]:80 (environment variable PUSHGATE_LISTEN): is not a loopback"), "{text}");

@@ -1,11 +1,11 @@
 //! How each kind of setting is written in a file, an environment variable or a flag.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use wildmatch::WildMatch;
 
+use super::Address;
 use crate::message::{Event, SlowReaderPolicy};
 
 /// When the page to try the gateway from is served.
@@ -57,28 +57,19 @@ pub(super) trait Value: Sized {
     fn to_toml(&self) -> Option<String>;
 }
 
-impl Value for SocketAddr {
+impl Value for Address {
     const GUARDS: bool = true;
 
     fn from_toml(raw: &toml::Value) -> Result<Self, String> {
-        raw.as_str().and_then(address).ok_or_else(|| {
-            "must be an address and a port, such as 127.0.0.1:12345, localhost:12345, [::1]:12345, or :12345 for all \
-             interfaces"
+        raw.as_str().and_then(Self::read).ok_or_else(|| {
+            "must be an address and a port, such as 127.0.0.1:12345, localhost:12345, [::1]:12345, :12345 for all \
+             interfaces, or unix:/path"
                 .to_owned()
         })
     }
 
     fn to_toml(&self) -> Option<String> {
         Some(quoted(&self.to_string()))
-    }
-}
-
-/// An address as people write it. No name is looked up: `localhost` is 127.0.0.1, so that it means the same everywhere.
-fn address(text: &str) -> Option<SocketAddr> {
-    match text.rsplit_once(':')? {
-        ("localhost", port) => Some((Ipv4Addr::LOCALHOST, port.parse().ok()?).into()),
-        ("", port) => Some((Ipv6Addr::UNSPECIFIED, port.parse().ok()?).into()),
-        _ => text.parse().ok(),
     }
 }
 

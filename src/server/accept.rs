@@ -14,17 +14,17 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use crate::config::{Config, HTTP_HEADERS_MAX};
+use crate::config::{Config, HTTP_HEADERS_MAX, UNIX_PEER};
 use crate::metrics::{ListenerLabels, Metrics, RefusedLabels, RefusedReason, set};
 
 use super::places::{Found, NoPlace, Places};
 use super::route::{Router, Serves};
+use super::socket::{Accepted, Socket};
 use super::traffic::{Answered, Due, Noted, Timeouts, Traffic};
 
 /// How long accepting rests when the process is out of files or memory. Short, because a file may come free at once.
@@ -44,7 +44,7 @@ const COMPLAINT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A listener, and what it has for itself: nothing that happens on another takes any of it.
 pub(super) struct Port {
-    listener: TcpListener,
+    socket: Socket,
     serves: Serves,
     places: Arc<Places>,
     refused: Counter,
@@ -54,7 +54,7 @@ pub(super) struct Port {
 }
 
 impl Port {
-    pub(super) fn new(listener: TcpListener, serves: Serves, config: &Config, metrics: &Metrics) -> Self {
+    pub(super) fn new(socket: Socket, serves: Serves, config: &Config, metrics: &Metrics) -> Self {
         let places = match serves {
             Serves::All | Serves::Clients => {
                 Places::new(config.http_connections_max, config.http_connections_per_address_max)
@@ -69,7 +69,7 @@ impl Port {
         let seen = places.clone();
         metrics.read(&metrics.http_connections.get_or_create_owned(&labels), move || seen.taken());
         Self {
-            listener,
+            socket,
             serves,
             places,
             refused: refused(RefusedReason::Full),
@@ -142,11 +142,12 @@ impl Http {
         let mut complained: Option<Instant> = None;
         loop {
             let accepted = tokio::select! {
-                accepted = port.listener.accept() => accepted,
+                accepted = port.socket.accept() => accepted,
                 () = self.stop.cancelled() => return,
             };
             match accepted {
-                Ok((stream, peer)) => {
+                Ok(Accepted::Unix(stream)) => self.admit(port, stream, UNIX_PEER),
+                Ok(Accepted::Tcp(stream, peer)) => {
                     if let Err(error) = stream.set_nodelay(true) {
                         debug!(%error, "cannot set TCP_NODELAY");
                     }

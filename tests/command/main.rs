@@ -305,3 +305,48 @@ fn json_logs_are_an_object_a_line_and_nothing_else_is_printed() {
     child.kill().unwrap();
     assert!(child.wait_with_output().unwrap().stdout.is_empty());
 }
+
+#[test]
+fn a_gateway_on_unix_sockets_is_reached_by_the_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = |name: &str| format!("unix:{}", folder.path().join(name).display());
+    let (clients, control) = (address("clients"), address("control"));
+    let mut serve = pushgate(&["serve", "--listen", &clients, "--control-listen", &control]);
+    let mut gateway = process::Process::start(&mut serve);
+    let line = gateway.stdout_line("pushgate is up.");
+    assert!(line.contains(&clients) && line.contains(&control), "{line}");
+    let push = run(&["push", "ann", "mail", "hello", "--address", &control]);
+    assert!(stdout(&push).starts_with("accepted by 0 of 0 connections"), "{push:?}");
+    gateway.signal("TERM");
+    assert_eq!(gateway.wait().code(), Some(0));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "the files of the sockets are gone");
+}
+
+#[test]
+fn an_empty_variable_switches_no_guard_off() {
+    for name in ["PUSHGATE_TOKENS_FILE", "PUSHGATE_PUSH_KEYS_FILE", "PUSHGATE_CONTROL_LISTEN", "PUSHGATE_CONFIG"] {
+        let output = pushgate(&["check-config"]).env(name, "").output().unwrap();
+        assert!(!output.status.success(), "{name}: {output:?}");
+    }
+}
+
+#[test]
+fn with_few_files_a_flood_of_one_address_leaves_the_other_at_full_service() {
+    let mut serve = Command::new("sh");
+    let program = process::pushgate().get_program().to_owned();
+    serve.args(["-c", "ulimit -n 256; exec \"$0\" \"$@\""]).arg(program).args(["--control-listen", "127.0.0.1:0"]);
+    let gateway = GatewayProcess::start_as(&mut serve);
+    gateway.process.stderr_line("limits of connections lowered");
+    for flooded in [gateway.clients, gateway.control] {
+        let silent: Vec<_> = (0..400).map(|_| std::net::TcpStream::connect(flooded).unwrap()).collect();
+        assert!(get(&gateway, "/healthz").ends_with("ok\n"));
+        let address = gateway.control.to_string();
+        assert!(stdout(&run(&["push", "ann", "mail", "m", "--address", &address])).starts_with("accepted by"));
+        let _bound = Listener::start(&gateway, "ann", "mail", &[]);
+        drop(silent);
+    }
+    let metrics = get(&gateway, "/metrics");
+    for listener in ["clients", "control"] {
+        assert!(metrics.contains(&format!("pushgate_accept_errors_total{{listener=\"{listener}\"}} 0\n")), "{metrics}");
+    }
+}

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use pushgate::Config;
+use pushgate::{Address, Config, Server};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tonic_health::pb::HealthCheckRequest;
@@ -320,4 +320,54 @@ async fn a_request_says_once_which_host_it_is_for() {
             }
         }
     }
+}
+
+async fn ask_unix(path: &std::path::Path, request: &str) -> String {
+    let mut stream = soon(tokio::net::UnixStream::connect(path)).await.unwrap();
+    soon(stream.write_all(request.as_bytes())).await.unwrap();
+    let mut answer = String::new();
+    soon(stream.read_to_string(&mut answer)).await.unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn a_unix_socket_serves_as_an_address_does_and_its_file_goes_with_the_gateway() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let (clients, control) = (folder.path().join("clients"), folder.path().join("control"));
+    // Nobody listens on this one any more.
+    drop(std::os::unix::net::UnixListener::bind(&clients).unwrap());
+    let config = Config {
+        listen: Address::Unix(clients.clone()),
+        control_listen: Some(Address::Unix(control.clone())),
+        ..Config::default()
+    };
+    let server = Server::bind(config.clone()).await.unwrap();
+    assert_eq!(server.address().to_string(), format!("unix:{}", clients.display()));
+    assert_eq!(server.control_address(), &Address::Unix(control.clone()));
+    assert_eq!(std::fs::metadata(&clients).unwrap().permissions().mode() & 0o777, 0o660);
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let running = tokio::spawn(server.run(async { stopped.await.unwrap_or_default() }));
+
+    let refused = Server::bind(config).await.unwrap_err();
+    assert!(refused.to_string().starts_with("cannot listen on unix:"), "{refused}");
+    let stream = soon(tokio::net::UnixStream::connect(&clients)).await.unwrap();
+    let (mut socket, _) = soon(tokio_tungstenite::client_async("ws://x/ws", stream)).await.unwrap();
+    let bind = r#"{"token":"ann","event":"mail"}"#;
+    soon(futures_util::SinkExt::send(&mut socket, bind.into())).await.unwrap();
+    let body = r#"{"userId":"ann","event":"mail","message":"m"}"#;
+    let length = body.len();
+    let push = format!("POST /push HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}");
+    soon(async { while !ask_unix(&control, &push).await.ends_with("message sent to 1 clients") {} }).await;
+    let message = soon(futures_util::StreamExt::next(&mut socket)).await.unwrap().unwrap();
+    assert_eq!(message.into_text().unwrap().as_str(), "m");
+    drop(stop);
+    drop(socket);
+    soon(running).await.unwrap();
+    assert!(!clients.exists() && !control.exists());
+
+    std::fs::write(&clients, "a file of somebody's").unwrap();
+    let config = Config { listen: Address::Unix(clients.clone()), ..Config::default() };
+    assert!(Server::bind(config).await.is_err());
+    assert_eq!(std::fs::read_to_string(&clients).unwrap(), "a file of somebody's");
 }

@@ -116,7 +116,7 @@ impl Player {
         let Loaded { config, unknown_environment, .. } = Loaded::new(None, settings, []).unwrap();
         assert!(unknown_environment.is_empty(), "no such setting: {unknown_environment:?}");
         let tokens = Tokens { may_end: self.may_end.subscribe() };
-        let change = |test: &mut Config| *test = Config { listen: test.listen, ..config };
+        let change = |test: &mut Config| *test = Config { listen: test.listen.clone(), ..config };
         self.gateway = Some(TestGateway::built(change, |builder| builder.token_authenticator(tokens)).await);
     }
 

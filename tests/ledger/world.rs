@@ -45,7 +45,7 @@ pub(crate) async fn gateway(far: Option<IpAddr>) -> TestGateway {
     let Some(far) = far else { return TestGateway::with(small).await };
     let mut gateway = TestGateway::with(|config| {
         small(config);
-        config.listen.set_ip(Ipv4Addr::UNSPECIFIED.into());
+        config.listen = (Ipv4Addr::UNSPECIFIED, 0).into();
         config.insecure_token_is_user = true;
         config.insecure_open_push = true;
     })

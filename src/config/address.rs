@@ -1,0 +1,74 @@
+//! An address to listen on, as people write it.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+
+/// Where a gateway listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// An address and a port; port 0 is any that is free.
+    Tcp(SocketAddr),
+    /// A Unix socket by the path of its file. Peers on it have the address `127.0.0.1:0`.
+    Unix(PathBuf),
+}
+
+impl Address {
+    /// Reads `127.0.0.1:12345`, `localhost:12345`, `:12345` or `unix:/path`. No name is looked up: `localhost` is
+    /// 127.0.0.1, so that it means the same everywhere.
+    pub(super) fn read(text: &str) -> Option<Self> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return path.starts_with('/').then(|| Self::Unix(path.into()));
+        }
+        match text.rsplit_once(':')? {
+            ("localhost", port) => Some((Ipv4Addr::LOCALHOST, port.parse().ok()?).into()),
+            ("", port) => Some((Ipv6Addr::UNSPECIFIED, port.parse().ok()?).into()),
+            _ => text.parse().ok().map(Self::Tcp),
+        }
+    }
+
+    /// Whether only this machine reaches it.
+    pub(crate) fn is_loopback(&self) -> bool {
+        match self {
+            Self::Tcp(address) => address.ip().is_loopback(),
+            Self::Unix(_) => true,
+        }
+    }
+
+    /// Whether it is the same each time it is listened on.
+    pub(super) fn is_fixed(&self) -> bool {
+        !matches!(self, Self::Tcp(address) if address.port() == 0)
+    }
+
+    /// Its IP address and port, of a Unix socket those that its peers have.
+    pub(crate) fn ip_address(&self) -> SocketAddr {
+        match self {
+            Self::Tcp(address) => *address,
+            Self::Unix(_) => UNIX_PEER,
+        }
+    }
+}
+
+/// What stands for a peer on a Unix socket, which has no address: it is on this machine.
+pub(crate) const UNIX_PEER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+impl From<SocketAddr> for Address {
+    fn from(address: SocketAddr) -> Self {
+        Self::Tcp(address)
+    }
+}
+
+impl<I: Into<IpAddr>> From<(I, u16)> for Address {
+    fn from(address: (I, u16)) -> Self {
+        Self::Tcp(address.into())
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
