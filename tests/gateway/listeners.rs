@@ -1,13 +1,15 @@
 //! What one address, one connection and one silence can take from others: places, times, heads.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use pushgate::{Address, Config, Server};
+use pushgate::{Address, Config, PushAuthorizer, PushCredentials, PushRefused, PushScope, Server};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
@@ -225,20 +227,44 @@ async fn the_limit_of_a_head_holds_on_both_sides() {
     assert_eq!(http(gateway.control, &request("one-more: x\r\nand-one: x\r\n")).await.status, 431);
 }
 
+/// A push check that says when it was asked, and answers when it is told to.
+struct Gate(Arc<[Semaphore; 2]>);
+
+#[tonic::async_trait]
+impl PushAuthorizer for Gate {
+    async fn authorize(&self, _: &PushCredentials) -> Result<PushScope, PushRefused> {
+        self.0[0].add_permits(1);
+        let _open = self.0[1].acquire().await;
+        Ok(PushScope::patterns("test", &["*"], &["*"]))
+    }
+}
+
 #[tokio::test]
 async fn a_caller_that_closes_its_side_after_the_request_is_answered() {
-    let gateway = TestGateway::with(split).await;
-    let mut phone = gateway.bind("ann", "mail").await;
-    let body = r#"{"userId":"ann","event":"mail","message":"m"}"#;
-    let push = format!("POST /push HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}", body.len());
-    for (address, request) in [(gateway.control, push.as_str()), (gateway.clients, MODULE)] {
-        let mut stream = connect(address).await;
-        soon(stream.write_all(request.as_bytes())).await.unwrap();
-        soon(stream.shutdown()).await.unwrap();
-        let answer = String::from_utf8(end(&mut stream).await).unwrap();
-        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    for change in [|_: &mut Config| (), split] {
+        let gate = Arc::new([Semaphore::new(0), Semaphore::new(0)]);
+        let gateway = TestGateway::built(change, |builder| builder.push_authorizer(Gate(gate.clone()))).await;
+        let mut phone = gateway.bind("ann", "mail").await;
+        let body = r#"{"userId":"ann","event":"mail","message":"m"}"#;
+        let push = format!("POST /push HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        let mut caller = connect(gateway.control).await;
+        soon(caller.write_all(push.as_bytes())).await.unwrap();
+        soon(caller.shutdown()).await.unwrap();
+        let _asked = soon(gate[0].acquire()).await.unwrap();
+        // By the time that others are answered, the end of its side is seen.
+        for _ in 0..3 {
+            assert_eq!(gateway.get("/healthz").await.status, 200);
+        }
+        gate[1].add_permits(1);
+        let answer = String::from_utf8(end(&mut caller).await).unwrap();
+        assert!(answer.ends_with("message sent to 1 clients"), "{answer}");
+        assert_eq!(phone.next_text().await, "m");
+
+        let mut client = connect(gateway.clients).await;
+        soon(client.write_all(MODULE.as_bytes())).await.unwrap();
+        soon(client.shutdown()).await.unwrap();
+        assert!(end(&mut client).await.starts_with(b"HTTP/1.1 200 OK\r\n"));
     }
-    assert_eq!(phone.next_text().await, "m");
 }
 
 #[tokio::test]
