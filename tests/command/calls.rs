@@ -18,7 +18,7 @@ fn what_broke_on_the_way_is_told_from_what_the_gateway_answered() {
     let tls = push(&format!("https://{control}"));
     assert!(tls.contains(&format!("cannot reach a gateway at https://{control}: this command does not speak TLS")));
     assert!(tls.contains(&format!("as http://{control}")), "{tls}");
-    assert!(push(&format!("ws://{control}/ws")).contains("must be HOST:PORT or begin with http://"));
+    assert!(push(&format!("ws://{control}/ws")).contains("must be HOST:PORT, unix:/path or begin with http://"));
     for answer in [
         &b""[..],
         b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n",
