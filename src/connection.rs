@@ -6,12 +6,12 @@ mod frames;
 mod inbound;
 mod link;
 mod socket;
+mod transport;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tracing::{Instrument, debug_span};
 
 use crate::auth::{Identity, TokenAuthenticator, TokenError};
@@ -27,6 +27,8 @@ use crate::sessions::{Session, Sessions};
 use binding::{Checked, Refused, expires_in_ms};
 use frames::{Problem, Request, Said};
 use link::{Input, Link, NEVER};
+
+pub(crate) use transport::Transport;
 
 /// The longest token, in bytes. Signed tokens with a few claims stay below it.
 const TOKEN_BYTES_MAX: usize = 16 * 1024;
@@ -63,7 +65,7 @@ pub(crate) async fn run<S>(
     registration: Registration,
     shared: Arc<Shared>,
 ) where
-    S: AsyncRead + AsyncWrite + Unpin + Send,
+    S: Transport,
 {
     let span = debug_span!("connection", id = %registration.id(), %peer);
     async move {
@@ -94,7 +96,7 @@ struct Bound<S> {
     session: Option<Box<Session>>,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Unbound<S> {
+impl<S: Transport> Unbound<S> {
     /// Waits for the first bind, within `bind_timeout` from the upgrade.
     async fn bind(mut self) -> Result<Bound<S>, (Box<Link<S>>, CloseReason)> {
         self.link.welcome();
@@ -137,7 +139,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Unbound<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Bound<S> {
+impl<S: Transport> Bound<S> {
     /// Delivers until something ends the connection. A further bind adds an event.
     async fn run(mut self) -> (Box<Link<S>>, Option<Box<Session>>, CloseReason) {
         loop {

@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::auth::{BindAttempt, Identity, Token, TokenError};
 use crate::binder::{BindError, BindLimits, Bindings};
@@ -18,6 +17,7 @@ use crate::sessions::{Claimed, GoesOn, Session};
 
 use super::frames::{Problem, Resume, Said, milliseconds};
 use super::link::{Link, NEVER};
+use super::transport::Transport;
 use super::{Shared, TOKEN_BYTES_MAX};
 
 /// Checks of one token for several events that are made at one time.
@@ -188,7 +188,7 @@ impl Shared {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
+impl<S: Transport> Link<S> {
     /// Reads a legacy bind request and starts the token check.
     pub(super) fn asked_as_ever(&mut self, data: &[u8]) -> Result<(), CloseReason> {
         let [token, event] = legacy::fields(data, ["token", "event"]).map_err(|_| CloseReason::NotUnderstood)?;

@@ -9,7 +9,6 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tracing::{Level, debug, error, warn};
 
 use crate::close::CloseReason;
@@ -23,6 +22,7 @@ use super::batch::{Batch, SessionBatch};
 use super::binding::Checked;
 use super::frames::{Request, Said, milliseconds};
 use super::socket::{Received, Socket};
+use super::transport::Transport;
 use super::{Protocol, Shared};
 
 /// Answers that wait for a client that asks and does not read. Past it, the client is not read either.
@@ -91,7 +91,7 @@ pub(super) enum Input {
     End(CloseReason),
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
+impl<S: Transport> Link<S> {
     pub(super) async fn open(
         stream: S,
         already_read: Bytes,
@@ -321,6 +321,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
     /// may acknowledge what it got last.
     pub(super) async fn close(mut self: Box<Self>, reason: CloseReason, session: Option<Box<Session>>) {
         self.reason = Some(reason);
+        self.say_goodbye(reason, session).await;
+        if !self.socket.is_idle() {
+            // It did not read, and will not have this from us.
+            self.socket.reset_when_dropped();
+        }
+    }
+
+    async fn say_goodbye(&mut self, reason: CloseReason, session: Option<Box<Session>>) {
         self.check = None;
         let outbox = self.registration.outbox().clone();
         outbox.stop(Stop::Ended);

@@ -25,6 +25,7 @@ use crate::outbox::{Depth, Outbox, Stop};
 
 use super::batch::{BATCH_MAX, Batch};
 use super::inbound::{Inbound, NotMinimal};
+use super::transport::Transport;
 
 /// RFC 6455 section 5.2.
 const OPCODE_CLOSE: u8 = 0x8;
@@ -156,7 +157,7 @@ impl<S> Socket<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
+impl<S: Transport> Socket<S> {
     /// `already_read` is what the HTTP side read past the upgrade request.
     pub(super) async fn new(
         stream: S,
@@ -197,6 +198,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             is_done: false,
             discarded: 0,
         }
+    }
+
+    /// Has the connection reset when it is dropped, with what the client has not read.
+    pub(super) fn reset_when_dropped(&self) {
+        self.websocket.get_ref().stream.reset_when_dropped();
     }
 
     /// Whether everything in hand is written.

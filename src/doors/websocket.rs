@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use crate::close::CloseReason;
-use crate::connection::{self, Protocol, SESSION_PROTOCOL, Shared};
+use crate::connection::{self, Protocol, SESSION_PROTOCOL, Shared, Transport};
 use crate::doors::{Body, empty, listed, lists, text, try_later};
 use crate::metrics::UpgradeResult;
 use crate::registry::{AdmitError, Registry};
@@ -42,7 +42,7 @@ impl WebSocketDoor {
     ) -> Response<Body>
     where
         Served: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: Transport,
     {
         let metrics = &self.shared.metrics;
         let protocol = protocol(request.headers());

@@ -13,13 +13,13 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use prometheus_client::metrics::counter::Counter;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use crate::config::{Config, HTTP_HEADERS_MAX, UNIX_PEER};
+use crate::connection::Transport;
 use crate::metrics::{ListenerLabels, Metrics, RefusedLabels, RefusedReason, set};
 
 use super::places::{Found, NoPlace, Places};
@@ -169,7 +169,7 @@ impl Http {
     /// Serves a connection in a task of its own, if there is a place for it.
     fn admit<S>(self: &Arc<Self>, port: &Port, stream: S, peer: SocketAddr)
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: Transport,
     {
         let traffic = Traffic::new();
         let (place, found) = match port.places.take(peer.ip().to_canonical(), traffic.clone()) {
@@ -196,7 +196,7 @@ impl Http {
     /// Speaks HTTP on one stream. Returns when it ends or is upgraded.
     pub(super) async fn serve<S>(&self, stream: S, peer: SocketAddr, serves: Serves, traffic: Arc<Traffic>)
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: Transport,
     {
         let service = service_fn(|request| {
             let in_hand = traffic.begin();

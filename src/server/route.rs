@@ -11,11 +11,11 @@ use http::uri::Authority;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tonic_health::pb::health_server::HealthServer;
 use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceExt};
 
+use crate::connection::Transport;
 use crate::doors::websocket::WebSocketDoor;
 use crate::doors::{Body, empty, grpc, json, text, try_later};
 use crate::gateway::Gateway;
@@ -84,7 +84,7 @@ impl Router {
         peer: SocketAddr,
     ) -> Response<Body>
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: Transport,
     {
         if let Err(wrong) = check_host(&request) {
             return text(StatusCode::BAD_REQUEST, wrong);
