@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use wildmatch::WildMatch;
 
 use crate::message::{Event, UserId};
+use crate::shares::Payer;
 
 pub use push_keys::PushKeys;
 pub use token_file::TokenFile;
@@ -160,6 +161,8 @@ impl PushCredentials {
 pub struct PushScope {
     name: Arc<str>,
     rule: Rule,
+    /// To whom is counted what callers share.
+    payer: Payer,
 }
 
 #[derive(Clone)]
@@ -180,7 +183,7 @@ impl PushScope {
     /// Every user and event. The name stands in logs.
     #[must_use]
     pub fn everything(name: &str) -> Self {
-        Self { name: name.into(), rule: Rule::Everything }
+        Self::of(name, Rule::Everything)
     }
 
     /// Users and events that match a pattern each; `*` stands for any characters, `?` for one. The name stands in logs.
@@ -188,14 +191,28 @@ impl PushScope {
     pub fn patterns<S: AsRef<str>>(name: &str, users: &[S], events: &[S]) -> Self {
         let compile = |patterns: &[S]| patterns.iter().map(|pattern| WildMatch::new(pattern.as_ref())).collect();
         let patterns = Patterns { users: compile(users), events: compile(events) };
-        Self { name: name.into(), rule: Rule::Patterns(Arc::new(patterns)) }
+        Self::of(name, Rule::Patterns(Arc::new(patterns)))
     }
 
     /// Whatever the rule allows. The user is `None` for a broadcast, the event when the caller drops all of a user's
     /// connections.
     #[must_use]
     pub fn custom(name: &str, rule: impl Fn(Option<&UserId>, Option<&Event>) -> bool + Send + Sync + 'static) -> Self {
-        Self { name: name.into(), rule: Rule::Custom(Arc::new(rule)) }
+        Self::of(name, Rule::Custom(Arc::new(rule)))
+    }
+
+    fn of(name: &str, rule: Rule) -> Self {
+        let name: Arc<str> = name.into();
+        Self { payer: Payer::Key(name.clone()), name, rule }
+    }
+
+    /// The same, counted to somebody else than to its name.
+    pub(crate) fn paid_by(self, payer: Payer) -> Self {
+        Self { payer, ..self }
+    }
+
+    pub(crate) fn payer(&self) -> &Payer {
+        &self.payer
     }
 
     /// The caller's name, for logs.

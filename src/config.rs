@@ -159,9 +159,9 @@ settings! {
     message_bytes_max: usize = 256 * 1024;
     /// Bytes of one request at a push door; over it, the answer is 413 or RESOURCE_EXHAUSTED.
     request_bytes_max: usize = 4 * 1024 * 1024;
-    /// Bytes of such requests in hand at one time, those that are still coming included; over it, the answer is 503 or
-    /// RESOURCE_EXHAUSTED. One caller, which is an API key, or an address without one, gets half of it. Must be at least
-    /// twice `request_bytes_max`. The messages of a PushStream do not count.
+    /// Bytes of requests whose bodies come in several pieces, while they come and are worked on; what would be more is answered
+    /// 503 or RESOURCE_EXHAUSTED. One caller has at most half of them, by its key, or by its address where it showed none. At
+    /// least twice `request_bytes_max`. A body that is there at once, as most are, and the messages of a PushStream do not count.
     request_bodies_bytes_max: usize = 64 * 1024 * 1024;
     /// Pushes in one PushBatch.
     batch_pushes_max: usize = 1000;
@@ -172,8 +172,9 @@ settings! {
     /// Calls open at one time on one HTTP/2 connection; a caller's further ones wait on its side. A unary push that waits
     /// for more than acceptance holds one while it waits.
     http2_streams_max: usize = 1000;
-    /// Pushes that wait for more than acceptance at one time; over it, 503 or RESOURCE_EXHAUSTED at once. Each keeps a few
-    /// dozen bytes for every connection it matched.
+    /// Pushes that wait for more than acceptance at one time; a further one is answered 503 or RESOURCE_EXHAUSTED at once.
+    /// One caller has at most half of them, by its key, or by its address where it showed none. Each keeps a few dozen bytes
+    /// for every connection it matched.
     waiting_pushes_max: usize = 10_000;
     /// How long a push with an idempotency key is remembered, so that the same again is told of the first, and another push
     /// under the same key is refused.

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, debug_span};
@@ -24,6 +23,7 @@ use crate::outcome::{Level, Outcome};
 use crate::registry::Registry;
 use crate::replays::{Made, Replays};
 use crate::sessions::Sessions;
+use crate::shares::{Payer, Share, Shares};
 
 /// A running gateway, for the program that embeds it. Cloning is a reference count.
 ///
@@ -50,7 +50,7 @@ pub(crate) struct Rooms {
     /// What was pushed under an idempotency key.
     pub(crate) replays: Replays,
     /// Pushes that may still wait for more than acceptance.
-    pub(crate) waiting: Arc<Semaphore>,
+    pub(crate) waiting: Arc<Shares>,
     /// Whether the gateway is about to stop, and nobody new should come.
     pub(crate) leaving: AtomicBool,
     /// Cancelled when the gateway begins to stop.
@@ -163,7 +163,7 @@ impl Gateway {
 
     /// All metrics as text. What can be counted when asked is counted now, not kept in step by hand.
     pub(crate) fn scrape(&self, format: Format) -> String {
-        let Rooms { metrics, registry, binder, sessions, waiting, replays, config, .. } = &*self.0;
+        let Rooms { metrics, registry, binder, sessions, waiting, replays, .. } = &*self.0;
         let depths = registry.depths();
         set(&metrics.connections, depths.connections);
         set(&metrics.bindings, binder.len());
@@ -172,7 +172,7 @@ impl Gateway {
         set(&metrics.outbox_bytes, depths.total.bytes);
         set(&metrics.outbox_messages_fullest, depths.messages_max);
         set(&metrics.outbox_bytes_fullest, depths.bytes_max);
-        set(&metrics.waiting_pushes, config.waiting_pushes_max.saturating_sub(waiting.available_permits()));
+        set(&metrics.waiting_pushes, waiting.taken());
         let (keys, bytes) = replays.usage();
         set(&metrics.idempotency_keys, keys);
         set(&metrics.idempotency_bytes, bytes);
@@ -220,7 +220,7 @@ impl Gateway {
         if due(receivers.len()) > until {
             return Err(PushError::TooSlow { matched: receivers.len() });
         }
-        let waiting = self.may_wait(Follow::Each)?;
+        let waiting = self.may_wait(scope, Follow::Each)?;
         let message_id = self.0.names.message_id();
         let pace = due(receivers.len()) - accepted_at;
         let (delivery, outcome) = self.prepare(push, message_id, &receivers, Follow::Each, accepted_at, pace);
@@ -263,7 +263,7 @@ impl Gateway {
         let _entered = span.enter();
         self.admit(scope, push)?;
         // Taken before anything is sent: a push that is refused must have done nothing.
-        let waiting = self.may_wait(follow)?;
+        let waiting = self.may_wait(scope, follow)?;
         let Made { outcome, receipt } = match push.idempotency_key() {
             None => self.fan_out(push, follow, accepted_at),
             Some(key) => {
@@ -291,10 +291,15 @@ impl Gateway {
         Ok(())
     }
 
-    fn may_wait(&self, follow: Follow) -> Result<Option<OwnedSemaphorePermit>, PushError> {
+    fn may_wait(&self, scope: Option<&PushScope>, follow: Follow) -> Result<Option<Share>, PushError> {
         match follow {
             Follow::Nobody => Ok(None),
-            Follow::Each => self.0.waiting.clone().try_acquire_owned().map(Some).map_err(|_| PushError::TooManyWaiting),
+            Follow::Each => {
+                let payer = scope.map_or(Payer::Library, |scope| scope.payer().clone());
+                let mut place = self.0.waiting.share(payer);
+                place.take(1).map_err(|_| PushError::TooManyWaiting)?;
+                Ok(Some(place))
+            }
         }
     }
 
@@ -442,7 +447,7 @@ pub(crate) struct Sent {
     pub(crate) outcome: Outcome,
     receipt: Option<Arc<Receipt>>,
     /// One of `waiting_pushes_max`, where it may be waited for.
-    _waiting: Option<OwnedSemaphorePermit>,
+    _waiting: Option<Share>,
 }
 
 impl Sent {

@@ -68,7 +68,8 @@
 //! until it is acknowledged, and when its connection ends, `sessions` keeps outbox and bindings for its return. Pushes go
 //! to the same outbox meanwhile, which hands them to the journal.
 //!
-//! `config` holds every setting and limit, `allowance` the rate of one peer, `auth` the two checks, `metrics` what is counted, `close` why connections
+//! `config` holds every setting and limit, `allowance` the rate of one peer, `shares` what callers use up
+//! together, `auth` the two checks, `metrics` what is counted, `close` why connections
 //! end, `legacy` the JSON of the service that pushgate replaces, `sync` the locks that a test can put in any order. `server` binds, routes and stops; it alone knows every
 //! room. Imports point down that list only.
 
@@ -93,6 +94,7 @@ mod registry;
 mod replays;
 mod server;
 mod sessions;
+mod shares;
 mod sync;
 
 pub use auth::{
@@ -140,8 +142,8 @@ mod rooms {
         ("doors/json", &["auth", "doors", "gateway"]),
         ("doors/grpc", &["auth", "doors", "gateway"]),
     ];
-    const LEAVES: [&str; 9] =
-        ["allowance", "close", "config", "legacy", "message", "metrics", "outcome", "proto", "sync"];
+    const LEAVES: [&str; 10] =
+        ["allowance", "close", "config", "legacy", "message", "metrics", "outcome", "proto", "shares", "sync"];
 
     fn check(path: &Path, room: &str, wrong: &mut Vec<String>) {
         let allowed = ARROWS.iter().find(|(name, _)| *name == room).map_or(&[][..], |(_, allowed)| allowed);

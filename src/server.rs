@@ -23,7 +23,6 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
@@ -48,6 +47,7 @@ use crate::proto;
 use crate::registry::{Limits, Registry};
 use crate::replays::{self, Replays};
 use crate::sessions::{self, Sessions};
+use crate::shares::Shares;
 
 use accept::{Http, Port};
 use client::Client;
@@ -272,7 +272,7 @@ fn gateway(
         binder: Arc::new(Binder::default()),
         registry: Arc::new(Registry::new(limits, names.clone(), config.tick())),
         sessions: Arc::new(Sessions::new(away, journal, metrics.clone())),
-        waiting: Arc::new(Semaphore::new(config.waiting_pushes_max)),
+        waiting: Shares::new(config.waiting_pushes_max),
         replays: Replays::new(replays, metrics.clone()),
         metrics,
         leaving: AtomicBool::new(false),

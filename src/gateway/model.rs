@@ -40,7 +40,7 @@ fn gateway() -> Gateway {
         push_authorizer: Arc::new(OpenPush),
         replays: Replays::new(replays, metrics.clone()),
         metrics,
-        waiting: Arc::new(Semaphore::new(1)),
+        waiting: Shares::new(1),
         leaving: AtomicBool::new(false),
         stopping: CancellationToken::new(),
         pushes: TaskTracker::new(),

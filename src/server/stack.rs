@@ -26,8 +26,8 @@ use crate::doors::grpc::PushDoor;
 use crate::doors::{Body, Refusal, RequestBody, grpc, json, lists};
 use crate::gateway::Gateway;
 use crate::proto::push_service_server::{PushServiceServer, SERVICE_NAME};
+use crate::shares::{Payer, Share, Shares};
 
-use bodies::{Bodies, Payer, Share};
 use head::{api_key, content_length, grpc_timeout, is_encoded, traceparent};
 
 /// Where a request came from, as the router noted it.
@@ -44,7 +44,7 @@ pub(super) fn push_stack(gateway: &Gateway) -> PushStack {
     let places = Arc::new(Semaphore::new(places_max));
     let free = places.clone();
     rooms.metrics.read(&rooms.metrics.push_concurrency, move || places_max.saturating_sub(free.available_permits()));
-    let bodies = Arc::new(Bodies::new(rooms.config.request_bodies_bytes_max));
+    let bodies = Shares::new(rooms.config.request_bodies_bytes_max);
     ServiceBuilder::new()
         .layer(layer_fn(|inner| Answer { inner, gateway: gateway.clone() }))
         .layer(layer_fn(|inner| Guard {
@@ -180,7 +180,7 @@ pub(super) struct Guard<S> {
     inner: S,
     gateway: Gateway,
     places: Arc<Semaphore>,
-    bodies: Arc<Bodies>,
+    bodies: Arc<Shares>,
 }
 
 impl<S> Service<Request<Incoming>> for Guard<S>
@@ -204,11 +204,11 @@ where
             let guarded = async {
                 let Peer(peer) = *request.extensions().get().ok_or(Refusal::Unauthenticated)?;
                 let credentials = PushCredentials::new(api_key(request.headers()), peer);
-                let scope = guard.authorize(&credentials).await?;
-                let mut share = guard.bodies.share(match credentials.api_key {
-                    Some(_) => Payer::Key(scope.name().to_owned()),
-                    None => Payer::Address(peer.ip().to_canonical()),
-                });
+                let mut scope = guard.authorize(&credentials).await?;
+                if credentials.api_key.is_none() {
+                    scope = scope.paid_by(Payer::Address(peer.ip().to_canonical()));
+                }
+                let mut share = guard.bodies.share(scope.payer().clone());
                 let mut request = guard.read(request, &mut share).await?;
                 let extensions = request.extensions_mut();
                 extensions.insert(scope);
@@ -267,7 +267,7 @@ impl<S> Guard<S> {
             }
             return Err(Refusal::TooLarge { limit_bytes });
         }
-        let bytes = share.read(body, limit_bytes).await?;
+        let bytes = bodies::read(body, limit_bytes, share).await?;
         Ok(Request::from_parts(parts, Either::Left(Full::new(bytes))))
     }
 }

@@ -275,6 +275,40 @@ async fn waiting_pushes_are_bounded_and_a_refused_one_was_not_sent() {
     assert_eq!(soon(wait).await.unwrap().unwrap().written, 1);
 }
 
+/// One caller's waits for a silent client kept all places, and the waits of others were refused.
+#[tokio::test]
+async fn one_caller_has_at_most_half_of_the_places_of_waiting_pushes() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = folder.path().join("keys.toml");
+    let key = |name: &str| format!("[[key]]\nname = \"{name}\"\nkey = \"{name}-{name}-{name}-{name}\"\n");
+    std::fs::write(&keys, key("eager") + &key("other")).unwrap();
+    let gateway = TestGateway::with(|config| {
+        config.push_keys_file = Some(keys);
+        config.waiting_pushes_max = 4;
+        config.request_timeout = PATIENCE;
+    })
+    .await;
+    let mut silent = SessionClient::connect(gateway.clients).await;
+    assert_eq!(silent.bind("ann", "mail").await["type"], "bound");
+    let grpc = gateway.grpc().await;
+    let wait = |name: &str| {
+        let acked = PushRequest { wait_for: Level::Acked.into(), ..push_request("ann", "mail", "m") };
+        let mut request = Request::new(acked);
+        request.metadata_mut().insert("x-api-key", format!("{name}-{name}-{name}-{name}").parse().unwrap());
+        let mut client = grpc.client.clone();
+        tokio::spawn(async move { client.push(request).await.map(tonic::Response::into_inner) })
+    };
+    let waiting = [wait("eager"), wait("eager")];
+    gateway.until("pushgate_waiting_pushes", |places| places == 2).await;
+    assert_eq!(soon(wait("eager")).await.unwrap().unwrap_err().code(), Code::ResourceExhausted);
+    let other = wait("other");
+    gateway.until("pushgate_waiting_pushes", |places| places == 3).await;
+    silent.ack(3).await;
+    for wait in waiting.into_iter().chain([other]) {
+        assert_eq!(soon(wait).await.unwrap().unwrap().acked, 1);
+    }
+}
+
 #[tokio::test]
 async fn a_batch_waits_for_each_of_its_messages() {
     let gateway = TestGateway::start().await;
