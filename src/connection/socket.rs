@@ -312,15 +312,17 @@ impl<S: Transport> Socket<S> {
     fn wrote(&mut self, count: usize, delivered: &mut impl FnMut(Duration)) {
         let mut written = self.offset + count;
         let now = Instant::now();
+        let numbers_before = self.batch.written();
         while let Some(length) = self.batch.front_length()
             && written >= length
         {
             written -= length;
-            // A session's client acknowledges it.
-            self.websocket.get_mut().allowance.earn(1.0);
             self.batch.wrote_front(now, &mut self.done, delivered);
         }
         self.offset = written;
+        // A session's client acknowledges each of them. What it is told besides was its own doing.
+        let numbers = self.batch.written() - numbers_before;
+        self.websocket.get_mut().allowance.earn(numbers as f32);
         self.batch.shrink();
     }
 

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, Frame};
 
+use crate::support::session::SessionClient;
 use crate::support::{Client, PATIENCE, TestGateway, http, read_answer, soon};
 
 const UPGRADE: &str = "GET /ws HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
@@ -400,6 +402,27 @@ async fn a_client_that_sends_more_frames_than_it_may_is_closed_whatever_is_in_th
     }
     let sample = "pushgate_closes_total{reason=\"too_many_frames\"}";
     assert_eq!(gateway.metric(sample).await, 4);
+}
+
+/// Each answer to a refused bind allowed the next one.
+#[tokio::test]
+async fn what_a_client_is_told_of_its_own_mistakes_does_not_allow_it_more_of_them() {
+    let gateway = TestGateway::with(|config| config.client_frames_per_second_max = 5).await;
+    let mut eve = SessionClient::connect(gateway.clients).await;
+    assert_eq!(eve.bind("eve", "mail").await["type"], "bound");
+    let bind = json!({ "type": "bind", "token": "mallory", "event": "mail" });
+    let end = soon(async {
+        loop {
+            let _closed = eve.try_send(Message::text(bind.to_string())).await;
+            match eve.next_message().await {
+                Some(Message::Text(_)) => {}
+                end => return end,
+            }
+        }
+    })
+    .await;
+    let Some(Message::Close(Some(CloseFrame { code, .. }))) = end else { panic!("{end:?}") };
+    assert_eq!(u16::from(code), 1008);
 }
 
 #[tokio::test]
