@@ -24,16 +24,25 @@ pub(super) struct Places {
 struct Taken {
     next_id: u64,
     by_id: HashMap<u64, Occupant>,
-    /// By when each was seen active last. It may have been active since, never the other way round, so that the first
-    /// one whose time is still right has been idle for longest.
-    by_time: BTreeSet<(Instant, u64)>,
-    by_address: HashMap<IpAddr, usize>,
+    by_address: HashMap<IpAddr, BTreeSet<Rank>>,
+    /// Every address once, by how many places it has.
+    by_count: BTreeSet<(usize, IpAddr)>,
+}
+
+/// Which of an address's connections goes first: one that never made a request, then the one that has been idle for
+/// longest. Both as they were seen last: a connection may have become busy since, never the other way round, so that the
+/// first whose rank is still right is the one to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    has_asked: bool,
+    seen_active: Instant,
+    id: u64,
 }
 
 struct Occupant {
     traffic: Arc<Traffic>,
     address: IpAddr,
-    seen_active: Instant,
+    rank: Rank,
 }
 
 /// A taken place, free again when this is dropped.
@@ -63,10 +72,12 @@ impl Places {
         Arc::new(Self { limit, per_address_max, taken: Mutex::default() })
     }
 
-    /// Takes a place for a connection from this address, if need be from the one that has been idle for longest.
+    /// Takes a place for a connection from this address. If need be it is one of the address that has the most, so that
+    /// whoever floods a listener pays for it: there of a connection that never made a request, else of the one that has been
+    /// idle for longest.
     pub(super) fn take(self: &Arc<Self>, address: IpAddr, traffic: Arc<Traffic>) -> Result<(Place, Found), NoPlace> {
         let mut taken = self.lock();
-        let from_address = taken.by_address.get(&address).copied().unwrap_or(0);
+        let from_address = taken.by_address.get(&address).map_or(0, BTreeSet::len);
         if self.per_address_max > 0 && from_address >= self.per_address_max {
             return Err(NoPlace::FullForAddress);
         }
@@ -76,7 +87,7 @@ impl Places {
             taken.evict().ok_or(NoPlace::Full)?;
             Found::Evicted
         };
-        let id = taken.add(Occupant { traffic, address, seen_active: Instant::now() });
+        let id = taken.add(traffic, address);
         Ok((Place { places: self.clone(), id }, found))
     }
 
@@ -95,43 +106,72 @@ impl Places {
 }
 
 impl Taken {
-    fn add(&mut self, occupant: Occupant) -> u64 {
+    fn add(&mut self, traffic: Arc<Traffic>, address: IpAddr) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
-        self.by_time.insert((occupant.seen_active, id));
-        *self.by_address.entry(occupant.address).or_default() += 1;
-        self.by_id.insert(id, occupant);
+        let rank = Rank { has_asked: false, seen_active: Instant::now(), id };
+        self.change(address, |ranks| ranks.insert(rank));
+        self.by_id.insert(id, Occupant { traffic, address, rank });
         id
     }
 
     fn remove(&mut self, id: u64) -> Option<Occupant> {
         let occupant = self.by_id.remove(&id)?;
-        self.by_time.remove(&(occupant.seen_active, id));
-        if let Some(count) = self.by_address.get_mut(&occupant.address) {
-            *count -= 1;
-            if *count == 0 {
-                self.by_address.remove(&occupant.address);
-            }
-        }
+        self.change(occupant.address, |ranks| ranks.remove(&occupant.rank));
         Some(occupant)
     }
 
-    /// Tells the connection that has been idle for longest to go. `None` when none that was looked at is idle.
-    fn evict(&mut self) -> Option<()> {
-        for _ in 0..LOOKS_MAX {
-            let (seen_active, id) = *self.by_time.first()?;
-            let occupant = self.by_id.get_mut(&id)?;
-            let idle_since = occupant.traffic.idle_since();
-            if idle_since.is_some_and(|since| since <= seen_active) {
-                self.remove(id)?.traffic.evict();
-                return Some(());
+    /// Changes what an address has, and keeps the count of it.
+    fn change(&mut self, address: IpAddr, change: impl FnOnce(&mut BTreeSet<Rank>) -> bool) {
+        let ranks = self.by_address.entry(address).or_default();
+        let before = ranks.len();
+        change(ranks);
+        let count = ranks.len();
+        if count == 0 {
+            self.by_address.remove(&address);
+        }
+        if count != before {
+            self.by_count.remove(&(before, address));
+            if count > 0 {
+                self.by_count.insert((count, address));
             }
-            occupant.seen_active = idle_since.unwrap_or_else(Instant::now);
-            let seen_active = occupant.seen_active;
-            self.by_time.pop_first();
-            self.by_time.insert((seen_active, id));
+        }
+    }
+
+    /// Tells a connection to go. `None` when none that was looked at is idle.
+    fn evict(&mut self) -> Option<()> {
+        let mut looks = 0;
+        let addresses: Vec<IpAddr> = self.by_count.iter().rev().take(LOOKS_MAX).map(|(_, address)| *address).collect();
+        for address in addresses {
+            let of_address = self.by_address.get(&address).map_or(0, BTreeSet::len);
+            for _ in 0..of_address {
+                if looks == LOOKS_MAX {
+                    return None;
+                }
+                looks += 1;
+                if self.evict_from(address)? {
+                    return Some(());
+                }
+            }
         }
         None
+    }
+
+    /// Looks at the connection of an address that is to go first, and says whether it went.
+    fn evict_from(&mut self, address: IpAddr) -> Option<bool> {
+        let rank = *self.by_address.get(&address)?.first()?;
+        let occupant = self.by_id.get_mut(&rank.id)?;
+        let (has_asked, idle_since) = occupant.traffic.seen();
+        let now = Rank { has_asked, seen_active: idle_since.unwrap_or_else(Instant::now), id: rank.id };
+        if idle_since.is_some() && now <= rank {
+            self.remove(rank.id)?.traffic.evict();
+            return Some(true);
+        }
+        occupant.rank = now;
+        let ranks = self.by_address.get_mut(&address)?;
+        ranks.remove(&rank);
+        ranks.insert(now);
+        Some(false)
     }
 }
 
@@ -176,7 +216,24 @@ mod tests {
         assert_eq!(places.take(HERE, Traffic::new()).err(), Some(NoPlace::Full));
         drop((in_hand, third));
         assert_eq!(places.take(HERE, Traffic::new()).map(|(_, found)| found), Ok(Found::Free));
-        assert!(places.lock().by_time.is_empty() && places.lock().by_address.is_empty());
+        let taken = places.lock();
+        assert!(taken.by_id.is_empty() && taken.by_address.is_empty() && taken.by_count.is_empty());
+    }
+
+    #[test]
+    fn the_address_that_has_the_most_pays_for_a_new_connection_first_with_one_that_never_asked() {
+        let places = Places::new(4, 0);
+        let traffic: [Arc<Traffic>; 6] = std::array::from_fn(|_| Traffic::new());
+        let take = |at: usize, address: [u8; 4]| places.take(address.into(), traffic[at].clone());
+        let _honest = take(0, [127, 0, 0, 9]);
+        let _flood = (take(1, [127, 0, 0, 1]), take(2, [127, 0, 0, 1]), take(3, [127, 0, 0, 1]));
+        drop(traffic[1].begin());
+        let one_more = take(4, [127, 0, 0, 1]).expect("one of its own goes");
+        let evicted = || traffic.iter().map(|traffic| traffic.is_evicted()).collect::<Vec<_>>();
+        assert_eq!(evicted(), [false, false, true, false, false, false], "idle for longest is the honest one");
+        let honest_too = take(5, [127, 0, 0, 9]).expect("one of the others' goes");
+        assert_eq!((one_more.1, honest_too.1), (Found::Evicted, Found::Evicted));
+        assert!(!traffic[0].is_evicted() && traffic[3].is_evicted(), "and not the one that made a request");
     }
 
     #[test]

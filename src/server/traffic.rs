@@ -43,6 +43,8 @@ pub(super) struct Traffic {
 
 #[derive(Debug)]
 struct State {
+    /// Whether there was a request ever.
+    has_asked: bool,
     /// Requests begun whose answers hyper does not have whole yet.
     in_hand: usize,
     /// When the last of them ended, or the connection began.
@@ -62,6 +64,7 @@ impl Traffic {
     pub(super) fn new() -> Arc<Self> {
         let now = Instant::now();
         let state = State {
+            has_asked: false,
             in_hand: 0,
             idle_since: now,
             head_since: Some(now),
@@ -80,6 +83,7 @@ impl Traffic {
     pub(super) fn begin(self: &Arc<Self>) -> InHand {
         let mut state = self.lock();
         state.in_hand += 1;
+        state.has_asked = true;
         state.head_since = None;
         InHand { traffic: self.clone(), is_answered: false }
     }
@@ -88,6 +92,12 @@ impl Traffic {
     pub(super) fn idle_since(&self) -> Option<Instant> {
         let state = self.lock();
         (state.in_hand == 0).then_some(state.idle_since)
+    }
+
+    /// Whether there was a request ever, and since when none is in hand.
+    pub(super) fn seen(&self) -> (bool, Option<Instant>) {
+        let state = self.lock();
+        (state.has_asked, (state.in_hand == 0).then_some(state.idle_since))
     }
 
     /// Tells the connection that its place is another's.

@@ -33,8 +33,9 @@ static ALONE: Mutex<()> = Mutex::const_new(());
 
 /// A gateway with honest traffic, and how that was before the attack.
 struct World {
-    gateway: GatewayProcess,
+    // First, so that honest people are gone before the gateway is.
     honest: Honest,
+    gateway: GatewayProcess,
     before: honest::While,
     _alone: MutexGuard<'static, ()>,
 }
