@@ -144,7 +144,8 @@ impl Taken {
         let addresses: Vec<IpAddr> = self.by_count.iter().rev().take(LOOKS_MAX).map(|(_, address)| *address).collect();
         for address in addresses {
             let of_address = self.by_address.get(&address).map_or(0, BTreeSet::len);
-            for _ in 0..of_address {
+            // Once to see what they are like by now, and once more to find the first of them.
+            for _ in 0..2 * of_address {
                 if looks == LOOKS_MAX {
                     return None;
                 }
@@ -234,6 +235,18 @@ mod tests {
         let honest_too = take(5, [127, 0, 0, 9]).expect("one of the others' goes");
         assert_eq!((one_more.1, honest_too.1), (Found::Evicted, Found::Evicted));
         assert!(!traffic[0].is_evicted() && traffic[3].is_evicted(), "and not the one that made a request");
+    }
+
+    #[test]
+    fn one_that_is_idle_is_found_among_connections_that_all_have_asked_since_they_came() {
+        let places = Places::new(3, 0);
+        let traffic: [Arc<Traffic>; 3] = std::array::from_fn(|_| Traffic::new());
+        let _taken: Vec<_> = traffic.iter().map(|traffic| places.take(HERE, traffic.clone())).collect();
+        let _in_hand = traffic[0].begin();
+        drop(traffic[2].begin());
+        drop(traffic[1].begin());
+        assert_eq!(places.take(HERE, Traffic::new()).map(|(_, found)| found), Ok(Found::Evicted));
+        assert!(traffic[2].is_evicted(), "idle for longer");
     }
 
     #[test]
