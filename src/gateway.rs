@@ -176,10 +176,11 @@ impl Gateway {
         let (keys, bytes) = replays.usage();
         set(&metrics.idempotency_keys, keys);
         set(&metrics.idempotency_bytes, bytes);
-        let kept = sessions.journal().usage();
         set(&metrics.sessions_away, sessions.away());
-        set(&metrics.journal_messages, kept.messages);
-        set(&metrics.journal_bytes, kept.bytes);
+        if let Some(kept) = sessions.kept() {
+            set(&metrics.journal_messages, kept.messages);
+            set(&metrics.journal_bytes, kept.bytes);
+        }
         metrics.encode(format)
     }
 

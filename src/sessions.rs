@@ -11,7 +11,7 @@ use tokio::time::MissedTickBehavior;
 use tracing::error;
 
 use crate::binder::{BindError, Binder, Bindings};
-use crate::journal::{Journal, Kept, SessionKey};
+use crate::journal::{Journal, Kept, SessionKey, Usage};
 use crate::message::{ConnectionId, Event, UserId};
 use crate::metrics::{Metrics, Task};
 use crate::outbox::{Depth, Offered, Outbox, Resumed, Stop, Taken};
@@ -237,15 +237,24 @@ impl Sessions {
 
     /// Has the journal let go of what it has kept for too long. It may be an embedder's: a panic in it is its own.
     fn sweep_journal(&self, now: Instant) {
-        match panic::catch_unwind(AssertUnwindSafe(|| self.journal.sweep(now))) {
-            Ok(forgotten) => {
-                self.metrics.forgotten.inc_by(forgotten as u64);
-            }
-            Err(_) => {
-                self.metrics.task_panicked(Task::Journal);
-                error!("the journal panicked in its sweep, and is swept again later");
-            }
+        let forgotten = self.in_journal(|| self.journal.sweep(now)).unwrap_or_default();
+        self.metrics.forgotten.inc_by(forgotten as u64);
+    }
+
+    /// How much the journal keeps, if it says so.
+    pub(crate) fn kept(&self) -> Option<Usage> {
+        self.in_journal(|| self.journal.usage())
+    }
+
+    /// Does what calls the journal. It may be an embedder's, and a panic in it goes no further: where a panic of it is what
+    /// led here, a second one would end the process.
+    pub(crate) fn in_journal<T>(&self, call: impl FnOnce() -> T) -> Option<T> {
+        let result = panic::catch_unwind(AssertUnwindSafe(call)).ok();
+        if result.is_none() {
+            self.metrics.task_panicked(Task::Journal);
+            error!("the journal panicked");
         }
+        result
     }
 
     /// The session that is away for longest, if it is for too long.
@@ -412,11 +421,8 @@ impl Drop for Session {
         if !self.has_left {
             self.end();
             let journal = &self.sessions.journal;
-            // An embedder's may panic, again where a panic of it brought us here, which would end the process.
-            match panic::catch_unwind(AssertUnwindSafe(|| journal.acknowledge(&self.key, u64::MAX))) {
-                Ok(kept) => self.sessions.count_forgotten(&kept),
-                Err(_) => self.sessions.metrics.task_panicked(Task::Sessions),
-            }
+            let kept = self.sessions.in_journal(|| journal.acknowledge(&self.key, u64::MAX));
+            self.sessions.count_forgotten(&kept.unwrap_or_default());
         }
     }
 }
@@ -495,16 +501,23 @@ impl Claimed {
 impl Drop for Claimed {
     fn drop(&mut self) {
         let Some(away) = self.away.take() else { return };
-        // Nothing was written meanwhile.
-        match away.outbox.leave(std::mem::take(&mut self.kept), 0) {
-            Ok(lost) => {
-                self.sessions.metrics.forgotten.inc_by(lost as u64);
-                self.sessions.put_away(self.token, away);
+        let kept = std::mem::take(&mut self.kept);
+        let left = self.sessions.in_journal(|| {
+            // Nothing was written meanwhile.
+            match away.outbox.leave(kept, 0) {
+                Ok(lost) => {
+                    self.sessions.metrics.forgotten.inc_by(lost as u64);
+                    self.sessions.put_away(self.token, away);
+                }
+                Err(kept) => {
+                    self.sessions.remove(self.token);
+                    self.sessions.end(away, kept);
+                }
             }
-            Err(kept) => {
-                self.sessions.remove(self.token);
-                self.sessions.end(away, kept);
-            }
+        });
+        if left.is_none() {
+            // Nobody can go on with it, and nobody is to wait for it.
+            self.sessions.remove(self.token);
         }
     }
 }

@@ -20,6 +20,8 @@ const FILES_APART: usize = 64;
 
 pub(super) fn run(settings: Settings) -> Outcome {
     let loaded = settings.load()?;
+    let runtime = runtime()?;
+    survive_full_files(&runtime)?;
     let log = Log::start(&loaded.config);
     for name in &loaded.unknown_environment {
         warn!(name, "this environment variable is no setting and is ignored");
@@ -27,10 +29,20 @@ pub(super) fn run(settings: Settings) -> Outcome {
     let mut config = loaded.config;
     fit_open_files(&mut config);
     let systemd = Systemd::new();
-    let outcome = runtime().map_err(Into::into).and_then(|runtime| runtime.block_on(serve(config, &log, &systemd)));
+    let outcome = runtime.block_on(serve(config, &log, &systemd));
     systemd.finish();
     log.finish();
     outcome
+}
+
+/// A log file that may not grow is an error of its write, as on a full disk. Left alone, the kernel's signal for it would
+/// end the process at the first such line.
+fn survive_full_files(runtime: &Runtime) -> io::Result<()> {
+    /// `SIGXFSZ` where it is not known by name: the same number on all systems that this is built for.
+    const FILE_SIZE_EXCEEDED: i32 = 25;
+    let _entered = runtime.enter();
+    // The handler stays when this is dropped, and does nothing.
+    signal(SignalKind::from_raw(FILE_SIZE_EXCEEDED)).map(drop)
 }
 
 pub(super) fn runtime() -> io::Result<Runtime> {

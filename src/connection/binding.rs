@@ -99,7 +99,8 @@ struct Released<'a> {
 
 impl Drop for Released<'_> {
     fn drop(&mut self) {
-        self.shared.hold_again(std::mem::take(&mut self.messages), self.user_id);
+        let messages = std::mem::take(&mut self.messages);
+        self.shared.sessions.in_journal(|| self.shared.hold_again(messages, self.user_id));
     }
 }
 

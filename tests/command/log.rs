@@ -188,6 +188,23 @@ fn on_a_full_disk_the_gateway_starts_serves_and_stops() {
     assert_eq!(gateway.wait().code(), Some(0));
 }
 
+/// The kernel signals whoever writes more, and who does not know that signal ends of it.
+#[test]
+fn where_a_log_file_may_not_grow_the_gateway_starts_serves_and_stops() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| File::create(folder.path().join(name)).unwrap();
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -f 0 && exec \"$@\"", "sh"]).arg(process::pushgate().get_program());
+    command.args(["serve", "--listen", &address.to_string()]).env("PUSHGATE_LOG", "debug");
+    command.stdin(Stdio::null()).stdout(file("out")).stderr(file("err"));
+    let mut gateway = Unread::started(&mut command, address);
+    assert_eq!(gateway.push(), "message sent to 0 clients");
+    until("lines are lost", || gateway.lost() > 0);
+    gateway.signal("TERM");
+    assert_eq!(gateway.wait().code(), Some(0));
+}
+
 #[test]
 fn output_that_is_not_read_holds_nobody_up_and_the_loss_is_said_when_it_is_read_again() {
     for is_read_again in [false, true] {

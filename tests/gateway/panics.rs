@@ -5,14 +5,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use pushgate::proto::PushStreamRequest;
+use pushgate::proto::{PushRequest, PushStreamRequest};
 use pushgate::{
     Appended, BindAttempt, Event, Identity, Journal, JournalBounds, Kept, MemoryJournal, MessageId, PushAuthorizer,
     PushCredentials, PushRefused, PushScope, ReloadError, SessionKey, TokenAuthenticator, TokenError, Usage, UserId,
 };
+use serde_json::json;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::support::session::SessionClient;
+use crate::support::session::{Place, SessionClient};
 use crate::support::{TestGateway, push_request, soon};
 
 const BOUNDS: JournalBounds = JournalBounds {
@@ -107,6 +108,89 @@ async fn a_journal_that_panics_again_while_a_session_ends_of_its_panic_ends_no_m
     gateway.until_closed("panicked").await;
     assert_eq!(gateway.json().push("ann", "mail", "still here").await, 1);
     assert_eq!(phone.next_text().await, "still here");
+}
+
+/// A journal whose store goes away the second time that it is to hand over what is held: from then on it panics at whatever
+/// it is asked.
+#[derive(Debug)]
+struct GoesAway {
+    journal: MemoryJournal,
+    releases: AtomicUsize,
+}
+
+impl GoesAway {
+    fn journal(&self) -> &MemoryJournal {
+        assert!(self.releases.load(Ordering::SeqCst) < 2, "the store is gone");
+        &self.journal
+    }
+}
+
+#[async_trait::async_trait]
+impl Journal for GoesAway {
+    fn append(&self, session: &SessionKey, messages: &mut dyn Iterator<Item = Kept>) -> Appended {
+        self.journal().append(session, messages)
+    }
+
+    fn acknowledge(&self, session: &SessionKey, seq: u64) -> Vec<Kept> {
+        self.journal().acknowledge(session, seq)
+    }
+
+    async fn take(&self, session: &SessionKey) -> Vec<Kept> {
+        self.journal().take(session).await
+    }
+
+    fn hold(&self, user_id: &UserId, message: Kept) -> Result<(), Kept> {
+        self.journal().hold(user_id, message)
+    }
+
+    fn withdraw(&self, user_id: &UserId, message_id: MessageId) -> Option<Kept> {
+        self.journal().withdraw(user_id, message_id)
+    }
+
+    fn holds(&self, user_id: &UserId) -> bool {
+        self.journal().holds(user_id)
+    }
+
+    async fn release(&self, user_id: &UserId, event: &Event) -> Vec<Kept> {
+        self.releases.fetch_add(1, Ordering::SeqCst);
+        self.journal().release(user_id, event).await
+    }
+
+    fn sweep(&self, now: Instant) -> usize {
+        self.journal().sweep(now)
+    }
+
+    fn usage(&self) -> Usage {
+        self.journal().usage()
+    }
+}
+
+#[tokio::test]
+async fn a_journal_that_goes_away_in_a_bind_ends_that_connection_and_not_the_process() {
+    for is_resumed in [false, true] {
+        let journal = GoesAway { journal: MemoryJournal::new(BOUNDS), releases: AtomicUsize::new(0) };
+        let gateway = TestGateway::built(|_| (), |builder| builder.journal(journal)).await;
+        let mut phone = gateway.bind("ann", "mail").await;
+        let mut grpc = gateway.grpc().await;
+        let mut session = SessionClient::connect(gateway.clients).await;
+        let place = Place::of(&session.bind("bob", "mail").await);
+        session.reset();
+        gateway.until("pushgate_sessions_away", |away| away == 1).await;
+        for event in ["chat", "news"] {
+            let ttl = Some(prost_types::Duration { seconds: 600, nanos: 0 });
+            let held = PushRequest { ttl, ..push_request("bob", event, "m") };
+            assert_eq!(grpc.try_push(held).await.unwrap().held, 1);
+        }
+        let mut back = SessionClient::connect(gateway.clients).await;
+        let mut bind = json!({ "type": "bind", "token": "bob", "event": "chat" });
+        if is_resumed {
+            bind["resume"] = json!({ "token": place.resume, "seq": place.seq });
+        }
+        back.say(bind).await;
+        gateway.until("pushgate_connections", |connections| connections == 1).await;
+        assert_eq!(gateway.json().push("ann", "mail", "still here").await, 1);
+        assert_eq!(phone.next_text().await, "still here");
+    }
 }
 
 /// A check that lets everyone in, but panics over a push to bad.
