@@ -123,8 +123,9 @@ settings! {
     /// Events that one connection binds; over it, a bind is closed with 4429.
     events_per_connection_max: usize = 128;
     /// TCP connections on `listen` that speak HTTP: clients that have not upgraded yet, and without `control_listen` callers
-    /// and scrapers. When all places are taken, a new connection gets the place of the one that has been without a request
-    /// for longest; it is closed at once if all have one in hand.
+    /// and scrapers. When all places are taken, a new connection gets one of the address that has the most: of a connection
+    /// that never made a request, else of the one that has been without one for longest. It is closed at once if all that
+    /// were looked at have one in hand.
     http_connections_max: usize = 4096;
     /// The same from one address, 0 for no limit; over it, a new one is closed at once. Off by default because behind a
     /// proxy all clients share its address.

@@ -68,10 +68,10 @@
 //! until it is acknowledged, and when its connection ends, `sessions` keeps outbox and bindings for its return. Pushes go
 //! to the same outbox meanwhile, which hands them to the journal.
 //!
-//! `config` holds every setting and limit, `allowance` the rate of one peer, `shares` what callers use up
-//! together, `auth` the two checks, `metrics` what is counted, `close` why connections
-//! end, `legacy` the JSON of the service that pushgate replaces, `sync` the locks that a test can put in any order. `server` binds, routes and stops; it alone knows every
-//! room. Imports point down that list only.
+//! `config` holds every setting and limit, `allowance` the rate of one peer, `shares` what all callers use up together,
+//! `auth` the two checks, `metrics` what is counted, `close` why connections end, `legacy` the JSON of the service that
+//! pushgate replaces, `sync` the locks that shuttle can schedule. `server` binds, routes, supervises and stops; it alone
+//! knows every room. Imports point down that list only.
 
 mod allowance;
 mod auth;
