@@ -109,25 +109,25 @@ settings! {
     /// How to log: "text" for people, "json" for machines, one object a line.
     log_format: LogFormat = LogFormat::Text;
 
-    /// WebSocket connections in all; over it, an upgrade is answered 503. One costs a file and a few KiB while it is
+    /// WebSocket connections in all. A further upgrade is answered 503. One costs a file and a few KiB while it is
     /// quiet, and else up to an outbox (`outbox_bytes_max`), two messages of its own (`client_message_bytes_max`), a few
     /// control frames, for a session the JSON of what it is being sent, and on its way to the client what the journal kept
     /// for it (`journal_bytes_max`). Lowered at start to what the open-file limit allows.
     connections_max: usize = 100_000;
-    /// Connections of one user, 0 for no limit; over it, a bind is closed with 4429. Far above any person's devices, low
+    /// Connections of one user, 0 for no limit. A further bind is closed with 4429. Far above any person's devices, low
     /// enough that one stolen token cannot use up `connections_max`.
     connections_per_user_max: usize = 10_000;
-    /// Connections from one address, 0 for no limit; over it, an upgrade is answered 429. Off by default because behind
+    /// Connections from one address, 0 for no limit. A further upgrade is answered 429. Off by default because behind
     /// a proxy all clients share its address.
     connections_per_address_max: usize = 0;
-    /// Events that one connection binds; over it, a bind is closed with 4429.
+    /// Events that one connection binds. A further bind closes it with 4429.
     events_per_connection_max: usize = 128;
     /// TCP connections on `listen` that speak HTTP: clients that have not upgraded yet, and without `control_listen` callers
     /// and scrapers. When all places are taken, a new connection gets one of the address that has the most: of a connection
     /// that never made a request, else of the one that has been without one for longest. It is closed at once if all that
     /// were looked at have one in hand.
     http_connections_max: usize = 4096;
-    /// The same from one address, 0 for no limit; over it, a new one is closed at once. Off by default because behind a
+    /// The same from one address, 0 for no limit. A further one is closed at once. Off by default because behind a
     /// proxy all clients share its address.
     http_connections_per_address_max: usize = 0;
     /// TCP connections on `control_listen`, by the same rule: what happens on one address takes nothing from the other.
@@ -147,24 +147,24 @@ settings! {
     /// bounds how long the kernel keeps what was sent to a peer that is gone after the gateway has closed the connection.
     socket_timeout: Duration = Duration::from_secs(30);
 
-    /// Bytes of one message from a client; over it, the connection is closed with 1009. Twice what the longest token needs.
+    /// Bytes of one message from a client. A larger one closes the connection with 1009. Twice what the longest token needs.
     client_message_bytes_max: usize = 32 * 1024;
     /// Bytes of one frame from a client. The frame's header claims its length before any byte of it came, so this also
-    /// bounds what a claim can reserve.
+    /// bounds what a claim can reserve. A larger one closes the connection with 1009.
     client_frame_bytes_max: usize = 32 * 1024;
     /// Frames from one client a second, whatever is in them; ten seconds' worth may come at once, and each message written
     /// to the client allows one more, its acknowledgement. A client over it is closed with 1008: otherwise one client's pings,
     /// empty fragments or refused binds could keep a core busy.
     client_frames_per_second_max: u32 = 100;
-    /// Bytes of one pushed message; over it, a push is answered 413 or INVALID_ARGUMENT.
+    /// Bytes of one pushed message. A larger one is answered 413 or INVALID_ARGUMENT.
     message_bytes_max: usize = 256 * 1024;
-    /// Bytes of one request at a push door; over it, the answer is 413 or RESOURCE_EXHAUSTED.
+    /// Bytes of one request at a push door. A larger one is answered 413 or RESOURCE_EXHAUSTED.
     request_bytes_max: usize = 4 * 1024 * 1024;
     /// Bytes of requests whose bodies come in several pieces, while they come and are worked on; what would be more is answered
     /// 503 or RESOURCE_EXHAUSTED. One caller has at most half of them, by its key, or by its address where it showed none. At
     /// least twice `request_bytes_max`. A body that is there at once, as most are, and the messages of a PushStream do not count.
     request_bodies_bytes_max: usize = 64 * 1024 * 1024;
-    /// Pushes in one PushBatch.
+    /// Pushes in one PushBatch. A larger batch is refused as a whole with INVALID_ARGUMENT or 400.
     batch_pushes_max: usize = 1000;
     /// Requests at the push doors that are worked on at one time, in the push check or being pushed; over it, the answer is
     /// 503 or RESOURCE_EXHAUSTED at once. One whose body is still coming, or that waits for more than acceptance, is not
@@ -180,11 +180,11 @@ settings! {
     /// How long a push with an idempotency key is remembered, so that the same again is told of the first, and another push
     /// under the same key is refused.
     idempotency_window: Duration = Duration::from_secs(300);
-    /// Pushes with an idempotency key that are remembered; over it, the oldest is forgotten before its time, which
+    /// Pushes with an idempotency key that are remembered. For a further one the oldest is forgotten before its time, which
     /// `pushgate_idempotency_keys_forgotten_total` counts.
     idempotency_keys_max: usize = 100_000;
-    /// Bytes of memory that they take, about a thousand for each and a few dozen more for every connection it matched; over
-    /// it, the oldest are forgotten, but never the latest.
+    /// Bytes of memory that they take, about a thousand for each and a few dozen more for every connection it matched. The
+    /// oldest are forgotten for more, but never the latest.
     idempotency_bytes_max: usize = 128 * 1024 * 1024;
     /// What happens to a message whose outbox is full: "disconnect", "drop_newest", "drop_oldest" or "conflate". A push
     /// may say otherwise.
@@ -192,33 +192,35 @@ settings! {
     /// The same for events that match a pattern, before `slow_reader_policy`: "price.*=conflate, log.*=drop_oldest". The
     /// first that matches holds.
     slow_reader_policy_by_event: EventPolicies = EventPolicies::default();
-    /// Messages queued for one connection; over it, `slow_reader_policy` says what happens.
+    /// Messages queued for one connection. `slow_reader_policy` says what happens to a further one.
     outbox_messages_max: usize = 4096;
-    /// Bytes queued for one connection; over it, `slow_reader_policy` says what happens. A reader this far behind is not
+    /// Bytes queued for one connection. `slow_reader_policy` says what happens to more. A reader this far behind is not
     /// reading. Must hold at least one message of `message_bytes_max`.
     outbox_bytes_max: usize = 1024 * 1024;
 
     /// How long the journal keeps a message for a session's return, a session without a connection, and a message with a
-    /// time to live that nobody was bound to get. Reaches over a lift, a tunnel, a change of networks.
+    /// time to live that nobody was bound to get. Long enough to survive a lift, a tunnel or a
+    /// change of networks.
     journal_age: Duration = Duration::from_secs(300);
-    /// Messages that the journal keeps for one user, over all of its sessions; over it, a session's oldest go, which it is
-    /// told when it comes back.
+    /// Messages that the journal keeps for one user, over all of its sessions. For a further one the oldest of the same
+    /// session goes, which the client is told as a gap; without one, the message is not kept.
     journal_messages_max: usize = 1024;
     /// Bytes that the journal keeps for one user, about as many as of memory: a message as it was pushed, as JSON once it
-    /// was sent to a session, and about 300 beside them.
+    /// was sent to a session, and about 300 beside them. Room for more is made as for `journal_messages_max`.
     journal_bytes_max: usize = 2 * 1024 * 1024;
-    /// The same in all.
+    /// The same for all users together. When it is full, a session can make room only from its own messages, so that others'
+    /// new messages are not kept.
     journal_total_bytes_max: usize = 256 * 1024 * 1024;
-    /// Sessions without a connection that may come back; over it, the one that is away for longest is given up. Each costs
-    /// about a KiB, and what the journal keeps for it.
+    /// Sessions without a connection that may come back. For a further one, the one that is away for longest is given
+    /// up. Each costs about a KiB, and what the journal keeps for it.
     sessions_away_max: usize = 100_000;
-    /// The same for one user.
+    /// The same for one user, whose own session that is away for longest is given up.
     sessions_away_per_user_max: usize = 16;
     /// On a shutdown, each client of the session protocol is told to come back after a delay of its own, drawn between
     /// nothing and this.
     reconnect_spread: Duration = Duration::from_secs(10);
 
-    /// How long a client may take to bind after the upgrade, token check included; over it, it is closed with 4408. The
+    /// How long a client may take to bind after the upgrade, token check included. After it, the client is closed with 4408. The
     /// checks of later tokens have as long, and so has the journal to hand over what is held for the bind.
     bind_timeout: Duration = Duration::from_secs(10);
     /// A quiet connection is pinged after this long. Below the idle timeouts of common proxies (60 s and up), and often
@@ -227,13 +229,13 @@ settings! {
     /// How long the answer to a ping, or any other byte from the client, may take once the ping is with the kernel; over
     /// it, the connection is closed. A slow client has to get through what was written before the ping in this time.
     pong_timeout: Duration = Duration::from_secs(10);
-    /// How long a client may take no byte while something waits to be written; over it, the connection is closed.
+    /// How long a client may take no byte while something waits to be written. After it, the connection is closed.
     write_timeout: Duration = Duration::from_secs(10);
     /// How long the gateway waits for a client to take the close frame and go, and before that, where a session's client
     /// has got a part of a message, for it to take the rest.
     close_timeout: Duration = Duration::from_secs(5);
     /// How long the head of an HTTP request may take once it has begun, how long a new connection may take to send its first,
-    /// and how long a peer may take no byte of an answer; over it, the connection is closed.
+    /// and how long a peer may take no byte of an answer. After it, the connection is closed.
     http_header_timeout: Duration = Duration::from_secs(10);
     /// How long an HTTP connection without a request in hand is kept. Longer than common proxies keep an idle connection to
     /// what is behind them (60 s), so that it is they who close it, and no request meets a closed one.

@@ -428,7 +428,7 @@ pub enum InvalidPush {
 pub enum Priority {
     /// Behind everything else.
     Bulk,
-    /// Neither.
+    /// The default priority.
     #[default]
     Normal,
     /// Before everything else.
