@@ -16,6 +16,9 @@ use crate::doors::Body;
 
 use super::http2_frames::{Http2Frames, Protocol};
 
+/// How long an HTTP/1 head that has begun is waited for once no further request is wanted.
+const LAST_HEAD: Duration = Duration::from_secs(1);
+
 /// How long a connection may take.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Timeouts {
@@ -43,6 +46,9 @@ pub(super) struct Traffic {
 
 #[derive(Debug)]
 struct State {
+    is_http2: bool,
+    /// Whether no further request is wanted.
+    is_finishing: bool,
     /// Whether there was a request ever.
     has_asked: bool,
     /// Requests begun whose answers hyper does not have whole yet.
@@ -64,6 +70,8 @@ impl Traffic {
     pub(super) fn new() -> Arc<Self> {
         let now = Instant::now();
         let state = State {
+            is_http2: false,
+            is_finishing: false,
             has_asked: false,
             in_hand: 0,
             idle_since: now,
@@ -117,6 +125,7 @@ impl Traffic {
     /// No further request is wanted: one that does not come soon is not waited for.
     pub(super) fn finishing(&self) {
         let mut state = self.lock();
+        state.is_finishing = true;
         state.head_since.get_or_insert_with(Instant::now);
     }
 
@@ -146,7 +155,9 @@ impl Traffic {
 
     /// HTTP/2 has begun. Its streams begin and end whole, and pings find a dead peer.
     fn is_http2(&self) {
-        self.lock().head_since = None;
+        let mut state = self.lock();
+        state.is_http2 = true;
+        state.head_since = None;
     }
 
     fn wrote(&self, result: &Poll<io::Result<usize>>) {
@@ -171,6 +182,10 @@ impl State {
             return None;
         }
         Some(match self.head_since {
+            // A stop is not held up by a head that drips.
+            Some(since) if self.is_finishing && !self.is_http2 => {
+                (since + timeouts.head.min(LAST_HEAD), Due::Cut("no request in time"))
+            }
             Some(since) => (since + timeouts.head, Due::Cut("no request in time")),
             None => (self.idle_since + timeouts.idle, Due::Finish),
         })

@@ -197,3 +197,14 @@ async fn after_the_delay_the_gateway_stops_as_without_one() {
     assert_eq!(phone.closed().await, (1001, "going away".to_owned()));
     assert_eq!((report.connections_cut, report.http_connections_cut), (0, 0));
 }
+
+/// Heads that never ended kept a stop waiting until the end of its grace, and were counted as cut.
+#[tokio::test]
+async fn heads_that_drip_do_not_hold_up_a_stop() {
+    let gateway =
+        TestGateway::with(|config| (config.http_header_timeout, config.shutdown_grace) = (PATIENCE, PATIENCE)).await;
+    let mut dripping = soon(TcpStream::connect(gateway.control)).await.unwrap();
+    soon(dripping.write_all(b"GET /healthz HTTP/1.1\r\nhost:")).await.unwrap();
+    gateway.until("pushgate_http_connections{listener=\"all\"}", |connections| connections == 2).await;
+    assert_eq!(gateway.stop().await.http_connections_cut, 0);
+}
