@@ -243,7 +243,8 @@ impl Http {
                     finish(connection.as_mut());
                     // Once more, to bring out the farewell of HTTP/2.
                     let ended = poll_fn(|cx| Poll::Ready(connection.as_mut().poll(cx).is_ready())).await;
-                    if ended || traffic.idle_since().is_some() {
+                    let (_, idle_since) = traffic.seen();
+                    if ended || idle_since.is_some() {
                         return debug!(%peer, "idle for longest, and its place was needed");
                     }
                 }

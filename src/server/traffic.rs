@@ -96,13 +96,7 @@ impl Traffic {
         InHand { traffic: self.clone(), is_answered: false }
     }
 
-    /// Since when no request is in hand, whatever else the peer sends.
-    pub(super) fn idle_since(&self) -> Option<Instant> {
-        let state = self.lock();
-        (state.in_hand == 0).then_some(state.idle_since)
-    }
-
-    /// Whether there was a request ever, and since when none is in hand.
+    /// Whether there was a request ever, and since when none is in hand, whatever else the peer sends.
     pub(super) fn seen(&self) -> (bool, Option<Instant>) {
         let state = self.lock();
         (state.has_asked, (state.in_hand == 0).then_some(state.idle_since))

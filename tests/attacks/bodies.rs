@@ -54,7 +54,8 @@ async fn unfinished_bodies_take_no_more_memory_than_they_may() {
         attackers.spawn(async move {
             let head = format!("POST /push HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", 4 * MIB);
             let _cut = stream.write_all(&[head.as_bytes(), &vec![b' '; 4 * MIB - 1]].concat()).await;
-            tokio::time::sleep(Duration::from_secs(60)).await;
+            // Held open until the attack is over.
+            std::future::pending::<()>().await;
         });
     }
     world.honest_people_notice_nothing().await;
