@@ -146,12 +146,12 @@ impl Http {
                 () = self.stop.cancelled() => return,
             };
             match accepted {
-                Ok(Accepted::Unix(stream)) => self.admit(port, stream, UNIX_PEER),
+                Ok(Accepted::Unix(stream)) => self.admit(port, stream, UNIX_PEER).await,
                 Ok(Accepted::Tcp(stream, peer)) => {
                     if let Err(error) = stream.set_nodelay(true) {
                         debug!(%error, "cannot set TCP_NODELAY");
                     }
-                    self.admit(port, stream, peer);
+                    self.admit(port, stream, peer).await;
                 }
                 Err(error) if is_the_peers(&error) => {}
                 Err(error) => {
@@ -167,12 +167,12 @@ impl Http {
     }
 
     /// Serves a connection in a task of its own, if there is a place for it.
-    fn admit<S>(self: &Arc<Self>, port: &Port, stream: S, peer: SocketAddr)
+    async fn admit<S>(self: &Arc<Self>, port: &Port, stream: S, peer: SocketAddr)
     where
         S: Transport,
     {
         let traffic = Traffic::new();
-        let (place, found) = match port.places.take(peer.ip().to_canonical(), traffic.clone()) {
+        let (place, found) = match port.places.take(peer.ip().to_canonical(), traffic.clone()).await {
             Ok(taken) => taken,
             Err(NoPlace::Full) => {
                 port.refused.inc();
@@ -223,6 +223,8 @@ impl Http {
         C: Future<Output = Result<(), E>>,
         E: std::fmt::Display,
     {
+        // Given back last of all, once the connection's file is closed.
+        let mut _leaving = None;
         let mut connection = pin!(connection);
         let mut alarm = pin!(tokio::time::sleep(self.timeouts.head.min(self.timeouts.idle)));
         let (mut is_finishing, mut is_evicted) = (false, false);
@@ -238,7 +240,8 @@ impl Http {
                 }
                 () = self.cut.cancelled() => return,
                 () = self.stop.cancelled(), if !is_finishing => {}
-                () = traffic.evicted(), if !is_evicted => {
+                permit = traffic.evicted(), if !is_evicted => {
+                    _leaving = permit;
                     is_evicted = true;
                     finish(connection.as_mut());
                     // Once more, to bring out the farewell of HTTP/2.
@@ -247,6 +250,8 @@ impl Http {
                     if ended || idle_since.is_some() {
                         return debug!(%peer, "idle for longest, and its place was needed");
                     }
+                    // It stays for the request that came in the meantime.
+                    _leaving = None;
                 }
                 due = poll_fn(|cx| traffic.poll_due(self.timeouts, alarm.as_mut(), cx)) => match due {
                     Due::Finish if !is_finishing => {}

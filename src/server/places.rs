@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::traffic::Traffic;
@@ -12,12 +13,17 @@ use super::traffic::Traffic;
 /// requests since they were looked at last.
 const LOOKS_MAX: usize = 32;
 
+/// Connections that were told to go and still have their files. An arrival that would make them more waits, so that a
+/// burst of arrivals never holds many more files than there are places.
+const LEAVING_MAX: usize = 16;
+
 /// A listener's places. Nothing of them is shared with another listener.
 pub(super) struct Places {
     limit: usize,
     /// 0 for no limit.
     per_address_max: usize,
     taken: Mutex<Taken>,
+    leaving: Arc<Semaphore>,
 }
 
 #[derive(Default)]
@@ -69,13 +75,19 @@ pub(super) enum NoPlace {
 
 impl Places {
     pub(super) fn new(limit: usize, per_address_max: usize) -> Arc<Self> {
-        Arc::new(Self { limit, per_address_max, taken: Mutex::default() })
+        let leaving = Arc::new(Semaphore::new(LEAVING_MAX));
+        Arc::new(Self { limit, per_address_max, taken: Mutex::default(), leaving })
     }
 
     /// Takes a place for a connection from this address. If need be it is one of the address that has the most, so that
     /// whoever floods a listener pays for it: there of a connection that never made a request, else of the one that has been
-    /// idle for longest.
-    pub(super) fn take(self: &Arc<Self>, address: IpAddr, traffic: Arc<Traffic>) -> Result<(Place, Found), NoPlace> {
+    /// idle for longest. Waits while many that were told to go have not gone yet.
+    pub(super) async fn take(
+        self: &Arc<Self>,
+        address: IpAddr,
+        traffic: Arc<Traffic>,
+    ) -> Result<(Place, Found), NoPlace> {
+        let leaving = if self.taken() < self.limit { None } else { self.leaving.clone().acquire_owned().await.ok() };
         let mut taken = self.lock();
         let from_address = taken.by_address.get(&address).map_or(0, BTreeSet::len);
         if self.per_address_max > 0 && from_address >= self.per_address_max {
@@ -84,7 +96,7 @@ impl Places {
         let found = if taken.by_id.len() < self.limit {
             Found::Free
         } else {
-            taken.evict().ok_or(NoPlace::Full)?;
+            taken.evict(leaving).ok_or(NoPlace::Full)?;
             Found::Evicted
         };
         let id = taken.add(traffic, address);
@@ -139,7 +151,7 @@ impl Taken {
     }
 
     /// Tells a connection to go. `None` when none that was looked at is idle.
-    fn evict(&mut self) -> Option<()> {
+    fn evict(&mut self, mut leaving: Option<OwnedSemaphorePermit>) -> Option<()> {
         let mut looks = 0;
         let addresses: Vec<IpAddr> = self.by_count.iter().rev().take(LOOKS_MAX).map(|(_, address)| *address).collect();
         for address in addresses {
@@ -150,7 +162,7 @@ impl Taken {
                     return None;
                 }
                 looks += 1;
-                if self.evict_from(address)? {
+                if self.evict_from(address, &mut leaving)? {
                     return Some(());
                 }
             }
@@ -159,13 +171,13 @@ impl Taken {
     }
 
     /// Looks at the connection of an address that is to go first, and says whether it went.
-    fn evict_from(&mut self, address: IpAddr) -> Option<bool> {
+    fn evict_from(&mut self, address: IpAddr, leaving: &mut Option<OwnedSemaphorePermit>) -> Option<bool> {
         let rank = *self.by_address.get(&address)?.first()?;
         let occupant = self.by_id.get_mut(&rank.id)?;
         let (has_asked, idle_since) = occupant.traffic.seen();
         let now = Rank { has_asked, seen_active: idle_since.unwrap_or_else(Instant::now), id: rank.id };
         if idle_since.is_some() && now <= rank {
-            self.remove(rank.id)?.traffic.evict();
+            self.remove(rank.id)?.traffic.evict(leaving.take());
             return Some(true);
         }
         occupant.rank = now;
@@ -185,77 +197,97 @@ impl Drop for Place {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
-    #[test]
-    fn the_one_that_is_idle_for_longest_goes_and_one_with_a_request_stays() {
+    #[tokio::test]
+    async fn the_one_that_is_idle_for_longest_goes_and_one_with_a_request_stays() {
         let places = Places::new(3, 0);
         let traffic: [Arc<Traffic>; 5] = std::array::from_fn(|_| Traffic::new());
         let take = |at: usize| places.take(HERE, traffic[at].clone());
-        let _taken = (take(0), take(1), take(2));
+        let _taken = (take(0).await, take(1).await, take(2).await);
         let in_hand = traffic[0].begin();
         drop(traffic[1].begin());
-        assert_eq!(take(3).map(|(_, found)| found), Ok(Found::Evicted));
+        assert_eq!(take(3).await.map(|(_, found)| found), Ok(Found::Evicted));
         let evicted: Vec<bool> = traffic.iter().map(|traffic| traffic.is_evicted()).collect();
         assert_eq!(evicted, [false, false, true, false, false]);
         drop(in_hand);
     }
 
-    #[test]
-    fn a_place_is_free_again_and_one_that_was_evicted_frees_no_other() {
+    #[tokio::test]
+    async fn a_place_is_free_again_and_one_that_was_evicted_frees_no_other() {
         let places = Places::new(1, 0);
-        let (first, _) = places.take(HERE, Traffic::new()).expect("free");
-        let second = places.take(HERE, Traffic::new()).expect("the first is idle");
+        let (first, _) = places.take(HERE, Traffic::new()).await.expect("free");
+        let second = places.take(HERE, Traffic::new()).await.expect("the first is idle");
         assert_eq!(second.1, Found::Evicted);
         drop(first);
         let traffic = Traffic::new();
-        let third = places.take(HERE, traffic.clone()).expect("the second is idle");
+        let third = places.take(HERE, traffic.clone()).await.expect("the second is idle");
         assert_eq!(third.1, Found::Evicted);
         let in_hand = traffic.begin();
-        assert_eq!(places.take(HERE, Traffic::new()).err(), Some(NoPlace::Full));
+        assert_eq!(places.take(HERE, Traffic::new()).await.err(), Some(NoPlace::Full));
         drop((in_hand, third));
-        assert_eq!(places.take(HERE, Traffic::new()).map(|(_, found)| found), Ok(Found::Free));
+        assert_eq!(places.take(HERE, Traffic::new()).await.map(|(_, found)| found), Ok(Found::Free));
         let taken = places.lock();
         assert!(taken.by_id.is_empty() && taken.by_address.is_empty() && taken.by_count.is_empty());
     }
 
-    #[test]
-    fn the_address_that_has_the_most_pays_for_a_new_connection_first_with_one_that_never_asked() {
+    #[tokio::test]
+    async fn the_address_that_has_the_most_pays_for_a_new_connection_first_with_one_that_never_asked() {
         let places = Places::new(4, 0);
         let traffic: [Arc<Traffic>; 6] = std::array::from_fn(|_| Traffic::new());
         let take = |at: usize, address: [u8; 4]| places.take(address.into(), traffic[at].clone());
-        let _honest = take(0, [127, 0, 0, 9]);
-        let _flood = (take(1, [127, 0, 0, 1]), take(2, [127, 0, 0, 1]), take(3, [127, 0, 0, 1]));
+        let _honest = take(0, [127, 0, 0, 9]).await;
+        let flood = [127, 0, 0, 1];
+        let _flood = (take(1, flood).await, take(2, flood).await, take(3, flood).await);
         drop(traffic[1].begin());
-        let one_more = take(4, [127, 0, 0, 1]).expect("one of its own goes");
+        let one_more = take(4, flood).await.expect("one of its own goes");
         let evicted = || traffic.iter().map(|traffic| traffic.is_evicted()).collect::<Vec<_>>();
         assert_eq!(evicted(), [false, false, true, false, false, false], "idle for longest is the honest one");
-        let honest_too = take(5, [127, 0, 0, 9]).expect("one of the others' goes");
+        let honest_too = take(5, [127, 0, 0, 9]).await.expect("one of the others' goes");
         assert_eq!((one_more.1, honest_too.1), (Found::Evicted, Found::Evicted));
         assert!(!traffic[0].is_evicted() && traffic[3].is_evicted(), "and not the one that made a request");
     }
 
-    #[test]
-    fn one_that_is_idle_is_found_among_connections_that_all_have_asked_since_they_came() {
+    #[tokio::test]
+    async fn one_that_is_idle_is_found_among_connections_that_all_have_asked_since_they_came() {
         let places = Places::new(3, 0);
         let traffic: [Arc<Traffic>; 3] = std::array::from_fn(|_| Traffic::new());
-        let _taken: Vec<_> = traffic.iter().map(|traffic| places.take(HERE, traffic.clone())).collect();
+        let mut taken = Vec::new();
+        for traffic in &traffic {
+            taken.push(places.take(HERE, traffic.clone()).await);
+        }
         let _in_hand = traffic[0].begin();
         drop(traffic[2].begin());
         drop(traffic[1].begin());
-        assert_eq!(places.take(HERE, Traffic::new()).map(|(_, found)| found), Ok(Found::Evicted));
+        assert_eq!(places.take(HERE, Traffic::new()).await.map(|(_, found)| found), Ok(Found::Evicted));
         assert!(traffic[2].is_evicted(), "idle for longer");
     }
 
-    #[test]
-    fn an_address_has_its_share() {
+    #[tokio::test]
+    async fn an_address_has_its_share() {
         let places = Places::new(3, 1);
-        let first = places.take(HERE, Traffic::new()).expect("free");
-        assert_eq!(places.take(HERE, Traffic::new()).err(), Some(NoPlace::FullForAddress));
-        assert!(places.take([127, 0, 0, 2].into(), Traffic::new()).is_ok());
+        let first = places.take(HERE, Traffic::new()).await.expect("free");
+        assert_eq!(places.take(HERE, Traffic::new()).await.err(), Some(NoPlace::FullForAddress));
+        assert!(places.take([127, 0, 0, 2].into(), Traffic::new()).await.is_ok());
         drop(first);
-        assert!(places.take(HERE, Traffic::new()).is_ok());
+        assert!(places.take(HERE, Traffic::new()).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn an_arrival_waits_while_many_that_were_told_to_go_still_have_their_files() {
+        let places = Places::new(1, 0);
+        let mut traffic: Vec<_> = (0..=LEAVING_MAX).map(|_| Traffic::new()).collect();
+        let mut taken = Vec::new();
+        for traffic in &traffic {
+            taken.push(places.take(HERE, traffic.clone()).await.expect("the one before is idle"));
+        }
+        let mut one_more = Box::pin(places.take(HERE, Traffic::new()));
+        assert!((&mut one_more).now_or_never().is_none());
+        traffic.swap_remove(0);
+        assert_eq!(one_more.await.map(|(_, found)| found), Ok(Found::Evicted));
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -64,6 +65,8 @@ struct State {
     unread: usize,
     /// When there were none last, or one less.
     unread_since: Instant,
+    /// What an evicted connection holds until it has gone.
+    leaving: Option<OwnedSemaphorePermit>,
 }
 
 impl Traffic {
@@ -79,6 +82,7 @@ impl Traffic {
             blocked_since: None,
             unread: 0,
             unread_since: now,
+            leaving: None,
         };
         Arc::new(Self { state: Mutex::new(state), evicted: CancellationToken::new() })
     }
@@ -102,8 +106,9 @@ impl Traffic {
         (state.has_asked, (state.in_hand == 0).then_some(state.idle_since))
     }
 
-    /// Tells the connection that its place is another's.
-    pub(super) fn evict(&self) {
+    /// Tells the connection that its place is another's. The permit is given back once the connection has gone.
+    pub(super) fn evict(&self, leaving: Option<OwnedSemaphorePermit>) {
+        self.lock().leaving = leaving;
         self.evicted.cancel();
     }
 
@@ -112,8 +117,9 @@ impl Traffic {
         self.evicted.is_cancelled()
     }
 
-    pub(super) async fn evicted(&self) {
+    pub(super) async fn evicted(&self) -> Option<OwnedSemaphorePermit> {
         self.evicted.cancelled().await;
+        self.lock().leaving.take()
     }
 
     /// No further request is wanted: one that does not come soon is not waited for.
