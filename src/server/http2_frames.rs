@@ -1,4 +1,4 @@
-//! The heads of the HTTP/2 frames that a caller sends, read beside hyper, which answers pings and settings without end.
+//! The heads of the HTTP/2 frames of one connection, read beside hyper, which answers pings and settings without end.
 
 use std::time::Instant;
 
@@ -13,6 +13,12 @@ const HEAD_BYTES: usize = 9;
 /// RFC 9113 section 6.
 const DATA: u8 = 0x0;
 const HEADERS: u8 = 0x1;
+const CONTINUATION: u8 = 0x9;
+const END_HEADERS: u8 = 0x4;
+
+/// GOAWAY with ENHANCE_YOUR_CALM, RFC 9113 sections 6.8 and 7. It names the highest stream there can be: any request may
+/// have been carried out.
+pub(super) const CALM_DOWN: [u8; 17] = [0, 0, 8, 0x7, 0, 0, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0xb];
 
 /// Frames that carry no request (SETTINGS, PING, WINDOW_UPDATE, PRIORITY, RST_STREAM, unknown ones, DATA without data),
 /// beside those that honest traffic explains. A caller that only keeps its connection alive sends a few in a minute.
@@ -32,8 +38,8 @@ const BYTES_PER_FRAME: f32 = 128.0;
 #[derive(Debug)]
 pub(super) struct Http2Frames {
     state: State,
-    /// Whether the head of a first frame has come.
-    has_begun: bool,
+    /// What goes to the caller.
+    sent: Heads,
     allowance: Allowance,
 }
 
@@ -55,87 +61,113 @@ pub(super) struct TooManyFrames;
 enum State {
     /// So many bytes of the preface have come.
     Preface(usize),
-    /// So many bytes of a frame's head have come.
-    Head([u8; HEAD_BYTES], usize),
-    /// So many bytes of a frame's payload are to come.
-    Payload(usize),
+    Frames(Heads),
     /// Not HTTP/2.
     Other,
 }
 
 impl Http2Frames {
     pub(super) fn new(now: Instant) -> Self {
-        Self { state: State::Preface(0), has_begun: false, allowance: Allowance::new(FRAMES_PER_SECOND, now) }
+        let allowance = Allowance::new(FRAMES_PER_SECOND, now);
+        Self { state: State::Preface(0), sent: Heads::default(), allowance }
     }
 
     /// What the connection speaks, as far as it is known.
     pub(super) fn protocol(&self) -> Protocol {
-        match self.state {
+        match &self.state {
             State::Other => Protocol::Http1,
-            _ if self.has_begun => Protocol::Http2,
-            _ => Protocol::Unknown,
+            State::Frames(heads) if heads.has_begun => Protocol::Http2,
+            State::Preface(_) | State::Frames(_) => Protocol::Unknown,
         }
     }
 
     /// Reads on.
     pub(super) fn read(&mut self, mut bytes: &[u8]) -> Result<(), TooManyFrames> {
-        let mut control = 0;
-        while !bytes.is_empty() {
-            let taken = match &mut self.state {
-                State::Other => break,
-                State::Preface(seen) => {
-                    let taken = bytes.len().min(PREFACE.len() - *seen);
-                    if bytes[..taken] != PREFACE[*seen..*seen + taken] {
-                        self.state = State::Other;
-                        break;
-                    }
-                    *seen += taken;
-                    if *seen == PREFACE.len() {
-                        self.state = State::Head([0; HEAD_BYTES], 0);
-                    }
-                    taken
-                }
-                State::Head(head, seen) => {
-                    let taken = bytes.len().min(HEAD_BYTES - *seen);
-                    head[*seen..*seen + taken].copy_from_slice(&bytes[..taken]);
-                    *seen += taken;
-                    if *seen == HEAD_BYTES {
-                        let head = *head;
-                        control += u32::from(self.begin(head));
-                    }
-                    taken
-                }
-                State::Payload(left) => {
-                    let taken = bytes.len().min(*left);
-                    *left -= taken;
-                    if *left == 0 {
-                        self.state = State::Head([0; HEAD_BYTES], 0);
-                    }
-                    taken
-                }
-            };
+        if let State::Preface(seen) = &mut self.state {
+            let taken = bytes.len().min(PREFACE.len() - *seen);
+            if bytes[..taken] != PREFACE[*seen..*seen + taken] {
+                self.state = State::Other;
+                return Ok(());
+            }
+            *seen += taken;
             bytes = &bytes[taken..];
+            if *seen == PREFACE.len() {
+                self.state = State::Frames(Heads::default());
+            }
+        }
+        let mut control = 0;
+        if let State::Frames(heads) = &mut self.state {
+            heads.read(bytes, |kind, length| match kind {
+                HEADERS => self.allowance.earn(FRAMES_PER_REQUEST),
+                DATA if length > 0 => self.allowance.earn(FRAMES_PER_DATA),
+                _ => control += 1,
+            });
         }
         let is_allowed = control == 0 || self.allowance.spend(control, Instant::now());
         is_allowed.then_some(()).ok_or(TooManyFrames)
     }
 
-    /// Bytes of answers went to the caller.
-    pub(super) fn wrote(&mut self, bytes: usize) {
-        self.allowance.earn(bytes as f32 / BYTES_PER_FRAME);
+    /// These bytes of answers went to the caller.
+    pub(super) fn wrote(&mut self, bytes: &[u8]) {
+        self.allowance.earn(bytes.len() as f32 / BYTES_PER_FRAME);
+        if !matches!(self.state, State::Other) {
+            self.sent.read(bytes, |_, _| {});
+        }
     }
 
-    /// A frame begins. Says whether it is one that has to be explained.
-    fn begin(&mut self, head: [u8; HEAD_BYTES]) -> bool {
-        let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
-        self.has_begun = true;
-        self.state = if length == 0 { State::Head([0; HEAD_BYTES], 0) } else { State::Payload(length) };
-        match head[3] {
-            HEADERS => self.allowance.earn(FRAMES_PER_REQUEST),
-            DATA if length > 0 => self.allowance.earn(FRAMES_PER_DATA),
-            _ => return true,
+    /// Whether a frame may be put behind what went to the caller: what hyper has begun is whole, its SETTINGS first of all.
+    pub(super) fn may_add(&self) -> bool {
+        self.protocol() == Protocol::Http2 && self.sent.is_between()
+    }
+}
+
+/// Finds the heads of the frames that go one way.
+#[derive(Debug, Default)]
+struct Heads {
+    /// Whether there was a whole one.
+    has_begun: bool,
+    head: [u8; HEAD_BYTES],
+    /// Bytes of the head that have come.
+    seen: usize,
+    /// Bytes of the payload that are to come.
+    payload: usize,
+    /// Whether the fields of a header section go on in the next frame, and nothing else may come between.
+    continues: bool,
+}
+
+impl Heads {
+    /// Reads on, and tells the kind and the length of each frame that begins.
+    fn read(&mut self, mut bytes: &[u8], mut begins: impl FnMut(u8, usize)) {
+        while !bytes.is_empty() {
+            let taken = if self.payload > 0 {
+                let taken = bytes.len().min(self.payload);
+                self.payload -= taken;
+                taken
+            } else {
+                let taken = bytes.len().min(HEAD_BYTES - self.seen);
+                self.head[self.seen..self.seen + taken].copy_from_slice(&bytes[..taken]);
+                self.seen += taken;
+                if self.seen == HEAD_BYTES {
+                    self.begin(&mut begins);
+                }
+                taken
+            };
+            bytes = &bytes[taken..];
         }
-        false
+    }
+
+    fn begin(&mut self, begins: &mut impl FnMut(u8, usize)) {
+        let [high, middle, low, kind, flags, ..] = self.head;
+        self.has_begun = true;
+        self.seen = 0;
+        self.payload = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
+        self.continues = matches!(kind, HEADERS | CONTINUATION) && flags & END_HEADERS == 0;
+        begins(kind, self.payload);
+    }
+
+    /// Whether another frame may come now, which is never the first.
+    fn is_between(&self) -> bool {
+        self.has_begun && self.seen == 0 && self.payload == 0 && !self.continues
     }
 }
 
@@ -180,6 +212,27 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_is_added_only_between_two_that_are_whole() {
+        let mut frames = begun();
+        assert_eq!(frames.read(&frame(0x4, 0)), Ok(()));
+        assert!(!frames.may_add(), "SETTINGS come first");
+        for byte in frame(0x4, 6) {
+            assert!(!frames.may_add());
+            frames.wrote(&[byte]);
+        }
+        assert!(frames.may_add());
+        // Without END_HEADERS, as `frame` sets no flag.
+        frames.wrote(&frame(HEADERS, 10));
+        assert!(!frames.may_add(), "the header section goes on");
+        let mut last = frame(CONTINUATION, 10);
+        last[4] = END_HEADERS;
+        frames.wrote(&last);
+        assert!(frames.may_add());
+        frames.wrote(&frame(DATA, 100)[..50]);
+        assert!(!frames.may_add());
+    }
+
+    #[test]
     fn requests_their_bodies_and_answers_explain_what_comes_with_them() {
         let mut frames = begun();
         for _ in 0..100_000 {
@@ -187,7 +240,7 @@ mod tests {
             assert_eq!(frames.read(&request), Ok(()));
         }
         for _ in 0..100_000 {
-            frames.wrote(4096);
+            frames.wrote(&frame(DATA, 4096 - HEAD_BYTES));
             assert_eq!(frames.read(&frame(0x8, 4).repeat(8)), Ok(()));
         }
     }

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::doors::Body;
 
-use super::http2_frames::{Http2Frames, Protocol};
+use super::http2_frames::{CALM_DOWN, Http2Frames, Protocol, TooManyFrames};
 
 /// How long an HTTP/1 head that has begun is waited for once no further request is wanted.
 const LAST_HEAD: Duration = Duration::from_secs(1);
@@ -268,20 +268,33 @@ pub(super) struct Noted<S> {
     stream: S,
     traffic: Arc<Traffic>,
     frames: Http2Frames,
+    /// Once the peer was told to calm down.
+    leaving: Option<Leaving>,
 }
+
+/// What is still read of a peer that was told to calm down, and thrown away: a connection closed on unread bytes is reset,
+/// and the peer might not get to see why.
+struct Leaving {
+    time: Pin<Box<Sleep>>,
+    bytes: usize,
+}
+
+/// How much that is at most.
+const LEAVING_TIME: Duration = Duration::from_secs(1);
+const LEAVING_BYTES: usize = 1024 * 1024;
 
 impl<S> Noted<S> {
     pub(super) fn new(stream: S, traffic: Arc<Traffic>) -> Self {
-        Self { stream, traffic, frames: Http2Frames::new(std::time::Instant::now()) }
+        Self { stream, traffic, frames: Http2Frames::new(std::time::Instant::now()), leaving: None }
     }
 
     pub(super) fn into_stream(self) -> S {
         self.stream
     }
 
-    fn read(&mut self, bytes: &[u8]) -> io::Result<()> {
+    fn look(&mut self, bytes: &[u8]) -> Result<(), TooManyFrames> {
         let before = self.frames.protocol();
-        self.frames.read(bytes).map_err(io::Error::other)?;
+        self.frames.read(bytes)?;
         match self.frames.protocol() {
             Protocol::Http2 if before == Protocol::Http2 => {}
             Protocol::Http2 => self.traffic.is_http2(),
@@ -290,30 +303,74 @@ impl<S> Noted<S> {
         Ok(())
     }
 
-    fn wrote(&mut self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        self.traffic.wrote(&result);
-        if let Poll::Ready(Ok(bytes)) = &result {
-            self.frames.wrote(*bytes);
+    fn wrote(&mut self, slices: &[io::IoSlice<'_>], result: &Poll<io::Result<usize>>) {
+        self.traffic.wrote(result);
+        let Poll::Ready(Ok(mut left)) = *result else { return };
+        for slice in slices {
+            let written = left.min(slice.len());
+            self.frames.wrote(&slice[..written]);
+            left -= written;
         }
-        result
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Noted<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> Noted<S> {
+    /// Tells the peer to calm down, and that nothing more will come. Says whether that could be done: a peer that does not
+    /// read is not waited for, and a frame that is partly written is not broken into.
+    fn calm_down(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.frames.may_add() {
+            return false;
+        }
+        let mut stream = Pin::new(&mut self.stream);
+        let written = stream.as_mut().poll_write(cx, &CALM_DOWN);
+        matches!(written, Poll::Ready(Ok(count)) if count == CALM_DOWN.len())
+            && stream.as_mut().poll_flush(cx).is_ready()
+            && stream.poll_shutdown(cx).is_ready()
+    }
+
+    /// Ready when the peer has gone or may send no more.
+    fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(leaving) = &mut self.leaving else { return Poll::Ready(()) };
+        let mut scratch = [0; 4096];
+        while leaving.bytes < LEAVING_BYTES {
+            let mut buffer = ReadBuf::new(&mut scratch);
+            match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => leaving.bytes += buffer.filled().len(),
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => return leaving.time.as_mut().poll(cx),
+            }
+        }
+        Poll::Ready(())
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Noted<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
-        if buffer.filled().len() > before {
-            self.read(&buffer.filled()[before..])?;
+        if self.leaving.is_none() {
+            let before = buffer.filled().len();
+            ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+            if buffer.filled().len() == before || self.look(&buffer.filled()[before..]).is_ok() {
+                return Poll::Ready(Ok(()));
+            }
+            buffer.set_filled(before);
+            if self.calm_down(cx) {
+                self.leaving = Some(Leaving { time: Box::pin(tokio::time::sleep(LEAVING_TIME)), bytes: 0 });
+            }
         }
-        Poll::Ready(Ok(()))
+        ready!(self.poll_left(cx));
+        Poll::Ready(Err(io::Error::other(TooManyFrames)))
     }
 }
 
+/// Once the peer was told that nothing more will come, what hyper still writes goes nowhere.
 impl<S: AsyncWrite + Unpin> AsyncWrite for Noted<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.leaving.is_some() {
+            return Poll::Ready(Ok(bytes.len()));
+        }
         let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.wrote(result)
+        self.wrote(&[io::IoSlice::new(bytes)], &result);
+        result
     }
 
     fn poll_write_vectored(
@@ -321,8 +378,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Noted<S> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.leaving.is_some() {
+            return Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()));
+        }
         let result = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.wrote(result)
+        self.wrote(slices, &result);
+        result
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -335,5 +396,66 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Noted<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+
+    const SETTINGS: [u8; 9] = [0, 0, 0, 0x4, 0, 0, 0, 0, 0];
+
+    /// What a peer gets that sends settings without end, which are answered with this until it is cut.
+    async fn answered_to_a_flood(room: usize, answer: &[u8]) -> (io::Error, Vec<u8>) {
+        let (mut peer, stream) = duplex(room);
+        let mut noted = Noted::new(stream, Traffic::new());
+        let flood = [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &SETTINGS.repeat(3000)].concat();
+        let flooding = async move {
+            let _cut = peer.write_all(&flood).await;
+            let mut answers = Vec::new();
+            let _ended = peer.read_to_end(&mut answers).await;
+            answers
+        };
+        let serving = async move {
+            let mut scratch = [0; 1024];
+            let mut answer = Some(answer);
+            loop {
+                match noted.read(&mut scratch).await {
+                    Ok(count) => assert!(count > 0),
+                    Err(error) => break error,
+                }
+                if noted.frames.protocol() == Protocol::Http2
+                    && let Some(answer) = answer.take()
+                {
+                    noted.write_all(answer).await.expect("there is room for it");
+                }
+            }
+        };
+        tokio::join!(serving, flooding)
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_floods_is_told_to_calm_down_and_then_left() {
+        let (error, answers) = answered_to_a_flood(64 * 1024, &SETTINGS).await;
+        assert_eq!(error.to_string(), TooManyFrames.to_string());
+        assert_eq!(answers, [&SETTINGS[..], &CALM_DOWN].concat());
+    }
+
+    #[tokio::test]
+    async fn a_frame_that_is_partly_written_is_not_broken_into() {
+        let begun = [&SETTINGS[..], &[0, 0, 200, 0, 0, 0, 0, 0, 1, 7]].concat();
+        let (error, answers) = answered_to_a_flood(64 * 1024, &begun).await;
+        assert_eq!(error.to_string(), TooManyFrames.to_string());
+        assert_eq!(answers, begun);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_does_not_read_is_not_waited_for() {
+        let whole = [&SETTINGS[..], &[0, 0, 238, 0, 0, 0, 0, 0, 1], &[7; 238]].concat();
+        let (error, answers) = answered_to_a_flood(whole.len(), &whole).await;
+        assert_eq!(error.to_string(), TooManyFrames.to_string());
+        assert_eq!(answers, whole);
     }
 }

@@ -211,6 +211,34 @@ async fn the_streams_of_a_connection_are_as_many_as_the_setting_says() {
 }
 
 #[tokio::test]
+async fn a_flood_of_http2_frames_that_carry_nothing_is_told_to_calm_down() {
+    const GOAWAY: u8 = 0x7;
+    const ENHANCE_YOUR_CALM: [u8; 4] = [0, 0, 0, 0xb];
+    let gateway = TestGateway::start().await;
+    let window = 1u32.to_be_bytes();
+    for (kind, payload) in [(0x4, &b""[..]), (0x6, b"pingping"), (0x8, &window), (0xfa, b"unknown")] {
+        let mut stream = soon(TcpStream::connect(gateway.control)).await.unwrap();
+        soon(stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")).await.unwrap();
+        let frame = [&[0, 0, payload.len() as u8, kind, 0, 0, 0, 0, 0], payload].concat();
+        let (mut reading, mut writing) = stream.split();
+        let mut answers = Vec::new();
+        let flood = frame.repeat(3000);
+        let (sent, read) =
+            soon(async { tokio::join!(writing.write_all(&flood), reading.read_to_end(&mut answers)) }).await;
+        sent.unwrap();
+        read.unwrap();
+        let mut last = (0, &[][..]);
+        let mut rest = &answers[..];
+        while let [high, middle, low, kind, _, _, _, _, _, after @ ..] = rest {
+            let (payload, after) = after.split_at(u32::from_be_bytes([0, *high, *middle, *low]) as usize);
+            (last, rest) = ((*kind, payload), after);
+        }
+        assert_eq!((last.0, &last.1[4..8]), (GOAWAY, &ENHANCE_YOUR_CALM[..]), "frames of kind {kind}");
+        assert!(rest.is_empty(), "{rest:?}");
+    }
+}
+
+#[tokio::test]
 async fn bodies_that_do_not_end_keep_out_nobody_but_their_sender() {
     let gateway = TestGateway::with(|config| {
         config.message_bytes_max = 100;
