@@ -70,14 +70,10 @@ pub(super) async fn batch(
     caller: Caller,
     request: proto::PushBatchRequest,
 ) -> Result<proto::PushBatchResponse, Wrong> {
-    let limit = gateway.rooms().config.batch_pushes_max;
     if request.pushes.is_empty() {
         return Err(Wrong::field("pushes", "there is no push in the batch".to_owned()));
     }
-    if request.pushes.len() > limit {
-        let problem = format!("{} pushes are over the limit of {limit}", request.pushes.len());
-        return Err(Wrong::field("pushes", problem));
-    }
+    check_count(request.pushes.len(), gateway.rooms().config.batch_pushes_max)?;
     let sent: Vec<_> = request.pushes.into_iter().map(|push| send(gateway, door, &caller.scope, push)).collect();
     let until = caller.into_wait();
     let mut results = Vec::with_capacity(sent.len());
@@ -88,6 +84,14 @@ pub(super) async fn batch(
         });
     }
     Ok(proto::PushBatchResponse { results })
+}
+
+/// Whether a batch may have so many pushes.
+pub(super) fn check_count(pushes: usize, limit: usize) -> Result<(), Wrong> {
+    if pushes <= limit {
+        return Ok(());
+    }
+    Err(Wrong::field("pushes", format!("{pushes} pushes are over the limit of {limit}")))
 }
 
 /// A push that was made, and what its caller asked to be told.

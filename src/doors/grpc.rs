@@ -1,5 +1,6 @@
 //! The gRPC door: `pushgate.v1.PushService`.
 
+mod batch;
 mod stream;
 
 use std::num::NonZeroU32;

@@ -61,6 +61,9 @@ type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 /// The method whose requests have no end.
 const PUSH_STREAM: &str = "/pushgate.v1.PushService/PushStream";
 
+/// The method whose requests are counted before they are decoded.
+const PUSH_BATCH: &str = "/pushgate.v1.PushService/PushBatch";
+
 /// Whether the path belongs to the gRPC push door.
 pub(super) fn is_grpc_push(path: &str) -> bool {
     is_of(path, SERVICE_NAME)
@@ -308,9 +311,16 @@ impl Service<Request<RequestBody>> for PushDoors {
         if !is_grpc_push(request.uri().path()) {
             return Box::pin(async move { Ok(json::push(&gateway, request).await) });
         }
-        let answer = self.grpc.call(request);
+        let answer = if request.uri().path() == PUSH_BATCH {
+            Either::Left(PushDoor::batch(gateway.clone(), request))
+        } else {
+            Either::Right(self.grpc.call(request))
+        };
         Box::pin(async move {
-            let response = answer.await?;
+            let response = match answer {
+                Either::Left(batch) => batch.await,
+                Either::Right(call) => call.await?,
+            };
             // Only a refusal has its status here; what was carried out has it in the trailers.
             let is_too_large =
                 Status::from_header_map(response.headers()).is_some_and(|status| grpc::is_too_large(&status));

@@ -7,10 +7,13 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use pushgate::proto::push_request::Payload;
 use pushgate::proto::push_result::Result as ResultOf;
-use pushgate::proto::{BroadcastRequest, DropReason, DropRequest, Level, PushBatchRequest, PushRequest};
+use pushgate::proto::{
+    BroadcastRequest, DropReason, DropRequest, Level, PushBatchRequest, PushBatchResponse, PushRequest,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
+use tonic::codec::CompressionEncoding;
 use tonic::{Code, Request};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
@@ -129,6 +132,37 @@ async fn a_batch_answers_in_order_and_one_mistake_does_not_stop_the_rest() {
         let status = soon(grpc.client.push_batch(batch)).await.unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument);
         assert_eq!(status.get_details_bad_request().unwrap().field_violations[0].field, "pushes");
+    }
+}
+
+/// A batch of empty pushes, two bytes each, without the memory of their structs.
+#[derive(Clone, PartialEq, prost::Message)]
+struct EmptyPushes {
+    #[prost(bytes = "bytes", repeated, tag = "1")]
+    pushes: Vec<Bytes>,
+}
+
+#[tokio::test]
+async fn a_batch_of_millions_is_refused_in_the_same_words_as_one_push_too_many() {
+    let gateway = TestGateway::start().await;
+    let channel = tonic::transport::Channel::from_shared(format!("http://{}", gateway.control)).unwrap();
+    let channel = soon(channel.connect()).await.unwrap();
+    for encoding in [None, Some(CompressionEncoding::Gzip), Some(CompressionEncoding::Zstd)] {
+        for count in [1001, 2_000_000] {
+            let mut grpc = tonic::client::Grpc::new(channel.clone());
+            if let Some(encoding) = encoding {
+                grpc = grpc.send_compressed(encoding);
+            }
+            soon(grpc.ready()).await.unwrap();
+            let codec = tonic_prost::ProstCodec::<_, PushBatchResponse>::default();
+            let batch = Request::new(EmptyPushes { pushes: vec![Bytes::new(); count] });
+            let path = http::uri::PathAndQuery::from_static("/pushgate.v1.PushService/PushBatch");
+            let status = soon(grpc.unary(batch, path, codec)).await.unwrap_err();
+            assert_eq!(status.code(), Code::InvalidArgument, "{encoding:?} {status:?}");
+            assert_eq!(status.message(), format!("{count} pushes are over the limit of 1000"));
+            let violations = status.get_details_bad_request().unwrap().field_violations;
+            assert_eq!((violations.len(), violations[0].field.as_str()), (1, "pushes"));
+        }
     }
 }
 
