@@ -160,9 +160,10 @@ settings! {
     message_bytes_max: usize = 256 * 1024;
     /// Bytes of one request at a push door. A larger one is answered 413 or RESOURCE_EXHAUSTED.
     request_bytes_max: usize = 4 * 1024 * 1024;
-    /// Bytes of requests whose bodies come in several pieces, while they come and are worked on; what would be more is answered
-    /// 503 or RESOURCE_EXHAUSTED. One caller has at most half of them, by its key, or by its address where it showed none. At
-    /// least twice `request_bytes_max`. A body that is there at once, as most are, and the messages of a PushStream do not count.
+    /// Bytes of requests whose bodies come in several pieces, while they come and are worked on, and of a PushStream's message
+    /// over 16 KiB while it comes. What would be more is answered 503 or RESOURCE_EXHAUSTED, which ends a PushStream. One caller has at most
+    /// half of them, by its key, or by its address where it showed none. At least twice `request_bytes_max`. A body or message
+    /// that is there at once, as most are, does not count.
     request_bodies_bytes_max: usize = 64 * 1024 * 1024;
     /// Pushes in one PushBatch. A larger batch is refused as a whole with INVALID_ARGUMENT or 400.
     batch_pushes_max: usize = 1000;

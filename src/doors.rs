@@ -9,7 +9,6 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use http_body_util::{Either, Full};
-use hyper::body::Incoming;
 use tonic::Code;
 
 use crate::config;
@@ -19,7 +18,7 @@ use crate::metrics::PushResult;
 pub(crate) type Body = tonic::body::Body;
 
 /// The body of a request at a push door: whole and within `request_bytes_max`, or of a stream as it comes.
-pub(crate) type RequestBody = Either<Full<Bytes>, Incoming>;
+pub(crate) type RequestBody = Either<Full<Bytes>, Body>;
 
 /// Why a request at a push door is turned away before the door reads it. Each door says it in its own words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

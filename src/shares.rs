@@ -72,6 +72,9 @@ impl Shares {
 impl Share {
     /// Takes so much more.
     pub(crate) fn take(&mut self, more: usize) -> Result<(), NoneLeft> {
+        if more == 0 {
+            return Ok(());
+        }
         let mut taken = self.shares.lock();
         let own = taken.by_payer.get(&self.payer).copied().unwrap_or_default();
         let most = self.shares.most_for(&self.payer);
@@ -86,21 +89,32 @@ impl Share {
         self.taken += more;
         Ok(())
     }
-}
 
-impl Drop for Share {
-    fn drop(&mut self) {
-        if self.taken == 0 {
+    /// Takes more or gives back, so as to have just so much.
+    pub(crate) fn hold(&mut self, much: usize) -> Result<(), NoneLeft> {
+        self.give_back(self.taken.saturating_sub(much));
+        self.take(much.saturating_sub(self.taken))
+    }
+
+    fn give_back(&mut self, less: usize) {
+        if less == 0 {
             return;
         }
+        self.taken -= less;
         let mut taken = self.shares.lock();
-        taken.all -= self.taken;
+        taken.all -= less;
         if let Some(own) = taken.by_payer.get_mut(&self.payer) {
-            *own -= self.taken;
+            *own -= less;
             if *own == 0 {
                 taken.by_payer.remove(&self.payer);
             }
         }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.give_back(self.taken);
     }
 }
 
@@ -123,6 +137,16 @@ mod tests {
         drop((second, other));
         let taken = shares.lock();
         assert_eq!((taken.all, taken.by_payer.len()), (0, 0));
+    }
+
+    #[test]
+    fn what_is_held_grows_and_shrinks() {
+        let shares = Shares::new(100);
+        let mut share = shares.share(Payer::Key("a".into()));
+        for (much, held, taken) in [(30, Ok(()), 30), (50, Ok(()), 50), (51, Err(NoneLeft), 50), (7, Ok(()), 7)] {
+            assert_eq!((share.hold(much), shares.taken()), (held, taken));
+        }
+        assert_eq!((share.hold(0), shares.taken(), shares.lock().by_payer.len()), (Ok(()), 0, 0));
     }
 
     #[test]

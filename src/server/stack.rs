@@ -212,7 +212,14 @@ where
                     scope = scope.paid_by(Payer::Address(peer.ip().to_canonical()));
                 }
                 let mut share = guard.bodies.share(scope.payer().clone());
-                let mut request = guard.read(request, &mut share).await?;
+                let mut request = if request.uri().path() == PUSH_STREAM {
+                    // Has no size and no end; what is counted is the message that is coming.
+                    let share = guard.bodies.share(scope.payer().clone());
+                    let gateway = guard.gateway.clone();
+                    request.map(|body| Either::Right(Body::new(bodies::Messages::new(body, share, gateway))))
+                } else {
+                    guard.read(request, &mut share).await?
+                };
                 let extensions = request.extensions_mut();
                 extensions.insert(scope);
                 extensions.insert(WaitUntil(started_at + deadline - deadline / WAIT_MARGIN));
@@ -250,13 +257,9 @@ impl<S> Guard<S> {
         })
     }
 
-    /// The request with its whole body, which a stream alone has not.
+    /// The request with its whole body.
     async fn read(&self, request: Request<Incoming>, share: &mut Share) -> Result<Request<RequestBody>, Refusal> {
         let path = request.uri().path();
-        if path == PUSH_STREAM {
-            // Has no size of its own; there the limit holds for each message.
-            return Ok(request.map(Either::Right));
-        }
         // gRPC has a header of its own for that, and knows some.
         if !is_grpc_push(path) && is_encoded(request.headers()) {
             return Err(Refusal::Encoded);

@@ -35,6 +35,62 @@ async fn over_http2(gateway: &TestGateway, request: http::request::Builder, body
     (head.status.as_u16(), grpc_status, String::from_utf8_lossy(&body.to_bytes()).into_owned())
 }
 
+/// A connection that opens streams of pushes whose bytes the test cuts as it likes.
+struct Streams {
+    url: String,
+    requests: h2::client::SendRequest<Bytes>,
+}
+
+struct RawStream {
+    body: h2::SendStream<Bytes>,
+    answer: Option<h2::client::ResponseFuture>,
+    results: Option<h2::RecvStream>,
+}
+
+async fn open_stream(gateway: &TestGateway, stream: TcpStream) -> Streams {
+    let (requests, connection) = soon(h2::client::handshake(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let url = format!("http://{}/pushgate.v1.PushService/PushStream", gateway.control);
+    Streams { url, requests: soon(requests.ready()).await.unwrap() }
+}
+
+impl Streams {
+    fn stream(&mut self, bytes: &[u8]) -> RawStream {
+        let request = http::Request::post(&self.url).version(http::Version::HTTP_2).header("te", "trailers");
+        let request = request.header("content-type", "application/grpc").body(()).unwrap();
+        let (answer, body) = self.requests.send_request(request, false).unwrap();
+        let mut stream = RawStream { body, answer: Some(answer), results: None };
+        stream.send(bytes);
+        stream
+    }
+}
+
+impl RawStream {
+    fn send(&mut self, bytes: &[u8]) {
+        self.body.send_data(Bytes::copy_from_slice(bytes), false).unwrap();
+    }
+
+    async fn results(&mut self) -> &mut h2::RecvStream {
+        if let Some(answer) = self.answer.take() {
+            self.results = Some(soon(answer).await.unwrap().into_body());
+        }
+        self.results.as_mut().unwrap()
+    }
+
+    async fn next_result(&mut self) {
+        assert!(soon(self.results().await.data()).await.expect("a result").is_ok());
+    }
+
+    /// The status and its message.
+    async fn end(&mut self) -> (String, String) {
+        let results = self.results().await;
+        assert!(soon(results.data()).await.is_none());
+        let trailers = soon(results.trailers()).await.unwrap().unwrap();
+        let text = |name: &str| trailers[name].to_str().unwrap().replace("%20", " ");
+        (text("grpc-status"), text("grpc-message"))
+    }
+}
+
 fn grpc_paths() -> [(&'static str, Vec<u8>); 4] {
     [
         ("/pushgate.v1.PushService/Push", framed(&push_request("ann", "mail", "m"))),
@@ -208,6 +264,49 @@ async fn the_streams_of_a_connection_are_as_many_as_the_setting_says() {
         let told = settings.chunks(6).find(|setting| setting[..2] == [0, 3]).unwrap();
         assert_eq!(told[2..], u32::try_from(streams_max).unwrap().to_be_bytes());
     }
+}
+
+#[tokio::test]
+async fn the_unfinished_messages_of_streams_keep_out_nobody_but_their_sender() {
+    let gateway = TestGateway::with(|config| {
+        config.message_bytes_max = 49_000;
+        config.request_bytes_max = 50_000;
+        config.request_bodies_bytes_max = 100_000;
+    })
+    .await;
+    let large = framed(&PushStreamRequest {
+        push: Some(push_request("ann", "mail", &"m".repeat(40_000))),
+        ..PushStreamRequest::default()
+    });
+    let small =
+        framed(&PushStreamRequest { push: Some(push_request("ann", "mail", "m")), ..PushStreamRequest::default() });
+    let (most, rest) = large.split_at(30_000);
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, 2], 0).into()).unwrap();
+    let elsewhere = soon(socket.connect(gateway.control)).await.unwrap();
+    let here = soon(TcpStream::connect(gateway.control)).await.unwrap();
+    let (mut first, mut second) = (open_stream(&gateway, here).await, open_stream(&gateway, elsewhere).await);
+
+    let mut slow = first.stream(&[&small, most].concat());
+    slow.next_result().await;
+    let mut refused = first.stream(&[&small, most].concat());
+    refused.next_result().await;
+    assert_eq!(
+        refused.end().await,
+        ("8".to_owned(), "too many bytes of requests are in hand, try again later".to_owned())
+    );
+    let mut of_small = first.stream(&small[..10]);
+    of_small.send(&small[10..]);
+    of_small.next_result().await;
+    let mut of_another = second.stream(most);
+    of_another.send(rest);
+    of_another.next_result().await;
+
+    slow.send(rest);
+    slow.next_result().await;
+    let mut next = first.stream(most);
+    next.send(rest);
+    next.next_result().await;
 }
 
 #[tokio::test]
