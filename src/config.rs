@@ -172,7 +172,8 @@ settings! {
     /// counted.
     push_concurrency_max: usize = 1024;
     /// Calls open at one time on one HTTP/2 connection; a caller's further ones wait on its side. A unary push that waits
-    /// for more than acceptance holds one while it waits.
+    /// for more than acceptance holds one while it waits. 32 of them may be for what needs no key, such as `/metrics`; a
+    /// further one is answered 503 or RESOURCE_EXHAUSTED.
     http2_streams_max: usize = 1000;
     /// Pushes that wait for more than acceptance at one time; a further one is answered 503 or RESOURCE_EXHAUSTED at once.
     /// One caller has at most half of them, by its key, or by its address where it showed none. Each keeps a few dozen bytes

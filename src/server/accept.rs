@@ -23,7 +23,7 @@ use crate::connection::Transport;
 use crate::metrics::{ListenerLabels, Metrics, RefusedLabels, RefusedReason, set};
 
 use super::places::{Found, NoPlace, Places};
-use super::route::{Router, Serves};
+use super::route::{Router, Serves, too_many_keyless};
 use super::socket::{Accepted, Socket};
 use super::traffic::{Answered, Due, Noted, Timeouts, Traffic};
 
@@ -199,9 +199,17 @@ impl Http {
         S: Transport,
     {
         let service = service_fn(|request| {
-            let in_hand = traffic.begin();
-            let answer = self.router.clone().route::<S>(serves, request, peer);
-            async { Ok::<_, std::convert::Infallible>(answer.await.map(|body| Answered::new(body, in_hand))) }
+            let mut in_hand = traffic.begin();
+            let is_refused = self.router.needs_no_key(&request) && !in_hand.keyless();
+            let router = self.router.clone();
+            async move {
+                let answer = if is_refused {
+                    too_many_keyless(&request)
+                } else {
+                    router.route::<S>(serves, request, peer).await
+                };
+                Ok::<_, std::convert::Infallible>(answer.map(|body| Answered::new(body, in_hand)))
+            }
         });
         let io = TokioIo::new(Noted::new(stream, traffic.clone()));
         match serves {

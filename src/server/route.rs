@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, VARY};
+use http::header::{ALLOW, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, RETRY_AFTER, VARY};
 use http::uri::Authority;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::Full;
@@ -15,6 +15,7 @@ use tonic_health::pb::health_server::HealthServer;
 use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceExt};
 
+use crate::config;
 use crate::connection::Transport;
 use crate::doors::websocket::WebSocketDoor;
 use crate::doors::{Body, empty, grpc, json, text, try_later};
@@ -63,6 +64,7 @@ pub(super) struct Router {
 }
 
 const HEALTH: &str = "grpc.health.v1.Health";
+const HEALTH_WATCH: &str = "/grpc.health.v1.Health/Watch";
 const REFLECTION_V1: &str = "grpc.reflection.v1.ServerReflection";
 const REFLECTION_V1ALPHA: &str = "grpc.reflection.v1alpha.ServerReflection";
 
@@ -101,8 +103,7 @@ impl Router {
             let is_probe = config.listen_health && matches!(path, "/healthz" | "/readyz");
             return if is_probe { self.look(&request) } else { not_found(&request) };
         }
-        let is_json_push =
-            path.strip_prefix(&config.push_path).is_some_and(|rest| rest.is_empty() || rest == json::BATCH);
+        let is_json_push = is_json_push(&config.push_path, path);
         if is_json_push && request.method() != Method::POST {
             // Before authorization, as the replaced service had it.
             return json::method_not_allowed(json::Mode::asked(config, &request));
@@ -123,6 +124,13 @@ impl Router {
             _ if is_of(path, REFLECTION_V1ALPHA) => call(self.reflection.v1alpha.clone(), request).await,
             _ => not_found(&request),
         }
+    }
+
+    /// Whether anybody may ask for it, and the answer has an end or is large. A watched health has neither.
+    pub(super) fn needs_no_key<B>(&self, request: &Request<B>) -> bool {
+        let config = &self.gateway.rooms().config;
+        let path = request.uri().path();
+        !(is_json_push(&config.push_path, path) || is_grpc_push(path) || path == config.ws_path || path == HEALTH_WATCH)
     }
 
     /// What a person, a probe or a scraper looks at.
@@ -153,6 +161,24 @@ impl Router {
             _ => not_found(request),
         }
     }
+}
+
+fn is_json_push(push_path: &str, path: &str) -> bool {
+    path.strip_prefix(push_path).is_some_and(|rest| rest.is_empty() || rest == json::BATCH)
+}
+
+/// The answer to a request that needs no key where a connection has as many of them in hand as it may have. Without a body,
+/// which would be one more answer that is not read.
+pub(super) fn too_many_keyless<B>(request: &Request<B>) -> Response<Body> {
+    if grpc::not_a_call(request).is_none() {
+        return tonic::Status::resource_exhausted(
+            "too many calls of this connection are open, read their answers first",
+        )
+        .into_http();
+    }
+    let mut response = empty(StatusCode::SERVICE_UNAVAILABLE);
+    response.headers_mut().insert(RETRY_AFTER, config::RETRY_AFTER.as_secs().into());
+    response
 }
 
 /// RFC 9112 section 3.2: a request of HTTP/1.1 says once which host it is for. Older ones need not, and HTTP/2 says it in

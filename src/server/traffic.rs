@@ -20,6 +20,10 @@ use super::http2_frames::{CALM_DOWN, Http2Frames, Protocol, TooManyFrames};
 /// How long an HTTP/1 head that has begun is waited for once no further request is wanted.
 const LAST_HEAD: Duration = Duration::from_secs(1);
 
+/// Requests of one connection in hand at one time that anybody may make. Each may be an answer of some ten thousand bytes
+/// that its caller does not read; a prober or a scraper has one or two.
+pub(super) const KEYLESS_MAX: usize = 32;
+
 /// How long a connection may take.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Timeouts {
@@ -54,6 +58,8 @@ struct State {
     has_asked: bool,
     /// Requests begun whose answers hyper does not have whole yet.
     in_hand: usize,
+    /// Those of them that need no key.
+    keyless: usize,
     /// When the last of them ended, or the connection began.
     idle_since: Instant,
     /// When the head that is being waited for began. A new connection owes one.
@@ -77,6 +83,7 @@ impl Traffic {
             is_finishing: false,
             has_asked: false,
             in_hand: 0,
+            keyless: 0,
             idle_since: now,
             head_since: Some(now),
             blocked_since: None,
@@ -97,7 +104,7 @@ impl Traffic {
         state.in_hand += 1;
         state.has_asked = true;
         state.head_since = None;
-        InHand { traffic: self.clone(), is_answered: false }
+        InHand { traffic: self.clone(), is_answered: false, is_keyless: false }
     }
 
     /// Whether there was a request ever, and since when none is in hand, whatever else the peer sends.
@@ -197,9 +204,22 @@ pub(super) struct InHand {
     traffic: Arc<Traffic>,
     /// Whether its whole answer waits for the peer.
     is_answered: bool,
+    /// Whether it counts as one that needs no key.
+    is_keyless: bool,
 }
 
 impl InHand {
+    /// Counts it as one that needs no key. Says whether there may be one more.
+    pub(super) fn keyless(&mut self) -> bool {
+        let mut state = self.traffic.lock();
+        if state.keyless == KEYLESS_MAX {
+            return false;
+        }
+        state.keyless += 1;
+        self.is_keyless = true;
+        true
+    }
+
     /// The whole answer is there.
     fn answered(&mut self) {
         self.is_answered = true;
@@ -216,6 +236,7 @@ impl Drop for InHand {
         let mut state = self.traffic.lock();
         let now = Instant::now();
         state.in_hand -= 1;
+        state.keyless -= usize::from(self.is_keyless);
         state.idle_since = now;
         if self.is_answered {
             state.unread -= 1;

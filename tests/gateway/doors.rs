@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use http::Method;
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -335,6 +336,44 @@ async fn a_flood_of_http2_frames_that_carry_nothing_is_told_to_calm_down() {
         assert_eq!((last.0, &last.1[4..8]), (GOAWAY, &ENHANCE_YOUR_CALM[..]), "frames of kind {kind}");
         assert!(rest.is_empty(), "{rest:?}");
     }
+}
+
+#[tokio::test]
+async fn a_connection_has_a_few_answers_unread_that_need_no_key() {
+    const KEYLESS_MAX: usize = 32;
+    let gateway = TestGateway::start().await;
+    let stream = soon(TcpStream::connect(gateway.control)).await.unwrap();
+    let (requests, mut connection) =
+        soon(h2::client::Builder::new().initial_window_size(0).handshake(stream)).await.unwrap();
+    connection.set_target_window_size(65_535);
+    tokio::spawn(connection);
+    let mut requests: h2::client::SendRequest<Bytes> = soon(requests.ready()).await.unwrap();
+    let mut ask = |method, path: &str, kind: &str| {
+        let request = http::Request::builder().method(method).uri(format!("http://{}{path}", gateway.control));
+        let request = request.version(http::Version::HTTP_2).header("content-type", kind);
+        requests.send_request(request.body(()).unwrap(), true).unwrap().0
+    };
+    let mut unread = Vec::new();
+    for path in ["/metrics", "/healthz", "/pushgate.js", "/nowhere"].iter().cycle().take(KEYLESS_MAX) {
+        let answer = soon(ask(Method::GET, path, "text/plain")).await.unwrap();
+        assert_ne!(answer.status(), 503, "{path}");
+        unread.push(answer);
+    }
+    for path in ["/readyz", "/metrics"] {
+        let answer = soon(ask(Method::GET, path, "text/plain")).await.unwrap();
+        assert_eq!((answer.status().as_u16(), &answer.headers()["retry-after"]), (503, &"5".parse().unwrap()));
+        assert!(answer.body().is_end_stream(), "it leaves nothing to read");
+    }
+    let check = soon(ask(Method::POST, "/grpc.health.v1.Health/Check", "application/grpc")).await.unwrap();
+    assert_eq!(check.headers()["grpc-status"], "8", "RESOURCE_EXHAUSTED");
+    let push = soon(ask(Method::POST, "/push", "application/json")).await.unwrap();
+    assert_eq!(push.status(), 400, "what may need a key is not counted");
+    assert_eq!(gateway.get("/readyz").await.status, 200, "another connection has its own");
+
+    drop(unread.pop());
+    let answers_again =
+        async { while soon(ask(Method::GET, "/readyz", "text/plain")).await.unwrap().status() == 503 {} };
+    soon(answers_again).await;
 }
 
 #[tokio::test]
