@@ -342,6 +342,10 @@ impl Config {
             }
         };
         require(!self.log.trim().is_empty(), "log", "must not be empty; leave it out for info");
+        for (name, address) in [("listen", Some(&self.listen)), ("control_listen", self.control_listen.as_ref())] {
+            let expected = "must be a path that a socket can have, on Linux of at most 107 bytes";
+            require(address.is_none_or(Address::can_be_bound), name, expected);
+        }
         for (name, path) in [("ws_path", &self.ws_path), ("push_path", &self.push_path)] {
             let plain = path.starts_with('/')
                 && !path.starts_with("//")
@@ -609,6 +613,14 @@ mod tests {
             .is_empty(),
             "push doors that only this machine reaches need no keys"
         );
+    }
+
+    #[test]
+    fn a_socket_has_a_path_that_the_system_has_room_for() {
+        let path = |bytes: usize| Address::Unix(format!("/{}", "x".repeat(bytes - 1)).into());
+        assert!(mistaken(|config| config.listen = path(107)).is_empty());
+        assert_eq!(mistaken(|config| config.listen = path(108)), ["listen"]);
+        assert_eq!(mistaken(|config| config.control_listen = Some(path(108))), ["control_listen"]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::net::SocketAddr as UnixAddress;
 use std::path::PathBuf;
 
 /// Where a gateway listens.
@@ -24,6 +25,14 @@ impl Address {
             ("localhost", port) => Some((Ipv4Addr::LOCALHOST, port.parse().ok()?).into()),
             ("", port) => Some((Ipv6Addr::UNSPECIFIED, port.parse().ok()?).into()),
             _ => text.parse().ok().map(Self::Tcp),
+        }
+    }
+
+    /// Whether the system can have a socket there: it keeps the path in a field of fixed size.
+    pub(super) fn can_be_bound(&self) -> bool {
+        match self {
+            Self::Tcp(_) => true,
+            Self::Unix(path) => UnixAddress::from_pathname(path).is_ok(),
         }
     }
 

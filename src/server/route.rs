@@ -195,7 +195,14 @@ fn check_host<B>(request: &Request<B>) -> Result<(), &'static str> {
 
 /// Whether it is a host with or without a port, or nothing, which stands for none.
 fn is_host(value: &HeaderValue) -> bool {
-    value.is_empty() || Authority::try_from(value.as_bytes()).is_ok_and(|host| !host.as_str().contains('@'))
+    value.is_empty() || Authority::try_from(value.as_bytes()).is_ok_and(|authority| is_host_and_port(&authority))
+}
+
+fn is_host_and_port(authority: &Authority) -> bool {
+    let text = authority.as_str();
+    // RFC 3986 section 3.2.3 lets a port be empty.
+    let is_port = |port: &str| port.is_empty() || port.parse::<u16>().is_ok();
+    !text.contains('@') && text[authority.host().len()..].strip_prefix(':').is_none_or(is_port)
 }
 
 fn is_look<B>(request: &Request<B>) -> bool {

@@ -154,8 +154,12 @@ fn a_wrong_config_names_all_mistakes_and_exits_with_64() {
 }
 
 #[test]
-fn check_config_reads_the_files_that_the_config_names() {
+fn check_config_finds_what_serve_would_stop_at() {
     assert_eq!(stdout(&run(&["check-config"])), "the configuration is good\n");
+    let long = format!("unix:/{}", "x".repeat(107));
+    let too_long = run(&["check-config", "--listen", &long]);
+    assert_eq!(too_long.status.code(), Some(64));
+    assert!(stderr(&too_long).contains("at most 107 bytes"), "{too_long:?}");
     let missing = run(&["check-config", "--tokens-file", "/no/such/file"]);
     assert_eq!(missing.status.code(), Some(64));
     let told = "tokens_file (flag --tokens-file): cannot read /no/such/file\n  because: ";
