@@ -340,7 +340,9 @@ impl<S: Transport> Socket<S> {
             Some(Ok(Message::Close(frame))) => {
                 self.has_closed = true;
                 self.is_done = frame.is_some_and(|frame| frame.code == CloseCode::Normal);
-                // The next read does not read: it hands over the answer to the close frame.
+                // The next read does not read: it hands over the answer to the close frame. tungstenite answers 1014, which was
+                // assigned after RFC 6455, with 1002, and has put that into the frame already; to see the client's own code,
+                // each connection would have to unmask what it reads a second time.
                 let _answered = Pin::new(&mut self.websocket).poll_next(cx);
                 Received::End(CloseReason::ClientClosed)
             }
@@ -390,6 +392,7 @@ impl<S: Transport> Socket<S> {
 fn reason(error: &Error) -> CloseReason {
     match error {
         Error::Capacity(CapacityError::MessageTooLong { .. }) => CloseReason::TooBig,
+        // tungstenite looks at whole frames, so bad text within one is refused at its end, or at `client_frame_bytes_max`.
         Error::Utf8(_) => CloseReason::NotUtf8,
         Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => CloseReason::Reset,
         Error::Protocol(_) | Error::Capacity(_) => CloseReason::ProtocolError,

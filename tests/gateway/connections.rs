@@ -275,7 +275,12 @@ async fn a_broken_protocol_is_closed_with_its_code() {
     let unmasked = [0x81, 2, b'h', b'i'].to_vec();
     let reserved_opcode = masked(3, b"");
     let not_utf8 = masked(1, &[0xff, 0xfe]);
-    for (frame, code) in [(unmasked, 1002), (reserved_opcode, 1002), (not_utf8, 1007)] {
+    // Refused before the message has ended.
+    let not_utf8_yet = masked_fragment(1, &[b'a', 0xf4, 0x90]);
+    let not_utf8_then = [masked_fragment(1, &[0xf4]), masked_fragment(0, &[0x90])].concat();
+    for (frame, code) in
+        [(unmasked, 1002), (reserved_opcode, 1002), (not_utf8, 1007), (not_utf8_yet, 1007), (not_utf8_then, 1007)]
+    {
         let mut stream = soon(TcpStream::connect(gateway.clients)).await.unwrap();
         soon(stream.write_all(&[UPGRADE.as_bytes(), &frame].concat())).await.unwrap();
         assert_eq!(read_answer(&mut stream).await.status, 101);

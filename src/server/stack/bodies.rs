@@ -17,6 +17,8 @@ pub(super) async fn read(mut body: Incoming, limit_bytes: usize, share: &mut Sha
     // Copied, so that a body in tiny pieces takes no more than its bytes.
     let mut whole = BytesMut::new();
     while let Some(frame) = body.frame().await {
+        // Trailers are passed over. h2 drops pseudo-headers in them where RFC 9113 section 8.1 has it refuse the request, and
+        // does not tell of them.
         let Ok(data) = frame.map_err(|_| Refusal::BrokenOff)?.into_data() else { continue };
         if data.len() > limit_bytes - whole.len() {
             return Err(Refusal::TooLarge { limit_bytes });
