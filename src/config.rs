@@ -138,13 +138,16 @@ settings! {
 
     /// Bytes of one connection that the kernel holds unsent or unacknowledged (`SO_SNDBUF`; Linux counts its own overhead on
     /// top, up to as much again). Without it Linux lets each client that does not read pile up 4 MiB, outside of
-    /// `outbox_bytes_max`. It also bounds how fast one client can be: so much in a round trip. 0 leaves it to the kernel.
+    /// `outbox_bytes_max`. More waits in the client's own outbox. It also bounds how fast one client can be: so much in a round
+    /// trip. 0 leaves it to the kernel.
     socket_send_bytes_max: usize = 128 * 1024;
     /// Bytes of one connection that the kernel takes before it has sent them (`TCP_NOTSENT_LOWAT`): what is past it waits in
-    /// the outbox, where it can still expire, be overtaken or be superseded, and does not count as written.
+    /// the outbox, where it can still expire, be overtaken or be superseded, does not count as written, and takes the room of
+    /// later messages to the same client.
     socket_unsent_bytes_max: usize = 32 * 1024;
-    /// How long the kernel waits for a peer to acknowledge what was sent, or to take more (`TCP_USER_TIMEOUT`). It also
-    /// bounds how long the kernel keeps what was sent to a peer that is gone after the gateway has closed the connection.
+    /// How long the kernel waits for a peer to acknowledge what was sent, or to take more (`TCP_USER_TIMEOUT`). After it, the
+    /// kernel ends the connection; what was on its way is lost, unless a session's client comes back for it. It also bounds
+    /// how long the kernel keeps what was sent to a peer that is gone after the gateway has closed the connection.
     socket_timeout: Duration = Duration::from_secs(30);
 
     /// Bytes of one message from a client. A larger one closes the connection with 1009. Twice what the longest token needs.
@@ -156,14 +159,15 @@ settings! {
     /// to the client allows one more, its acknowledgement. A client over it is closed with 1008: otherwise one client's pings,
     /// empty fragments or refused binds could keep a core busy.
     client_frames_per_second_max: u32 = 100;
-    /// Bytes of one pushed message. A larger one is answered 413 or INVALID_ARGUMENT.
+    /// Bytes of one pushed message. A larger one is answered 413 or INVALID_ARGUMENT, and nobody gets it.
     message_bytes_max: usize = 256 * 1024;
-    /// Bytes of one request at a push door. A larger one is answered 413 or RESOURCE_EXHAUSTED.
+    /// Bytes of one request at a push door, or of one message of a PushStream. A larger one is answered 413 or
+    /// RESOURCE_EXHAUSTED, which ends a PushStream.
     request_bytes_max: usize = 4 * 1024 * 1024;
     /// Bytes of requests whose bodies come in several pieces, while they come and are worked on, and of a PushStream's message
-    /// over 16 KiB while it comes. What would be more is answered 503 or RESOURCE_EXHAUSTED, which ends a PushStream. One caller has at most
-    /// half of them, by its key, or by its address where it showed none. At least twice `request_bytes_max`. A body or message
-    /// that is there at once, as most are, does not count.
+    /// over 16 KiB while it comes. What would be more is answered 503 or RESOURCE_EXHAUSTED, which ends a PushStream. One caller
+    /// has at most half of them, by its key, or by its address where it showed none. At least twice `request_bytes_max`. A body
+    /// or message that is there at once, as most are, does not count.
     request_bodies_bytes_max: usize = 64 * 1024 * 1024;
     /// Pushes in one PushBatch. A larger batch is refused as a whole with INVALID_ARGUMENT or 400.
     batch_pushes_max: usize = 1000;
@@ -180,13 +184,13 @@ settings! {
     /// for every connection it matched.
     waiting_pushes_max: usize = 10_000;
     /// How long a push with an idempotency key is remembered, so that the same again is told of the first, and another push
-    /// under the same key is refused.
+    /// under the same key is refused. After it, a caller that repeats the push sends it a second time.
     idempotency_window: Duration = Duration::from_secs(300);
-    /// Pushes with an idempotency key that are remembered. For a further one the oldest is forgotten before its time, which
-    /// `pushgate_idempotency_keys_forgotten_total` counts.
+    /// Pushes with an idempotency key that are remembered. For a further one the oldest is forgotten before its time, whoever
+    /// made it, which `pushgate_idempotency_keys_forgotten_total` counts: repeated after that, it is sent a second time.
     idempotency_keys_max: usize = 100_000;
-    /// Bytes of memory that they take, about a thousand for each and a few dozen more for every connection it matched. The
-    /// oldest are forgotten for more, but never the latest.
+    /// Bytes of memory that they take, about a thousand for each and a few dozen more for every connection it matched. For
+    /// more, the oldest are forgotten in the same way, but never the latest.
     idempotency_bytes_max: usize = 128 * 1024 * 1024;
     /// What happens to a message whose outbox is full: "disconnect", "drop_newest", "drop_oldest" or "conflate". A push
     /// may say otherwise.
@@ -201,8 +205,8 @@ settings! {
     outbox_bytes_max: usize = 1024 * 1024;
 
     /// How long the journal keeps a message for a session's return, a session without a connection, and a message with a
-    /// time to live that nobody was bound to get. Long enough to survive a lift, a tunnel or a
-    /// change of networks.
+    /// time to live that nobody was bound to get. After it, the message is lost, and a session that comes back is told to begin
+    /// anew. Long enough to survive a lift, a tunnel or a change of networks.
     journal_age: Duration = Duration::from_secs(300);
     /// Messages that the journal keeps for one user, over all of its sessions. For a further one the oldest of the same
     /// session goes, which the client is told as a gap; without one, the message is not kept.
@@ -213,17 +217,19 @@ settings! {
     /// The same for all users together. When it is full, a session can make room only from its own messages, so that others'
     /// new messages are not kept.
     journal_total_bytes_max: usize = 256 * 1024 * 1024;
-    /// Sessions without a connection that may come back. For a further one, the one that is away for longest is given
-    /// up. Each costs about a KiB, and what the journal keeps for it.
+    /// Sessions without a connection that may come back. For a further one, the one that is away for longest is given up,
+    /// whosever it is: what is kept for it is lost, and its client is told so when it comes back. Each costs about a KiB, and
+    /// what the journal keeps for it.
     sessions_away_max: usize = 100_000;
-    /// The same for one user, whose own session that is away for longest is given up.
+    /// The same for one user. For a further one, the user's own session that is away for longest is given up.
     sessions_away_per_user_max: usize = 16;
     /// On a shutdown, each client of the session protocol is told to come back after a delay of its own, drawn between
     /// nothing and this.
     reconnect_spread: Duration = Duration::from_secs(10);
 
     /// How long a client may take to bind after the upgrade, token check included. After it, the client is closed with 4408. The
-    /// checks of later tokens have as long, and so has the journal to hand over what is held for the bind.
+    /// checks of later tokens have as long, and so has the journal to hand over what is held for the bind; a client for whom
+    /// they take longer is closed in the same way.
     bind_timeout: Duration = Duration::from_secs(10);
     /// A quiet connection is pinged after this long. Below the idle timeouts of common proxies (60 s and up), and often
     /// enough to keep phones' network address translation open.
@@ -234,20 +240,25 @@ settings! {
     /// How long a client may take no byte while something waits to be written. After it, the connection is closed.
     write_timeout: Duration = Duration::from_secs(10);
     /// How long the gateway waits for a client to take the close frame and go, and before that, where a session's client
-    /// has got a part of a message, for it to take the rest.
+    /// has got a part of a message, for it to take the rest. After it, the connection is ended all the same, and what the client
+    /// has not read may be lost to it.
     close_timeout: Duration = Duration::from_secs(5);
     /// How long the head of an HTTP request may take once it has begun, how long a new connection may take to send its first,
     /// and how long a peer may take no byte of an answer. After it, the connection is closed.
     http_header_timeout: Duration = Duration::from_secs(10);
     /// How long an HTTP connection without a request in hand is kept. Longer than common proxies keep an idle connection to
-    /// what is behind them (60 s), so that it is they who close it, and no request meets a closed one.
+    /// what is behind them (60 s), so that it is they who close it, and no request meets a closed one. After it, the connection
+    /// is closed.
     http_idle_timeout: Duration = Duration::from_secs(75);
-    /// How long a request at a push door may take, body included; a gRPC deadline that is shorter holds instead.
+    /// How long a request at a push door may take, body included; a gRPC deadline that is shorter holds instead. After it, the
+    /// caller is answered 408 or DEADLINE_EXCEEDED, and what was sent by then stays sent. One that waits for more than
+    /// acceptance is answered shortly before, with what is known.
     request_timeout: Duration = Duration::from_secs(10);
     /// How long a gateway that is told to stop goes on to serve everything while `/readyz` answers 503 and gRPC health
     /// NOT_SERVING, so that a balancer finds out first. Longer than the balancer takes to find out; 0 where none asks.
     shutdown_delay: Duration = Duration::ZERO;
-    /// How long a shutdown waits for requests to finish and clients to take what is queued, before it cuts them.
+    /// How long a shutdown waits for requests to finish and clients to take what is queued. After it, they are cut: a request
+    /// stays without an answer, a client without the rest of its messages.
     shutdown_grace: Duration = Duration::from_secs(10);
 }
 
