@@ -126,7 +126,8 @@ impl Router {
         }
     }
 
-    /// Whether anybody may ask for it, and the answer has an end or is large. A watched health has neither.
+    /// Whether anybody may ask for it, and the answer takes memory while it is not read. A watch of the health takes little, and
+    /// a proxy may have many on one connection.
     pub(super) fn needs_no_key<B>(&self, request: &Request<B>) -> bool {
         let config = &self.gateway.rooms().config;
         let path = request.uri().path();
