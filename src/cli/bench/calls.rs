@@ -113,7 +113,6 @@ pub(super) struct Call {
 }
 
 /// A caller with a connection of its own by JSON, with one that all share by gRPC.
-#[expect(clippy::large_enum_variant, reason = "there are few callers")]
 pub(super) enum Caller {
     Json(json::Caller),
     Grpc(grpc::Caller),

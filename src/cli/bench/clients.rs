@@ -264,7 +264,7 @@ impl Client {
         latency: &mut Histogram<u64>,
     ) -> Result<(), String> {
         if let Stage::Connecting = self.stage {
-            if let Some(error) = self.stream.take_error().map_err(broke)? {
+            if let Some(error) = self.stream.take_error().map_err(|error| broke(&error))? {
                 return Err(format!("cannot connect: {error}"));
             }
             if self.stream.peer_addr().is_err() {
@@ -279,7 +279,7 @@ impl Client {
                 Ok(read) => read,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) => return Err(broke(error)),
+                Err(error) => return Err(broke(&error)),
             };
             let mut bytes = &buffer[..read];
             let rest;
@@ -343,10 +343,10 @@ impl Client {
 
     /// Writes a few bytes, for which a socket that nothing else was written to has room.
     fn write(&mut self, bytes: &[u8]) -> Result<(), String> {
-        self.stream.write_all(bytes).map_err(broke)
+        self.stream.write_all(bytes).map_err(|error| broke(&error))
     }
 }
 
-fn broke(error: io::Error) -> String {
+fn broke(error: &io::Error) -> String {
     format!("the connection broke: {error}")
 }
