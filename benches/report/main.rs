@@ -37,7 +37,7 @@ fn main() {
     let rows: Vec<_> = ROWS.iter().filter(is_asked_for).collect();
     assert!(!rows.is_empty(), "no such row: {names:?}");
     let bench = Bench { quick, floor: floor() };
-    println!("| what | | gateway | beside it | ratio |\n|---|---|---|---|---|");
+    println!("| what | | gateway | floor | ratio |\n|---|---|---|---|---|");
     let mut told = Vec::new();
     for row in rows {
         told.extend(bench.row(row));
