@@ -1,5 +1,6 @@
 //! The command line: what there is to say, and one file for each thing to do.
 
+mod bench;
 mod drop;
 mod hints;
 mod listen;
@@ -64,6 +65,9 @@ enum Command {
     /// Bind as a client and print what arrives
     #[command(after_help = EXIT_CODES_HELP)]
     Listen(listen::Listen),
+    /// Measure a running gateway: open clients, push, and say what came of it
+    #[command(after_help = bench::HELP)]
+    Bench(Box<bench::Bench>),
     /// Say what is wrong with the configuration, and nothing else
     #[command(after_help = SETTINGS_HELP)]
     CheckConfig(Settings),
@@ -128,6 +132,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Push(push) => push.run(),
         Command::Drop(drop) => drop.run(),
         Command::Listen(listen) => listen.run(),
+        Command::Bench(bench) => bench.run(),
         Command::CheckConfig(settings) => check_config(settings),
         Command::PrintConfig(settings) => print_config(settings),
         Command::Completions { shell } => {

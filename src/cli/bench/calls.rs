@@ -1,0 +1,199 @@
+//! The calls of a run: when each is to begin, and what is counted of it.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use tokio_util::sync::CancellationToken;
+
+use super::clock::{Timer, now};
+use super::report::histogram;
+use super::target::Target;
+use super::wire::{Part, message};
+use super::{Door, Shape, grpc, json};
+
+/// When calls begin. In an open loop the times are fixed before anything is answered, and a call that begins late is
+/// counted from when it was to begin: a server that stalls does not make the load wait for it.
+pub(super) struct Schedule {
+    begin: u64,
+    end: u64,
+    /// Between two calls, in nanoseconds; none in a closed loop.
+    interval: Option<f64>,
+    number: AtomicU64,
+    stop: CancellationToken,
+    /// Pushes that were answered, for the progress bar.
+    pub(super) pushed: AtomicU64,
+}
+
+impl Schedule {
+    pub(super) fn new(duration: Duration, calls_per_second: Option<f64>, stop: CancellationToken) -> Self {
+        let begin = now();
+        let end = begin.saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX));
+        let interval = calls_per_second.map(|rate| 1e9 / rate);
+        Self { begin, end, interval, number: AtomicU64::new(0), stop, pushed: AtomicU64::new(0) }
+    }
+
+    /// Waits for the next call's time, and returns it; none when the run is over.
+    pub(super) async fn next(&self, timer: &mut Timer) -> Option<u64> {
+        if self.stop.is_cancelled() {
+            return None;
+        }
+        let Some(interval) = self.interval else { return Some(now()).filter(|at| *at < self.end) };
+        let number = self.number.fetch_add(1, Relaxed);
+        let at = self.begin + (number as f64 * interval) as u64;
+        if at >= self.end {
+            return None;
+        }
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => None,
+            waited = timer.until(at) => waited.ok().map(|()| at),
+        }
+    }
+}
+
+/// What became of the calls that one caller made.
+pub(super) struct Calls {
+    pub(super) pushes: u64,
+    pub(super) failures: u64,
+    pub(super) first_failure: Option<String>,
+    /// Deliveries that the answered pushes have to become.
+    pub(super) expected: u64,
+    /// Deliveries that the server told of.
+    pub(super) accepted: u64,
+    pub(super) latency: Histogram<u64>,
+}
+
+impl Calls {
+    pub(super) fn new() -> Self {
+        Self { pushes: 0, failures: 0, first_failure: None, expected: 0, accepted: 0, latency: histogram() }
+    }
+
+    pub(super) fn latency(&mut self, nanoseconds: u64) {
+        self.latency.saturating_record(nanoseconds.max(1));
+    }
+
+    pub(super) fn done(&mut self, outcome: Result<u64, String>, receivers: u64, schedule: &Schedule) {
+        match outcome {
+            Ok(accepted) => {
+                self.pushes += 1;
+                self.accepted += accepted;
+                self.expected += receivers;
+                schedule.pushed.fetch_add(1, Relaxed);
+            }
+            Err(why) => self.failed(&why),
+        }
+    }
+
+    pub(super) fn failed(&mut self, why: &str) {
+        self.failures += 1;
+        self.first_failure.get_or_insert_with(|| why.to_owned());
+    }
+
+    pub(super) fn add(&mut self, other: Self) {
+        self.pushes += other.pushes;
+        self.failures += other.failures;
+        self.first_failure = self.first_failure.take().or(other.first_failure);
+        self.expected += other.expected;
+        self.accepted += other.accepted;
+        self.latency += other.latency;
+    }
+}
+
+/// What the callers of one part of a run have in common.
+pub(super) struct Call {
+    pub(super) target: Arc<Target>,
+    pub(super) schedule: Arc<Schedule>,
+    pub(super) part: Part,
+    pub(super) bytes: usize,
+    /// Pushes in one call by the batch door.
+    pub(super) batch: usize,
+}
+
+/// A caller with a connection of its own by JSON, with one that all share by gRPC.
+pub(super) enum Caller {
+    Json(json::Caller),
+    Grpc(grpc::Caller),
+}
+
+impl Caller {
+    /// One of them for each caller.
+    pub(super) async fn several(target: &Target, count: usize) -> Result<Vec<Self>, String> {
+        let mut callers = Vec::with_capacity(count);
+        if target.door == Door::Json {
+            for _ in 0..count {
+                let connected = json::Caller::connect(target).await;
+                callers.push(Self::Json(connected.map_err(|error| error.to_string())?));
+            }
+        } else {
+            let caller = grpc::Caller::connect(target).await?;
+            callers.extend(std::iter::repeat_with(|| Self::Grpc(caller.clone())).take(count));
+        }
+        Ok(callers)
+    }
+
+    /// Calls by the schedule until that is over.
+    pub(super) async fn run(mut self, call: Arc<Call>) -> (Self, Calls) {
+        let mut calls = Calls::new();
+        let Ok(mut timer) = Timer::new() else {
+            calls.failed("no timer: too many open files");
+            return (self, calls);
+        };
+        while let Some(at) = call.schedule.next(&mut timer).await {
+            if let Err(error) = self.call(&call, at, &mut calls).await {
+                calls.failed(&format!("the connection of a caller broke: {error}"));
+                match json::Caller::connect(&call.target).await {
+                    Ok(caller) => self = Self::Json(caller),
+                    Err(_) => break,
+                }
+            }
+        }
+        (self, calls)
+    }
+
+    async fn call(&mut self, call: &Call, at: u64, calls: &mut Calls) -> io::Result<()> {
+        let target = &*call.target;
+        if target.door == Door::Batch
+            && let Self::Grpc(caller) = self
+        {
+            let clients: Vec<_> = (0..call.batch).map(|_| target.next()).collect();
+            let pushes = clients.iter().map(|client| grpc::push(target, *client, call.part, at, call.bytes)).collect();
+            let answer = caller.batch(pushes).await;
+            calls.latency(now().saturating_sub(at));
+            match answer {
+                Ok(results) => {
+                    for (outcome, client) in results.into_iter().zip(clients) {
+                        calls.done(outcome, target.receivers(client), &call.schedule);
+                    }
+                }
+                Err(why) => calls.failed(&why),
+            }
+            return Ok(());
+        }
+        let client = target.next();
+        let outcome = self.push(target, client, call.part, at, call.bytes).await?;
+        calls.latency(now().saturating_sub(at));
+        calls.done(outcome, target.receivers(client), &call.schedule);
+        Ok(())
+    }
+
+    /// One push to a client's user, or to all where the shape is a broadcast.
+    pub(super) async fn push(
+        &mut self,
+        target: &Target,
+        client: usize,
+        part: Part,
+        at: u64,
+        bytes: usize,
+    ) -> io::Result<Result<u64, String>> {
+        match self {
+            Self::Json(caller) => caller.push(&target.user_of(client), &target.event, &message(part, at, bytes)).await,
+            Self::Grpc(caller) if target.shape == Shape::Broadcast => {
+                Ok(caller.broadcast(&target.event, message(part, at, bytes)).await)
+            }
+            Self::Grpc(caller) => Ok(caller.push(grpc::push(target, client, part, at, bytes)).await),
+        }
+    }
+}

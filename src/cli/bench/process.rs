@@ -1,0 +1,58 @@
+//! The server's process, where it is on this machine: the processor time it took, and its memory.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// A process at one time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Usage {
+    /// Of all threads, in user and kernel mode.
+    pub(super) processor: Duration,
+    pub(super) resident_bytes: u64,
+}
+
+#[cfg(target_os = "linux")]
+impl Usage {
+    /// Reads `/proc/PID/stat`.
+    pub(super) fn of(pid: i32) -> Result<Self, String> {
+        let stat = procfs::process::Process::new(pid).and_then(|process| process.stat());
+        let stat = stat.map_err(|error| format!("cannot read what process {pid} uses: {error}"))?;
+        // In the kernel's ticks, which add up exactly over a run, whatever the process did at each of them.
+        let seconds = (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64;
+        Ok(Self { processor: Duration::from_secs_f64(seconds), resident_bytes: stat.rss * procfs::page_size() })
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+impl Usage {
+    pub(super) fn of(pid: i32) -> Result<Self, String> {
+        Err(format!("cannot read what process {pid} uses: that needs Linux's /proc"))
+    }
+}
+
+/// The process that listens there, if it is on this machine and may be looked at.
+#[cfg(target_os = "linux")]
+pub(super) fn listening(address: SocketAddr) -> Option<i32> {
+    use procfs::process::FDTarget;
+    let mut sockets = procfs::net::tcp().unwrap_or_default();
+    sockets.extend(procfs::net::tcp6().unwrap_or_default());
+    let is_it = |local: SocketAddr| {
+        local.port() == address.port() && (local.ip() == address.ip() || local.ip().is_unspecified())
+    };
+    let listener =
+        sockets.iter().find(|socket| socket.state == procfs::net::TcpState::Listen && is_it(socket.local_address))?;
+    let holds = |process: &procfs::process::Process| {
+        let files = process.fd().ok()?;
+        files
+            .flatten()
+            .any(|file| matches!(file.target, FDTarget::Socket(inode) if inode == listener.inode))
+            .then_some(())
+    };
+    let process = procfs::process::all_processes().ok()?.flatten().find(|process| holds(process).is_some())?;
+    Some(process.pid())
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn listening(_address: SocketAddr) -> Option<i32> {
+    None
+}
