@@ -1,4 +1,4 @@
-//! The index of bindings: which connections a user has bound to which event. It knows nothing of sockets.
+//! The index of bindings: which receivers are bound to which of a user's events. It knows nothing of sockets.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
@@ -7,12 +7,13 @@ use std::time::SystemTime;
 use slab::Slab;
 use smallvec::SmallVec;
 
+use crate::config::Config;
+use crate::mailbox::Mailbox;
 use crate::message::{ConnectionId, Event, UserId};
-use crate::outbox::Outbox;
 use crate::sync::{Mutex, MutexGuard};
 
-/// The outboxes that one push goes to. Inline for the usual handful, so that a push allocates nothing for them.
-pub(crate) type Receivers = SmallVec<[Arc<Outbox>; 8]>;
+/// The mailboxes that one push goes to. Inline for the usual handful, so that a push allocates nothing for them.
+pub(crate) type Receivers = SmallVec<[Arc<Mailbox>; 8]>;
 
 /// All bindings of this process.
 #[derive(Debug, Default)]
@@ -25,36 +26,42 @@ pub(crate) struct Binder {
 struct Index {
     users: HashMap<UserId, User>,
     /// Every binding once more by its event, for broadcasts.
-    events: HashMap<Event, HashMap<ConnectionId, Arc<Outbox>>>,
+    events: HashMap<Event, HashMap<ConnectionId, Arc<Mailbox>>>,
     bindings: usize,
 }
 
 impl Index {
-    fn insert(&mut self, user_id: &UserId, event: &Event, outbox: &Arc<Outbox>) -> usize {
+    fn insert(&mut self, user_id: &UserId, event: &Event, mailbox: &Arc<Mailbox>) -> usize {
         self.bindings += 1;
-        self.events.entry(event.clone()).or_default().insert(outbox.id(), outbox.clone());
+        self.events.entry(event.clone()).or_default().insert(mailbox.id(), mailbox.clone());
         let user = self.users.entry(user_id.clone()).or_default();
-        user.events.entry(event.clone()).or_default().insert(outbox.clone())
+        user.events.entry(event.clone()).or_default().insert(mailbox.clone())
     }
 
     /// Takes one binding out, if it is still there: after an eviction its place is free, or another connection's.
     fn unbind(&mut self, user_id: &UserId, event: &Event, place: usize, connection_id: ConnectionId) {
         let Some(user) = self.users.get_mut(user_id) else { return };
-        let Some(outboxes) = user.events.get_mut(event) else { return };
-        if outboxes.get(place).is_some_and(|outbox| outbox.id() == connection_id) {
-            outboxes.remove(place);
-            if outboxes.is_empty() {
+        let Some(mailboxes) = user.events.get_mut(event) else { return };
+        if mailboxes.get(place).is_some_and(|mailbox| mailbox.id() == connection_id) {
+            mailboxes.remove(place);
+            if mailboxes.is_empty() {
                 user.events.remove(event);
             }
             self.remove(event, connection_id);
         }
     }
 
+    fn forget_if_empty(&mut self, user_id: &UserId) {
+        if self.users.get(user_id).is_some_and(|user| user.seats == 0 && user.events.is_empty()) {
+            self.users.remove(user_id);
+        }
+    }
+
     fn remove(&mut self, event: &Event, connection_id: ConnectionId) {
         self.bindings -= 1;
-        if let Some(outboxes) = self.events.get_mut(event) {
-            outboxes.remove(&connection_id);
-            if outboxes.is_empty() {
+        if let Some(mailboxes) = self.events.get_mut(event) {
+            mailboxes.remove(&connection_id);
+            if mailboxes.is_empty() {
                 self.events.remove(event);
             }
         }
@@ -63,11 +70,10 @@ impl Index {
 
 #[derive(Debug, Default)]
 struct User {
-    connections: usize,
-    /// Sessions without a connection, which keep their bindings.
-    away: usize,
+    /// Connections that are bound, whatever they are bound to.
+    seats: usize,
     /// The slab gives each binding a place of its own, so that unbinding one of many does not search.
-    events: HashMap<Event, Slab<Arc<Outbox>>>,
+    events: HashMap<Event, Slab<Arc<Mailbox>>>,
 }
 
 /// What a connection may bind.
@@ -77,6 +83,13 @@ pub(crate) struct BindLimits {
     pub(crate) connections_per_user_max: usize,
     /// Events of one connection.
     pub(crate) events_per_connection_max: usize,
+}
+
+impl BindLimits {
+    pub(crate) fn of(config: &Config) -> Self {
+        let Config { connections_per_user_max, events_per_connection_max, .. } = *config;
+        Self { connections_per_user_max, events_per_connection_max }
+    }
 }
 
 /// Why a binding was refused.
@@ -89,41 +102,44 @@ pub(crate) enum BindError {
 }
 
 impl Binder {
-    /// Binds a connection to its user and a first event.
+    /// Takes a seat for one more connection of a user.
     ///
     /// # Errors
     /// Refuses a connection over the user's limit.
-    pub(crate) fn bind(
-        self: &Arc<Self>,
-        outbox: &Arc<Outbox>,
-        user_id: UserId,
-        event: Event,
-        limits: BindLimits,
-    ) -> Result<Bindings, BindError> {
+    pub(crate) fn seat(self: &Arc<Self>, user_id: &UserId, limits: BindLimits) -> Result<Seat, BindError> {
         let limit = limits.connections_per_user_max;
         let mut index = self.index();
         let user = index.users.entry(user_id.clone()).or_default();
-        if limit != 0 && user.connections >= limit {
+        if limit != 0 && user.seats >= limit {
             return Err(BindError::TooManyConnections { limit });
         }
-        user.connections += 1;
-        let place = index.insert(&user_id, &event, outbox);
-        drop(index);
-        Ok(Bindings {
+        user.seats += 1;
+        Ok(Seat { binder: self.clone(), user_id: user_id.clone() })
+    }
+
+    /// Binds a receiver to a user's event. More may be added.
+    pub(crate) fn bind(
+        self: &Arc<Self>,
+        mailbox: &Arc<Mailbox>,
+        user_id: UserId,
+        event: Event,
+        limits: BindLimits,
+    ) -> Bindings {
+        let place = self.index().insert(&user_id, &event, mailbox);
+        Bindings {
             binder: self.clone(),
-            outbox: outbox.clone(),
+            mailbox: mailbox.clone(),
             user_id,
             events: SmallVec::from_buf([Bound { event, place, expires_at: None }]),
             limits,
-            is_away: false,
-        })
+        }
     }
 
     /// The connections bound to a user's event.
     pub(crate) fn receivers(&self, user_id: &UserId, event: &Event) -> Receivers {
         let index = self.index();
         let bound = index.users.get(user_id).and_then(|user| user.events.get(event));
-        bound.into_iter().flatten().map(|(_, outbox)| outbox.clone()).collect()
+        bound.into_iter().flatten().map(|(_, mailbox)| mailbox.clone()).collect()
     }
 
     /// All connections bound to an event, whoever's they are.
@@ -134,29 +150,30 @@ impl Binder {
 
     /// Unbinds a user's connections that are bound to the event, or all of them, from everything, and returns each
     /// once. From here on no push matches them, though their tasks may still be writing what was accepted before.
-    pub(crate) fn evict(&self, user_id: &UserId, event: Option<&Event>) -> Vec<Arc<Outbox>> {
+    pub(crate) fn evict(&self, user_id: &UserId, event: Option<&Event>) -> Vec<Arc<Mailbox>> {
         let mut index = self.index();
         let Some(user) = index.users.get_mut(user_id) else { return Vec::new() };
-        let mut evicted: HashMap<ConnectionId, Arc<Outbox>> = HashMap::new();
-        for (bound_event, outboxes) in &user.events {
+        let mut evicted: HashMap<ConnectionId, Arc<Mailbox>> = HashMap::new();
+        for (bound_event, mailboxes) in &user.events {
             if event.is_none_or(|event| event == bound_event) {
-                evicted.extend(outboxes.iter().map(|(_, outbox)| (outbox.id(), outbox.clone())));
+                evicted.extend(mailboxes.iter().map(|(_, mailbox)| (mailbox.id(), mailbox.clone())));
             }
         }
         let mut unbound = Vec::new();
-        user.events.retain(|event, outboxes| {
-            outboxes.retain(|_, outbox| {
-                let stays = !evicted.contains_key(&outbox.id());
+        user.events.retain(|event, mailboxes| {
+            mailboxes.retain(|_, mailbox| {
+                let stays = !evicted.contains_key(&mailbox.id());
                 if !stays {
-                    unbound.push((event.clone(), outbox.id()));
+                    unbound.push((event.clone(), mailbox.id()));
                 }
                 stays
             });
-            !outboxes.is_empty()
+            !mailboxes.is_empty()
         });
         for (event, connection_id) in unbound {
             index.remove(&event, connection_id);
         }
+        index.forget_if_empty(user_id);
         evicted.into_values().collect()
     }
 
@@ -176,15 +193,32 @@ impl Binder {
     }
 }
 
-/// One connection's bindings. Dropping it unbinds them all, on every path that a connection can end by.
+/// One receiver's bindings, of a connection or a session. Dropping them unbinds all, on every path by which one can end.
 #[derive(Debug)]
 pub(crate) struct Bindings {
     binder: Arc<Binder>,
-    outbox: Arc<Outbox>,
+    mailbox: Arc<Mailbox>,
     user_id: UserId,
     events: SmallVec<[Bound; 1]>,
     limits: BindLimits,
-    is_away: bool,
+}
+
+/// One of a user's connections, as far as their number is limited. Dropping it frees the seat; a session that is away has
+/// none.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    binder: Arc<Binder>,
+    user_id: UserId,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut index = self.binder.index();
+        if let Some(user) = index.users.get_mut(&self.user_id) {
+            user.seats -= 1;
+            index.forget_if_empty(&self.user_id);
+        }
+    }
 }
 
 /// One event that is bound.
@@ -221,7 +255,7 @@ impl Bindings {
             // Evicted: the connection is on its way out, and must not come back into the index.
             return Ok(());
         }
-        let place = index.insert(&self.user_id, &event, &self.outbox);
+        let place = index.insert(&self.user_id, &event, &self.mailbox);
         self.events.push(Bound { event, place, expires_at });
         Ok(())
     }
@@ -236,10 +270,6 @@ impl Bindings {
         self.events.iter().filter_map(|bound| bound.expires_at).min()
     }
 
-    pub(crate) fn binder(&self) -> &Arc<Binder> {
-        &self.binder
-    }
-
     /// The events that are bound.
     pub(crate) fn events(&self) -> impl Iterator<Item = &Event> {
         self.events.iter().map(|bound| &bound.event)
@@ -252,40 +282,16 @@ impl Bindings {
             return false;
         }
         let Bound { event, place, .. } = self.events.remove(at);
-        self.binder.index().unbind(&self.user_id, &event, place, self.outbox.id());
+        self.binder.index().unbind(&self.user_id, &event, place, self.mailbox.id());
         true
-    }
-
-    /// The connection is gone and the bindings stay, for the session.
-    pub(crate) fn leave(&mut self) {
-        if let Some(user) = self.binder.index().users.get_mut(&self.user_id) {
-            (user.connections, user.away) = (user.connections - 1, user.away + 1);
-            self.is_away = true;
-        }
-    }
-
-    /// The session has another connection.
-    ///
-    /// # Errors
-    /// Refuses a connection over the user's limit.
-    pub(crate) fn come_back(&mut self) -> Result<(), BindError> {
-        let limit = self.limits.connections_per_user_max;
-        let mut index = self.binder.index();
-        let Some(user) = index.users.get_mut(&self.user_id) else { return Ok(()) };
-        if limit != 0 && user.connections >= limit {
-            return Err(BindError::TooManyConnections { limit });
-        }
-        (user.connections, user.away) = (user.connections + 1, user.away - 1);
-        self.is_away = false;
-        Ok(())
     }
 
     /// Whether the first binding is still in the index. An eviction takes all at once.
     fn holds(&self, index: &Index) -> bool {
         let user = index.users.get(&self.user_id);
         self.events.first().is_some_and(|Bound { event, place, .. }| {
-            let outbox = user.and_then(|user| user.events.get(event)).and_then(|outboxes| outboxes.get(*place));
-            outbox.is_some_and(|outbox| outbox.id() == self.outbox.id())
+            let mailbox = user.and_then(|user| user.events.get(event)).and_then(|mailboxes| mailboxes.get(*place));
+            mailbox.is_some_and(|mailbox| mailbox.id() == self.mailbox.id())
         })
     }
 }
@@ -294,12 +300,8 @@ impl Drop for Bindings {
     fn drop(&mut self) {
         let mut index = self.binder.index();
         for Bound { event, place, .. } in &self.events {
-            index.unbind(&self.user_id, event, *place, self.outbox.id());
+            index.unbind(&self.user_id, event, *place, self.mailbox.id());
         }
-        let Some(user) = index.users.get_mut(&self.user_id) else { return };
-        *if self.is_away { &mut user.away } else { &mut user.connections } -= 1;
-        if user.connections + user.away == 0 {
-            index.users.remove(&self.user_id);
-        }
+        index.forget_if_empty(&self.user_id);
     }
 }

@@ -1,8 +1,8 @@
 //! The task of one socket: bind in time, then read, write, ping, stop; one close reason, and clean-up by `Drop` alone.
 
-mod batch;
 mod binding;
-mod frames;
+mod closing;
+mod grant;
 mod inbound;
 mod link;
 mod socket;
@@ -15,26 +15,19 @@ use bytes::Bytes;
 use tracing::{Instrument, debug_span};
 
 use crate::auth::{Identity, TokenAuthenticator, TokenError};
-use crate::binder::{Binder, Bindings};
+use crate::binder::BindLimits;
 use crate::close::CloseReason;
 use crate::config::Config;
-use crate::journal::Kept;
+use crate::dialect::{Dialect, Legacy, Request, RequestError, ServerFrame, Session};
 use crate::message::Event;
 use crate::metrics::Metrics;
 use crate::registry::Registration;
-use crate::sessions::{Session, Sessions};
+use crate::sessions::{Attached, Sessions};
 
-use binding::{Checked, Refused, expires_in_ms};
-use frames::{Problem, Request, Said};
+use grant::{Checked, Granted, Refused, expires_in_ms};
 use link::{Input, Link, NEVER};
 
 pub(crate) use transport::Transport;
-
-/// The longest token, in bytes. Signed tokens with a few claims stay below it.
-const TOKEN_BYTES_MAX: usize = 16 * 1024;
-
-/// The subprotocol by which a client asks for sessions.
-pub(crate) const SESSION_PROTOCOL: &str = "pushgate.v1.json";
 
 /// What a client speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,13 +38,27 @@ pub(crate) enum Protocol {
     Session,
 }
 
+impl Protocol {
+    fn dialect(self) -> &'static dyn Dialect {
+        match self {
+            Self::Legacy => &Legacy,
+            Self::Session => &Session,
+        }
+    }
+}
+
 /// What every connection of a gateway shares.
 pub(crate) struct Shared {
-    pub(crate) binder: Arc<Binder>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) config: Arc<Config>,
     pub(crate) token_authenticator: Arc<dyn TokenAuthenticator>,
     pub(crate) sessions: Arc<Sessions>,
+}
+
+impl Shared {
+    fn bind_limits(&self) -> BindLimits {
+        BindLimits::of(&self.config)
+    }
 }
 
 /// Runs one upgraded connection to its end.
@@ -70,7 +77,9 @@ pub(crate) async fn run<S>(
     let span = debug_span!("connection", id = %registration.id(), %peer);
     async move {
         // Set up in a box, and kept in one: a task is for its whole life as large as the largest thing it ever held.
-        let link = Box::pin(Link::open(stream, already_read, protocol, peer, registration, shared)).await;
+        let (stream, socket) = stream.share();
+        let dialect = protocol.dialect();
+        let link = Box::pin(Link::open(stream, socket, already_read, dialect, peer, registration, shared)).await;
         let unbound = Unbound { link };
         let (link, session, reason) = match unbound.bind().await {
             Ok(bound) => bound.run().await,
@@ -91,10 +100,11 @@ struct Unbound<S> {
 struct Bound<S> {
     link: Box<Link<S>>,
     /// In a box, because the task has room for several of what it hands on.
-    bindings: Box<Bindings>,
-    /// Only for a client of the session protocol.
-    session: Option<Box<Session>>,
+    granted: Box<Granted>,
 }
+
+/// Why a request is not granted, and the event that it was about.
+type NotGranted = (RequestError, Option<Event>);
 
 impl<S: Transport> Unbound<S> {
     /// Waits for the first bind, within `bind_timeout` from the upgrade.
@@ -102,11 +112,9 @@ impl<S: Transport> Unbound<S> {
         self.link.welcome();
         loop {
             let step = match self.link.input().await {
-                Input::Data(data) => self.asked(&data),
+                Input::Data(data) => self.on_request(&data),
                 Input::Checked(checked) => match self.link.first_binding(*checked) {
-                    Ok((bindings, session)) => {
-                        return Ok(Bound { link: self.link, bindings: Box::new(bindings), session });
-                    }
+                    Ok(granted) => return Ok(Bound { link: self.link, granted: Box::new(granted) }),
                     Err(reason) => Err(reason),
                 },
                 Input::End(reason) => Err(reason),
@@ -117,35 +125,32 @@ impl<S: Transport> Unbound<S> {
         }
     }
 
-    fn asked(&mut self, data: &[u8]) -> Result<(), CloseReason> {
-        if !self.link.socket.is_session() {
-            return self.link.asked_as_ever(data);
-        }
-        let (problem, event) = match Request::read(data) {
+    fn on_request(&mut self, data: &[u8]) -> Result<(), CloseReason> {
+        let (error, event) = match self.link.dialect.read(data) {
             Ok(Request::Bind { token, event, resume }) => {
                 self.link.check_bind(token, event, resume);
                 return Ok(());
             }
             Ok(Request::Ping) => {
-                self.link.say(&Said::Pong);
+                self.link.say(&ServerFrame::Pong);
                 return Ok(());
             }
-            Ok(Request::Unbind { event }) => (Problem::NotBound, Some(event)),
-            Ok(Request::Ack { .. } | Request::Refresh { .. }) => (Problem::NotBound, None),
-            Err(problem) => (problem, None),
+            Ok(Request::Unbind { event }) => (RequestError::NotBound, Some(event)),
+            Ok(Request::Ack { .. } | Request::Refresh { .. }) => (RequestError::NotBound, None),
+            Err(error) => (error, None),
         };
-        self.link.say(&Said::error(problem, event.as_ref()));
-        problem.close_reason().map_or(Ok(()), Err)
+        self.link.say(&ServerFrame::error(error, event.as_ref()));
+        error.close_reason().map_or(Ok(()), Err)
     }
 }
 
 impl<S: Transport> Bound<S> {
     /// Delivers until something ends the connection. A further bind adds an event.
-    async fn run(mut self) -> (Box<Link<S>>, Option<Box<Session>>, CloseReason) {
+    async fn run(mut self) -> (Box<Link<S>>, Option<Box<Attached>>, CloseReason) {
         loop {
             let step = match self.link.input().await {
-                Input::Data(data) => self.asked(&data),
-                Input::Checked(checked) => self.checked(*checked),
+                Input::Data(data) => self.on_request(&data),
+                Input::Checked(checked) => self.on_checked(*checked),
                 Input::End(reason) => Err(reason),
             };
             if let Err(reason) = step {
@@ -157,114 +162,110 @@ impl<S: Transport> Bound<S> {
 
     /// Leaves the session, if there is one that may come back; hands over one that is over. The bindings of the others go
     /// here, before the close frame is even written: whoever pushes now is told the truth.
-    async fn leave(self, reason: CloseReason) -> (Box<Link<S>>, Option<Box<Session>>) {
-        let Self { mut link, bindings, session } = self;
+    async fn leave(self, reason: CloseReason) -> (Box<Link<S>>, Option<Box<Attached>>) {
+        let Self { mut link, granted } = self;
+        let Granted { bindings, seat, session } = *granted;
         let Some(session) = session else { return (link, None) };
-        let is_done = reason == CloseReason::ClientClosed && link.socket.is_done();
-        if is_done || matches!(reason, CloseReason::Dropped | CloseReason::Drained | CloseReason::Cut) {
+        let is_over = match reason {
+            CloseReason::ClientClosed => link.socket.is_done(),
+            CloseReason::Drained => !session.outlives_the_process(),
+            CloseReason::Dropped | CloseReason::Cut => true,
+            _ => false,
+        };
+        if is_over {
             session.end();
             return (link, Some(session));
         }
         if reason != CloseReason::Reset {
             link.finish_message().await;
         }
-        let written = link.socket.written();
-        let in_hand = link.socket.take_messages();
-        if session.leave(*bindings, in_hand, written) {
+        // Its place among the user's connections is free before anybody can come back for the session.
+        drop(seat);
+        if session.leave(bindings, &mut link.socket.line) {
             // The books are the session's now; this connection begins new ones.
             let _left_behind = link.socket.take_done();
-            link.registration.part_with_outbox();
+            link.registration.leave_mailbox();
         }
         (link, None)
     }
 
-    fn asked(&mut self, data: &[u8]) -> Result<(), CloseReason> {
-        let Some(session) = &self.session else { return self.link.asked_as_ever(data) };
-        let answer = match Request::read(data) {
-            Ok(Request::Bind { resume: Some(_), event, .. }) => Err((Problem::AlreadyBound, Some(event))),
-            Ok(Request::Bind { token, event, resume: None }) => {
-                self.link.check_bind(token, event, None);
-                return Ok(());
-            }
-            Ok(Request::Refresh { token }) => {
-                let events = self.bindings.events().cloned().collect();
-                self.link.check_refresh(token, self.bindings.user_id().clone(), events);
-                return Ok(());
-            }
-            Ok(Request::Unbind { event }) if self.bindings.remove(&event) => {
-                self.link.expire_at(self.bindings.expires_at());
-                self.link.say(&Said::Unbound { event: event.as_str() });
-                return Ok(());
-            }
-            Ok(Request::Unbind { event }) => Err((Problem::LastEvent, Some(event))),
-            Ok(Request::Ack { seq }) if seq <= self.link.socket.written() => {
-                self.link.shared.acknowledge(session, seq);
-                return Ok(());
-            }
-            Ok(Request::Ack { .. }) => Err((Problem::BadAck, None)),
-            Ok(Request::Ping) => Ok(Said::Pong),
-            Err(problem) => Err((problem, None)),
+    fn on_request(&mut self, data: &[u8]) -> Result<(), CloseReason> {
+        let result = match self.link.dialect.read(data) {
+            Ok(request) => self.serve(request),
+            Err(error) => Err((error, None)),
         };
-        match answer {
-            Ok(said) => self.link.say(&said),
-            Err((problem, event)) => self.link.say(&Said::error(problem, event.as_ref())),
+        let Err((error, event)) = result else { return Ok(()) };
+        self.link.say(&ServerFrame::error(error, event.as_ref()));
+        // A session's client has been told; a legacy one can only be closed.
+        if self.granted.session.is_some() { Ok(()) } else { error.close_reason().map_or(Ok(()), Err) }
+    }
+
+    fn serve(&mut self, request: Request) -> Result<(), NotGranted> {
+        let Self { link, granted } = self;
+        match request {
+            Request::Bind { resume: Some(_), event, .. } => return Err((RequestError::AlreadyBound, Some(event))),
+            Request::Bind { token, event, resume: None } => link.check_bind(token, event, None),
+            Request::Refresh { token } => {
+                let events = granted.bindings.events().cloned().collect();
+                link.check_refresh(token, granted.bindings.user_id().clone(), events);
+            }
+            Request::Unbind { event } => {
+                if !granted.bindings.remove(&event) {
+                    return Err((RequestError::LastEvent, Some(event)));
+                }
+                link.expire_at(granted.bindings.expires_at());
+                granted.session.iter().for_each(|session| session.bound(&granted.bindings));
+                link.say(&ServerFrame::Unbound { event: event.as_str() });
+            }
+            Request::Ack { seq } => {
+                let metrics = &link.shared.metrics;
+                let acked = link.registration.mailbox().acknowledge(seq, |after| metrics.acknowledged(after));
+                let written_elsewhere = acked.map_err(|_never_sent| (RequestError::BadAck, None))?;
+                link.socket.earn(written_elsewhere);
+            }
+            Request::Ping => link.say(&ServerFrame::Pong),
         }
         Ok(())
     }
 
-    fn checked(&mut self, checked: Checked) -> Result<(), CloseReason> {
+    fn on_checked(&mut self, checked: Checked) -> Result<(), CloseReason> {
         self.link.bind_deadline = NEVER;
         match checked {
-            Checked::Bind { event, result, held, .. } => self.bind_also(&event, result, held),
+            Checked::Bind { event, result, .. } => self.bind_also(&event, result),
             Checked::Refresh(result) => {
                 match result {
                     Ok(expires_at) => {
-                        self.bindings.renew(expires_at);
+                        self.granted.bindings.renew(expires_at);
                         self.link.expire_at(expires_at);
-                        self.link.say(&Said::Refreshed { expires_in_ms: expires_at.map(expires_in_ms) });
+                        self.link.say(&ServerFrame::Refreshed { expires_in_ms: expires_at.map(expires_in_ms) });
                     }
-                    Err(Refused { problem, .. }) => self.link.say(&Said::error(problem, None)),
+                    Err(Refused { error, .. }) => self.link.say(&ServerFrame::error(error, None)),
                 }
-                Ok(())
-            }
-            Checked::Held(held) => {
-                self.link.offer_held(held);
                 Ok(())
             }
         }
     }
 
-    fn bind_also(
-        &mut self,
-        event: &Event,
-        result: Result<Identity, TokenError>,
-        held: Vec<Kept>,
-    ) -> Result<(), CloseReason> {
-        let whose = result.as_ref().ok().map(|identity| identity.user_id.clone());
-        let granted = result.map_err(|error| Refused::from(&error)).and_then(|identity| {
-            if identity.user_id != *self.bindings.user_id() {
+    fn bind_also(&mut self, event: &Event, result: Result<Identity, TokenError>) -> Result<(), CloseReason> {
+        let Self { link, granted } = self;
+        // What is said here, and what was held, goes before what is pushed from now on.
+        link.mailbox().hold_back();
+        let added = result.map_err(|error| Refused::from(&error)).and_then(|identity| {
+            if identity.user_id != *granted.bindings.user_id() {
                 return Err(Refused::other_user());
             }
-            Ok(self.bindings.add(event.clone(), identity.expires_at)?)
+            Ok(granted.bindings.add(event.clone(), identity.expires_at)?)
         });
-        match granted {
+        match added {
             Ok(()) => {
-                let expires_at = self.bindings.expires_at();
-                self.link.expire_at(expires_at);
-                self.link.shared.metrics.binds.inc();
-                if let Some(session) = &self.session {
-                    self.link.say_bound(session, event, None, expires_at);
-                }
-                self.link.deliver_held(held, self.bindings.user_id(), vec![event.clone()]);
+                link.granted(granted.session.as_deref(), &granted.bindings, event, None);
+                link.shared.sessions.release(&granted.bindings, link.mailbox());
                 Ok(())
             }
-            Err(Refused { problem, reason }) => {
-                if let Some(user_id) = whose {
-                    self.link.shared.hold_again(held, &user_id);
-                }
-                self.link.say(&Said::error(problem, Some(event)));
+            Err(Refused { error, reason }) => {
+                link.say(&ServerFrame::error(error, Some(event)));
                 // A session's client has been told; a legacy one can only be closed.
-                if self.session.is_some() { Ok(()) } else { Err(reason) }
+                if granted.session.is_some() { Ok(()) } else { Err(reason) }
             }
         }
     }

@@ -1,32 +1,26 @@
-//! One message on its way to its receivers: encoded once, and followed on each of them as far as somebody asked.
+//! One message on its way to its receivers: shared by all of them, and followed on each as far as somebody asked.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
-use bytes::{BufMut, Bytes, BytesMut};
-use serde::Serialize;
+use bytes::Bytes;
 use tokio::sync::Notify;
 
 use crate::message::{ConnectionId, Event, MessageId, Payload, Priority, Push, SlowReaderPolicy};
 use crate::outcome::{ConnectionOutcome, DropReason, Level, Progress};
-use crate::sync::{Mutex, MutexGuard};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering};
 
-/// How long a message with a time to live of nothing may be on its way: a connection's task needs a moment to write it.
+/// How long a message with a time to live of zero may be on its way: its receiver needs a moment to write it.
 const A_MOMENT: Duration = Duration::from_secs(1);
 
-/// One message, shared by the outboxes of all its receivers.
+/// One message, shared by the mailboxes of all its receivers.
 pub(crate) struct Delivery {
     message_id: MessageId,
     event: Event,
-    /// The WebSocket frame, header and payload.
-    bytes: Bytes,
-    /// Where in it the payload begins.
-    payload_at: usize,
-    /// The same message as the session protocol tells it, behind the number that each session gives it. Made when the
+    payload: Bytes,
+    is_text: bool,
+    /// The same message as the session protocol words it, behind the number that each session gives it. Made when the
     /// first session is written to.
     session_tail: OnceLock<Bytes>,
     accepted_at: Instant,
@@ -37,7 +31,9 @@ pub(crate) struct Delivery {
     priority: Priority,
     policy: SlowReaderPolicy,
     collapse_key: Option<Box<str>>,
-    /// Whether only sessions that are away have it, so that the last to give it up must not let it be lost.
+    /// Sessions that hold it while they are away, and the push itself until it has been offered to all receivers.
+    holders: AtomicU64,
+    /// Whether only sessions that are away have it, so that the last holder must pass it on.
     is_left_behind: AtomicBool,
     /// Present when somebody wants to know more than that it was accepted.
     receipt: Option<Arc<Receipt>>,
@@ -75,27 +71,24 @@ enum WaitsFor {
     Nothing,
 }
 
-/// Prints nothing of the message itself: a journal of an embedder's may log what it keeps.
+/// Prints nothing of the message itself.
 impl fmt::Debug for Delivery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let length = self.payload().len();
         f.debug_struct("Delivery")
             .field("message_id", &self.message_id)
             .field("event", &self.event)
-            .field("payload_bytes", &length)
+            .field("payload_bytes", &self.payload.len())
             .finish_non_exhaustive()
     }
 }
 
 impl Delivery {
-    /// Encodes the frame: the allocation of a push, whatever the number of receivers.
     pub(crate) fn new(message_id: MessageId, push: &Push, policy: SlowReaderPolicy, accepted_at: Instant) -> Self {
-        let bytes = encode(push.payload());
         Self {
             message_id,
             event: push.event().clone(),
-            payload_at: bytes.len() - push.payload().as_bytes().len(),
-            bytes,
+            payload: push.payload().to_bytes(),
+            is_text: matches!(push.payload(), Payload::Text(_)),
             session_tail: OnceLock::new(),
             accepted_at,
             expires_at: push.ttl().and_then(|ttl| accepted_at.checked_add(if ttl.is_zero() { A_MOMENT } else { ttl })),
@@ -103,6 +96,7 @@ impl Delivery {
             priority: push.priority(),
             policy,
             collapse_key: push.collapse_key().map(Into::into),
+            holders: AtomicU64::new(1),
             is_left_behind: AtomicBool::new(false),
             receipt: None,
         }
@@ -131,32 +125,31 @@ impl Delivery {
         self.receipt.clone()
     }
 
-    /// Notes that no connection has it, and only sessions that are away keep it. Worth noting only for a message with a
-    /// time to live, which is worth something to whoever connects next.
-    pub(crate) fn leave_behind(&self) {
-        self.is_left_behind.store(self.expires_at.is_some(), Ordering::Relaxed);
+    /// Notes that the message was offered to all receivers, and whether only sessions that are away hold it. Returns
+    /// whether all of those have ended already, so that the caller must pass it on. A message without a time to live is
+    /// worth nothing to whoever connects next.
+    pub(crate) fn was_offered(&self, is_only_held: bool) -> bool {
+        if is_only_held && self.expires_at.is_some() {
+            self.is_left_behind.store(true, Ordering::SeqCst);
+        }
+        self.let_go()
     }
 
-    /// What one receiver's outbox is offered.
+    /// One holder less. Returns whether it was the last, and the message is still worth something to the user.
+    fn let_go(&self) -> bool {
+        self.holders.fetch_sub(1, Ordering::SeqCst) == 1
+            && self.is_left_behind.swap(false, Ordering::SeqCst)
+            && self.expires_at.is_none_or(|expires_at| expires_at > Instant::now())
+    }
+
+    /// What one receiver's mailbox is offered.
     pub(crate) fn ticket(self: &Arc<Self>, place: usize) -> Ticket {
-        Ticket { delivery: self.clone(), place, is_late: false }
+        Ticket { delivery: self.clone(), place, is_late: false, is_held: false }
     }
 
-    fn payload(&self) -> &[u8] {
-        &self.bytes[self.payload_at..]
-    }
-
-    fn is_text(&self) -> bool {
-        self.bytes[0] & 0x0f == OPCODE_TEXT
-    }
-
-    /// Whether it can take the place of an older message, and a newer one its.
+    /// Whether it can take the place of an older message, and a newer one its place.
     fn supersedes(&self) -> bool {
         self.policy == SlowReaderPolicy::Conflate || self.collapse_key.is_some()
-    }
-
-    fn session_tail(&self) -> Bytes {
-        self.session_tail.get_or_init(|| session_tail(self)).clone()
     }
 }
 
@@ -230,21 +223,27 @@ pub(crate) struct Ticket {
     delivery: Arc<Delivery>,
     place: usize,
     is_late: bool,
+    /// Whether it counts among the holders of the message.
+    is_held: bool,
 }
 
 impl Ticket {
-    /// Makes it anyone's of the user's. What becomes of it is not followed any more: the receiver it was for is not the one
-    /// that will have it.
+    /// Makes it anyone's of the user's. What becomes of it is not followed any more: the receiver it was for is not the
+    /// one that will have it.
     pub(crate) fn for_anyone(mut self) -> Self {
         self.place = usize::MAX;
         self
     }
 
-    /// Marks it as kept for a client that was away when the message was pushed: it takes no room from newer ones, since
-    /// the journal's bounds held for it, and a client that has only just come is not a slow one.
+    /// Marks it as kept for a client that was away when the message was pushed. It takes no room from newer ones: it
+    /// counted elsewhere until now, and a client that has only just come is not a slow one.
     pub(crate) fn late(mut self) -> Self {
         self.is_late = true;
         self
+    }
+
+    pub(crate) fn set_late(&mut self) {
+        self.is_late = true;
     }
 
     pub(crate) fn is_late(&self) -> bool {
@@ -259,23 +258,18 @@ impl Ticket {
         &self.delivery.event
     }
 
-    /// The frame that a legacy client gets.
-    pub(crate) fn bytes(&self) -> &[u8] {
-        &self.delivery.bytes
+    /// What the client is to see.
+    pub(crate) fn payload(&self) -> &Bytes {
+        &self.delivery.payload
     }
 
-    pub(crate) fn payload(&self) -> Payload {
-        let payload = self.delivery.payload();
-        if self.delivery.is_text() {
-            Payload::Text(String::from_utf8_lossy(payload).into_owned())
-        } else {
-            Payload::Binary(self.delivery.bytes.slice(self.delivery.payload_at..))
-        }
+    pub(crate) fn is_text(&self) -> bool {
+        self.delivery.is_text
     }
 
-    /// What a session's frame has behind the number: the rest of the JSON object.
-    pub(crate) fn session_tail(&self) -> Bytes {
-        self.delivery.session_tail()
+    /// The message as the session protocol words it, made by the first who asks.
+    pub(crate) fn session_tail(&self, word: impl FnOnce(&Self) -> Bytes) -> &Bytes {
+        self.delivery.session_tail.get_or_init(|| word(self))
     }
 
     pub(crate) fn priority(&self) -> Priority {
@@ -284,12 +278,12 @@ impl Ticket {
 
     /// About how many bytes of memory the message takes, though others may share them.
     pub(crate) fn memory(&self) -> usize {
-        let Delivery { event, bytes, session_tail, collapse_key, .. } = &*self.delivery;
+        let Delivery { event, payload, session_tail, collapse_key, .. } = &*self.delivery;
         let texts = event.as_str().len() + collapse_key.as_ref().map_or(0, |key| key.len());
-        size_of::<Delivery>() + bytes.len() + session_tail.get().map_or(0, Bytes::len) + texts
+        size_of::<Delivery>() + payload.len() + session_tail.get().map_or(0, Bytes::len) + texts
     }
 
-    /// What happens to it where the outbox is full.
+    /// What happens to it where the queue is full.
     pub(crate) fn policy(&self) -> SlowReaderPolicy {
         self.delivery.policy
     }
@@ -299,7 +293,7 @@ impl Ticket {
         self.delivery.collapse_key.is_some()
     }
 
-    /// Whether a newer message of the same event takes this one's place: by its collapse key, or in a full outbox by being
+    /// Whether a newer message of the same event takes this one's place: by its collapse key, or in a full queue by being
     /// conflated where neither has one.
     pub(crate) fn is_superseded_by(&self, newer: &Self) -> bool {
         let (older, newer) = (&self.delivery, &newer.delivery);
@@ -309,7 +303,7 @@ impl Ticket {
             && older.collapse_key == newer.collapse_key
     }
 
-    /// By what it takes the place of messages of its event, and they its.
+    /// The key by which it takes the place of messages of its event, and they its place.
     pub(crate) fn collapse_key(&self) -> Option<&str> {
         self.delivery.collapse_key.as_deref()
     }
@@ -333,7 +327,7 @@ impl Ticket {
         self.delivery.is_for_now
     }
 
-    /// The last byte is with the kernel, for a client that can say no more than that. Says how long that took.
+    /// The last byte is with the kernel, for a client that can say no more than that. Returns how long that took.
     pub(crate) fn written(self, at: Instant) -> Duration {
         let after = self.age(at);
         self.note(|outcome| {
@@ -344,17 +338,11 @@ impl Ticket {
         after
     }
 
-    /// Whether the message would be lost with this session, though it is still worth something to the user: no connection
-    /// ever had it, and no other session has it.
-    pub(crate) fn would_be_lost(&self) -> bool {
-        let is_last = Arc::strong_count(&self.delivery) == 1;
-        is_last && !self.is_expired() && self.delivery.is_left_behind.swap(false, Ordering::Relaxed)
-    }
-
-    /// The same for a client that will acknowledge it.
-    pub(crate) fn sent(&self, at: Instant) -> Duration {
+    /// The last byte is with the kernel, for a client that will acknowledge it. Returns how long that took.
+    pub(crate) fn sent(&mut self, at: Instant) -> Duration {
         let after = self.age(at);
-        self.delivery.is_left_behind.store(false, Ordering::Relaxed);
+        self.delivery.is_left_behind.store(false, Ordering::SeqCst);
+        self.let_go();
         self.note(|outcome| match outcome.progress {
             Progress::Accepted | Progress::Held => {
                 outcome.progress = Progress::Written { after };
@@ -366,23 +354,36 @@ impl Ticket {
         after
     }
 
-    /// The client has it. Says how long that took.
+    /// The client has it. Returns how long that took.
     pub(crate) fn acked(self, at: Instant) -> Duration {
-        let after = self.age(at);
-        self.note(|outcome| {
-            let written_after = if let Progress::Written { after } = outcome.progress { after } else { after };
-            outcome.progress = Progress::Acked { written_after, after };
-            Some(WaitsFor::Nothing)
-        });
-        after
+        self.into_remains().acked(at)
     }
 
-    /// The client's session is away, and the message is kept for it.
-    pub(crate) fn held(&self) {
+    /// The client's session is away, and keeps the message for its return.
+    pub(crate) fn held(&mut self) {
+        if !std::mem::replace(&mut self.is_held, true) {
+            self.delivery.holders.fetch_add(1, Ordering::SeqCst);
+        }
         self.note(|outcome| {
             outcome.progress = Progress::Held;
             Some(WaitsFor::Nothing)
         });
+    }
+
+    /// Stops holding it. Returns whether this was the last holder of a message that no client ever had, which must be
+    /// passed on.
+    pub(crate) fn let_go(&mut self) -> bool {
+        std::mem::take(&mut self.is_held) && self.delivery.let_go()
+    }
+
+    /// What is left of it once it was sent and its content is given up: enough to tell that it was acknowledged.
+    pub(crate) fn into_remains(self) -> Remains {
+        let receipt = self.delivery.receipt.clone();
+        let remains = Remains { receipt, place: self.place, accepted_at: self.delivery.accepted_at };
+        // Its outcome is told by the remains from here on.
+        let mut this = self;
+        this.place = usize::MAX;
+        remains
     }
 
     /// It will never be written, for a reason of its own.
@@ -390,7 +391,7 @@ impl Ticket {
         self.give_up(reason);
     }
 
-    /// The outbox did not take it.
+    /// The mailbox did not take it.
     pub(crate) fn refused(self, reason: DropReason) {
         self.note(|outcome| {
             outcome.progress = Progress::Dropped(reason);
@@ -432,73 +433,43 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
+        self.let_go();
         self.give_up(DropReason::Closed);
     }
 }
 
-/// The JSON of a push frame from behind `"seq":N,` to its end.
-fn session_tail(delivery: &Delivery) -> Bytes {
-    #[derive(Serialize)]
-    struct Tail<'a> {
-        id: String,
-        event: &'a str,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        message: Option<&'a str>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        binary: Option<String>,
+/// A message that was sent to a session's client and whose content is not kept any more. Acknowledgement does not need it.
+#[derive(Debug)]
+pub(crate) struct Remains {
+    receipt: Option<Arc<Receipt>>,
+    place: usize,
+    accepted_at: Instant,
+}
+
+impl Remains {
+    /// The client has the message. Returns how long that took.
+    pub(crate) fn acked(self, at: Instant) -> Duration {
+        let after = at.saturating_duration_since(self.accepted_at);
+        self.note(|outcome| {
+            let written_after = if let Progress::Written { after } = outcome.progress { after } else { after };
+            outcome.progress = Progress::Acked { written_after, after };
+            Some(WaitsFor::Nothing)
+        });
+        after
     }
-    let payload = delivery.payload();
-    let message = std::str::from_utf8(payload).ok().filter(|_| delivery.is_text());
-    let tail = Tail {
-        id: delivery.message_id.to_string(),
-        event: delivery.event.as_str(),
-        message,
-        binary: message.is_none().then(|| BASE64_STANDARD.encode(payload)),
-    };
-    let mut json = Vec::with_capacity(payload.len() + 96);
-    serde_json::to_writer(&mut json, &tail).expect("strings are always JSON");
-    // Without the brace, which stands before the number.
-    Bytes::from(json).slice(1..)
-}
 
-/// RFC 6455 section 5.2.
-const OPCODE_TEXT: u8 = 0x1;
-const OPCODE_BINARY: u8 = 0x2;
-
-/// The longest header of a frame from a server.
-pub(crate) const HEADER_BYTES_MAX: usize = 10;
-
-/// Appends the header of a text frame that is sent in parts of this many bytes together.
-pub(crate) fn text_header(length: usize, into: &mut impl BufMut) {
-    header(OPCODE_TEXT, length, into);
-}
-
-fn header(opcode: u8, length: usize, into: &mut impl BufMut) {
-    // RFC 6455 section 5.2: FIN and opcode, then the length in 7, 16 or 64 bits; a server does not mask.
-    into.put_u8(0x80 | opcode);
-    match length {
-        ..126 => into.put_u8(length as u8),
-        126..=0xffff => {
-            into.put_u8(126);
-            into.put_u16(length as u16);
-        }
-        _ => {
-            into.put_u8(127);
-            into.put_u64(length as u64);
+    fn note(&self, step: impl FnOnce(&mut ConnectionOutcome) -> Option<WaitsFor>) {
+        if let Some(receipt) = &self.receipt {
+            receipt.note(self.place, step);
         }
     }
 }
 
-fn encode(payload: &Payload) -> Bytes {
-    let opcode = match payload {
-        Payload::Text(_) => OPCODE_TEXT,
-        Payload::Binary(_) => OPCODE_BINARY,
-    };
-    let body = payload.as_bytes();
-    let mut bytes = BytesMut::with_capacity(HEADER_BYTES_MAX + body.len());
-    header(opcode, body.len(), &mut bytes);
-    bytes.put_slice(body);
-    bytes.freeze()
+impl Drop for Remains {
+    fn drop(&mut self) {
+        // It was written, and no more than that will ever be known.
+        self.note(|outcome| matches!(outcome.progress, Progress::Written { .. }).then_some(WaitsFor::Nothing));
+    }
 }
 
 #[cfg(test)]
@@ -507,26 +478,10 @@ mod tests {
     use crate::message::Names;
 
     #[test]
-    fn a_frame_is_the_payload_behind_the_shortest_header() {
-        for (length, header) in [
-            (1, vec![0x81, 1]),
-            (125, vec![0x81, 125]),
-            (126, vec![0x81, 126, 0, 126]),
-            (65_535, vec![0x81, 126, 0xff, 0xff]),
-            (65_536, vec![0x81, 127, 0, 0, 0, 0, 0, 1, 0, 0]),
-        ] {
-            let text = "x".repeat(length);
-            assert_eq!(encode(&Payload::from(&*text)), [header, text.into_bytes()].concat());
-        }
-        assert_eq!(&encode(&Payload::from(Bytes::from_static(&[7])))[..], [0x82, 1, 7]);
-    }
-
-    #[test]
     fn a_message_on_its_way_does_not_print_what_it_says() {
         let push = Push::new("ann", "mail", "secret").expect("valid");
         let delivery = Delivery::new(Names::new().message_id(), &push, SlowReaderPolicy::Disconnect, Instant::now());
         let ticket = Arc::new(delivery).ticket(0);
-        let _tail = ticket.session_tail();
         let printed = format!("{ticket:?}");
         assert!(printed.contains("payload_bytes: 6") && !printed.contains("secret"), "{printed}");
     }

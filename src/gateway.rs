@@ -15,10 +15,10 @@ use crate::auth::{PushAuthorizer, PushScope, ReloadError, TokenAuthenticator};
 use crate::binder::{Binder, Receivers};
 use crate::config::Config;
 use crate::delivery::{Delivery, Receipt, Ticket};
-use crate::journal::Kept;
+use crate::flusher::Flusher;
+use crate::mailbox::{Flush, Mailbox, Offered, Taken};
 use crate::message::{Event, Field, InvalidPush, MessageId, Names, Push, Target, UserId};
 use crate::metrics::{Door, Format, Metrics, PushResult, Task, set};
-use crate::outbox::{Offered, Outbox, Stop, Taken};
 use crate::outcome::{Level, Outcome};
 use crate::registry::Registry;
 use crate::replays::{Made, Replays};
@@ -43,6 +43,7 @@ pub(crate) struct Rooms {
     pub(crate) binder: Arc<Binder>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) sessions: Arc<Sessions>,
+    pub(crate) flusher: Arc<Flusher>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) names: Arc<Names>,
     pub(crate) token_authenticator: Arc<dyn TokenAuthenticator>,
@@ -123,7 +124,7 @@ impl Gateway {
     /// already queued for them is written first. When this returns, no push matches them any more.
     pub fn drop_user(&self, user_id: &UserId, event: Option<&Event>) -> u64 {
         let evicted = self.0.binder.evict(user_id, event);
-        let told = evicted.iter().filter(|outbox| outbox.stop(Stop::Dropped)).count();
+        let told = evicted.iter().filter(|mailbox| mailbox.drop_receiver()).count();
         self.0.sessions.end_dropped(user_id);
         debug!(told, "drop");
         told as u64
@@ -177,10 +178,9 @@ impl Gateway {
         set(&metrics.idempotency_keys, keys);
         set(&metrics.idempotency_bytes, bytes);
         set(&metrics.sessions_away, sessions.away());
-        if let Some(kept) = sessions.kept() {
-            set(&metrics.journal_messages, kept.messages);
-            set(&metrics.journal_bytes, kept.bytes);
-        }
+        let kept = sessions.keep().usage();
+        set(&metrics.journal_messages, kept.messages);
+        set(&metrics.journal_bytes, kept.bytes);
         metrics.encode(format)
     }
 
@@ -226,13 +226,13 @@ impl Gateway {
         let pace = due(receivers.len()) - accepted_at;
         let (delivery, outcome) = self.prepare(push, message_id, &receivers, Follow::Each, accepted_at, pace);
         // A caller who leaves half way leaves counts that add up.
-        let mut tally = Counted { gateway: self, counts: Counts { outcome, displaced: 0, forgotten: 0 } };
+        let mut tally = Counted { gateway: self, counts: Counts { outcome, displaced: 0 } };
         if let Some(delivery) = &delivery {
-            for (place, outbox) in receivers.iter().enumerate() {
+            for (place, mailbox) in receivers.iter().enumerate() {
                 if due(place) > Instant::now() {
                     tokio::time::sleep_until(due(place).into()).await;
                 }
-                tally.counts.offer(outbox, delivery.ticket(place));
+                self.flush(mailbox, tally.counts.offer(mailbox, delivery.ticket(place)), Fans::Wide);
             }
         }
         let receipt = delivery.and_then(|delivery| delivery.receipt());
@@ -306,7 +306,7 @@ impl Gateway {
 
     fn receivers(&self, push: &Push) -> Receivers {
         let mut receivers = self.bound(push);
-        receivers.retain(|outbox| push.is_for(outbox.id()));
+        receivers.retain(|mailbox| push.is_for(mailbox.id()));
         receivers
     }
 
@@ -322,19 +322,32 @@ impl Gateway {
         let message_id = self.0.names.message_id();
         let is_held = receivers.is_empty() && self.hold(push, message_id, accepted_at, &mut receivers);
         let (delivery, outcome) = self.prepare(push, message_id, &receivers, follow, accepted_at, Duration::ZERO);
-        let mut counts = Counts { outcome, displaced: 0, forgotten: 0 };
+        let mut counts = Counts { outcome, displaced: 0 };
         counts.outcome.held = u64::from(is_held);
         if let Some(delivery) = &delivery {
-            for (place, outbox) in receivers.iter().enumerate() {
-                counts.offer(outbox, delivery.ticket(place));
+            let fans = if receivers.len() <= NARROW_MAX { Fans::Narrow } else { Fans::Wide };
+            for (place, mailbox) in receivers.iter().enumerate() {
+                self.flush(mailbox, counts.offer(mailbox, delivery.ticket(place)), fans);
             }
             // Passed on to whoever connects next, so only what is for them too.
-            if counts.outcome.matched == 0 && push.user_id().is_some() && push.is_for_any() {
-                delivery.leave_behind();
+            let user_id = push.user_id().filter(|_| counts.outcome.matched == 0 && push.is_for_any());
+            if delivery.was_offered(user_id.is_some())
+                && let Some(user_id) = user_id
+            {
+                self.0.sessions.pass_on(user_id, delivery.ticket(usize::MAX));
             }
         }
         self.count(&counts);
         Made { outcome: counts.outcome, receipt: delivery.and_then(|delivery| delivery.receipt()) }
+    }
+
+    /// Has a message written whose receiver's task sleeps.
+    fn flush(&self, mailbox: &Arc<Mailbox>, flush: Flush, fans: Fans) {
+        match (flush, fans) {
+            (Flush::None, _) => {}
+            (Flush::Now, Fans::Narrow) => self.0.flusher.flush_now(mailbox),
+            (Flush::Now | Flush::Soon, _) => self.0.flusher.flush_soon(mailbox.clone()),
+        }
     }
 
     /// Keeps a message that is still worth something later, for a user who has no connection now, and says whether it did.
@@ -344,21 +357,21 @@ impl Gateway {
         if push.ttl().is_none() || push.is_for_now() || push.is_for_one() || !self.bound(push).is_empty() {
             return false;
         }
-        let journal = self.0.sessions.journal();
+        let keep = self.0.sessions.keep();
         let ticket = Arc::new(self.delivery(push, message_id, accepted_at)).ticket(0);
-        if ticket.is_expired() || journal.hold(user_id, Kept::new(ticket, 0)).is_err() {
+        if ticket.is_expired() || keep.hold(user_id, ticket).is_err() {
             return false;
         }
         // A connection that was bound since has looked for what is held before this was.
         *receivers = self.receivers(push);
-        if !receivers.is_empty() && journal.withdraw(user_id, message_id).is_some() {
+        if !receivers.is_empty() && keep.withdraw(user_id, message_id).is_some() {
             return false;
         }
         receivers.clear();
         true
     }
 
-    /// The message in the form that outboxes take, if there is anyone to take it, and an outcome to count into.
+    /// The message in the form that mailboxes take, if there is anyone to take it, and an outcome to count into.
     fn prepare(
         &self,
         push: &Push,
@@ -374,7 +387,7 @@ impl Gateway {
         }
         let mut delivery = self.delivery(push, message_id, accepted_at).offered_for(pace);
         if follow == Follow::Each {
-            delivery = delivery.followed(receivers.iter().map(|outbox| outbox.id()));
+            delivery = delivery.followed(receivers.iter().map(|mailbox| mailbox.id()));
         }
         (Some(Arc::new(delivery)), outcome)
     }
@@ -385,14 +398,13 @@ impl Gateway {
     }
 
     fn count(&self, counts: &Counts) {
-        let Counts { outcome, displaced, forgotten } = counts;
+        let Counts { outcome, displaced } = counts;
         let metrics = &self.0.metrics;
         metrics.matched.inc_by(outcome.matched);
         metrics.accepted.inc_by(outcome.accepted);
         metrics.dropped(&outcome.drops);
         metrics.held.inc_by(outcome.held);
         metrics.displaced.inc_by(*displaced as u64);
-        metrics.forgotten.inc_by(*forgotten as u64);
     }
 }
 
@@ -401,14 +413,24 @@ struct Counts {
     outcome: Outcome,
     /// Messages that were accepted before and had to go for it.
     displaced: usize,
-    /// The same of messages that were held.
-    forgotten: usize,
 }
+
+/// How many receivers a push has, as far as it matters for who writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fans {
+    /// So few that the push writes to them itself.
+    Narrow,
+    /// The flusher writes.
+    Wide,
+}
+
+/// Receivers to whom a push writes itself. To more, it would keep its caller waiting.
+const NARROW_MAX: usize = 8;
 
 impl Counts {
     /// Offers one receiver its share, and counts what it did.
-    fn offer(&mut self, outbox: &Outbox, ticket: Ticket) {
-        let Offered { taken, displaced, forgotten } = outbox.offer(ticket);
+    fn offer(&mut self, mailbox: &Mailbox, ticket: Ticket) -> Flush {
+        let Offered { taken, displaced, flush } = mailbox.offer(ticket);
         match taken {
             Taken::Queued => self.outcome.accepted += 1,
             Taken::Held => self.outcome.held += 1,
@@ -416,7 +438,7 @@ impl Counts {
         }
         self.outcome.matched += u64::from(taken != Taken::Held);
         self.displaced += displaced;
-        self.forgotten += forgotten;
+        flush
     }
 }
 
@@ -444,7 +466,7 @@ pub(crate) enum Follow {
 
 /// A push that was made, and what of it is still followed.
 pub(crate) struct Sent {
-    /// As it was when the outboxes had taken it.
+    /// As it was when the mailboxes had taken it.
     pub(crate) outcome: Outcome,
     receipt: Option<Arc<Receipt>>,
     /// One of `waiting_pushes_max`, where it may be waited for.

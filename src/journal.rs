@@ -1,113 +1,100 @@
-//! What is kept for clients that come back: the trait behind which it is kept, and what it keeps.
+//! What must outlive the process: the trait that is told of it, and what it is told. In memory, the mailboxes themselves are
+//! the journal, and nothing here is called.
 
-mod memory;
-#[cfg(all(test, not(feature = "shuttle")))]
-mod model;
-
-use std::fmt;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use async_trait::async_trait;
+use tracing::error;
 
 use crate::delivery::{Delivery, Ticket};
 use crate::message::{ConnectionId, Event, InvalidPush, MessageId, Payload, Priority, Push, SlowReaderPolicy, UserId};
-use crate::outcome::DropReason;
+use crate::metrics::{Metrics, Task};
 
-pub use memory::MemoryJournal;
-
-/// Where messages are kept for clients that come back.
+/// A store that outlives the gateway: what it is told survives a restart, and sessions go on after it.
 ///
-/// Two kinds of messages are: those that a session was sent and did not acknowledge yet, or missed while it was away;
-/// and those with a time to live that nobody was bound to get. Every message is owned by whoever has it at the
-/// moment; a journal that lets go of one says why, with [`Kept::give_up`].
-///
-/// The gateway may hold the lock of one outbox while it calls the methods that are not `async`, so they must neither
-/// wait nor call back. A call to one that is `async` may be dropped before it is done, when the client goes: what it has
-/// not handed over by then must still be kept.
-///
-/// One that outlives the process stores [`Kept::stored`] and comes back with [`Kept::restored`], for example around a
-/// [`MemoryJournal`]. It hands out the [`Kept`] it was given as long as it has it, since whoever waits for its outcome waits
-/// for that one. Sessions themselves do not outlive the process so far: what is held for a user does.
+/// Records of one user come in the order in which they happened. [`Recovered::apply`] folds them into what
+/// [`Journal::load`] is to return, so that a store may as well be a log that is only ever appended to.
 #[async_trait]
-pub trait Journal: Send + Sync + fmt::Debug + 'static {
-    /// Keeps messages of one session, in ascending order of their numbers, all above those that are kept already.
-    ///
-    /// Where the bounds leave no room, the session's own oldest messages go for them, and none of them in vain.
-    fn append(&self, session: &SessionKey, messages: &mut dyn Iterator<Item = Kept>) -> Appended;
+pub trait Journal: Send + Sync + std::fmt::Debug + 'static {
+    /// Notes what happened. The gateway may hold the lock of a mailbox meanwhile, so this must neither wait nor call back:
+    /// append to a buffer, and write it in groups elsewhere.
+    fn record(&self, user_id: &UserId, record: Record);
 
-    /// Lets go of a session's messages up to this number, and hands them over. Its client has them; or the session is
-    /// over, and the number is `u64::MAX`.
-    fn acknowledge(&self, session: &SessionKey, seq: u64) -> Vec<Kept>;
-
-    /// Hands over everything that is kept for a session, oldest first, and keeps none of it.
-    async fn take(&self, session: &SessionKey) -> Vec<Kept>;
-
-    /// Keeps a message for a user of whom no connection is bound to its event.
+    /// Everything that is to be kept from before. Called once, before the gateway takes its first connection.
     ///
     /// # Errors
-    /// Hands it back where the bounds leave no room.
-    fn hold(&self, user_id: &UserId, message: Kept) -> Result<(), Kept>;
-
-    /// Hands back one message that is held, if it was not released yet. Of this and [`Journal::release`], which other
-    /// threads may call at the same time, only one may hand it over.
-    fn withdraw(&self, user_id: &UserId, message_id: MessageId) -> Option<Kept>;
-
-    /// Whether anything is held for a user, so that a bind need not ask further. May say yes without reason, but not
-    /// no once [`Journal::hold`] has returned.
-    fn holds(&self, user_id: &UserId) -> bool;
-
-    /// Hands over what is held for a user's event, oldest first, and keeps none of it.
-    ///
-    /// The client that is bound to the event is sent nothing until then, and is closed with 4408 after the config's
-    /// `bind_timeout`.
-    async fn release(&self, user_id: &UserId, event: &Event) -> Vec<Kept>;
-
-    /// Lets go of what has been kept for longer than it may, and says how many messages never reached a client.
-    fn sweep(&self, now: Instant) -> usize;
-
-    /// How much is kept.
-    fn usage(&self) -> Usage;
+    /// When it cannot be read. The gateway does not start then.
+    async fn load(&self) -> Result<Recovered, Box<dyn std::error::Error + Send + Sync>>;
 }
 
-/// A session as journals know it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct SessionKey {
-    /// Whose it is.
-    pub user_id: UserId,
-    /// Which one it is, over all gateways and restarts.
-    pub epoch: ConnectionId,
-}
-
-/// What became of messages that were to be kept.
-#[derive(Debug, Default)]
-pub struct Appended {
-    /// Those that there was no room for.
-    pub refused: Vec<Kept>,
-    /// How many messages that were kept before had to go for them, of those that never reached the client.
-    pub lost: usize,
-}
-
-/// How much a journal keeps.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Messages, each counted once for every session it is kept for.
-    pub messages: usize,
-    /// Bytes of them, see [`Kept::bytes`].
-    pub bytes: usize,
-}
-
-/// What a journal may keep.
-#[derive(Clone, Copy, Debug)]
-pub struct JournalBounds {
-    /// Messages of one user, over all of its sessions.
-    pub messages_per_user_max: usize,
-    /// Bytes of one user's messages.
-    pub bytes_per_user_max: usize,
-    /// Bytes in all.
-    pub bytes_max: usize,
-    /// How long a message is kept.
-    pub age: Duration,
+/// One thing that happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Record {
+    /// A message waits for a user of whom no connection is bound to its event.
+    Held(Stored),
+    /// A message waits for its user no more: a connection has it, or it was given up.
+    Released(MessageId),
+    /// A session began, or is bound to other events now.
+    Session {
+        /// Which one.
+        epoch: ConnectionId,
+        /// The secret by which its client comes back.
+        resume: String,
+        /// The events that it is bound to.
+        events: Vec<Event>,
+    },
+    /// A session accepted a message. It has no number yet if the session has a connection.
+    Accepted {
+        /// Which session.
+        epoch: ConnectionId,
+        /// The message.
+        message: Stored,
+    },
+    /// A session gave a message its number, to send it.
+    Numbered {
+        /// Which session.
+        epoch: ConnectionId,
+        /// The message.
+        message_id: MessageId,
+        /// Its number.
+        seq: u64,
+    },
+    /// A session dropped messages before they had numbers. Its client is told of as many that are lost.
+    Skipped {
+        /// Which session.
+        epoch: ConnectionId,
+        /// How many.
+        messages: u64,
+    },
+    /// A session's client can have the messages up to this number.
+    Written {
+        /// Which session.
+        epoch: ConnectionId,
+        /// The last number that was handed to the kernel.
+        seq: u64,
+    },
+    /// A session's client has the messages up to this number.
+    Acked {
+        /// Which session.
+        epoch: ConnectionId,
+        /// The last number that it acknowledged.
+        seq: u64,
+    },
+    /// A session does not keep a message any more.
+    GivenUp {
+        /// Which session.
+        epoch: ConnectionId,
+        /// The message.
+        message_id: MessageId,
+    },
+    /// A session is over.
+    Ended {
+        /// Which one.
+        epoch: ConnectionId,
+    },
 }
 
 /// One message in a form that outlives the process.
@@ -123,154 +110,194 @@ pub struct Stored {
     pub payload: Payload,
     /// Which messages it overtakes.
     pub priority: Priority,
-    /// By what a newer message of its event takes its place.
+    /// The key by which a newer message of its event takes its place.
     pub collapse_key: Option<String>,
-    /// Since when it is kept.
-    pub kept_at: SystemTime,
+    /// When it was accepted.
+    pub accepted_at: SystemTime,
     /// When it is no longer worth delivering.
     pub expires_at: Option<SystemTime>,
-    /// Whether it was sent to its client, who has not acknowledged it.
-    pub is_sent: bool,
 }
 
-/// One message that is kept. Whoever waits for its outcome is told when it is let go of.
-#[derive(Debug)]
-pub struct Kept {
-    ticket: Ticket,
-    seq: u64,
-    kept_at: Instant,
-    /// Taken when it changes hands: what the message takes grows when the first session is written to.
-    bytes: usize,
-    is_sent: bool,
+/// What a journal has kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// Messages that wait for their users, oldest first.
+    pub held: Vec<(UserId, Stored)>,
+    /// Sessions that may come back.
+    pub sessions: Vec<StoredSession>,
 }
 
-impl Kept {
-    /// What a message takes beside itself: its place in a queue, which has up to twice the places it needs.
-    const OVERHEAD_BYTES: usize = 2 * size_of::<Self>();
+/// A session in a form that outlives the process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredSession {
+    /// Whose it is.
+    pub user_id: UserId,
+    /// Which one it is, over all gateways and restarts.
+    pub epoch: ConnectionId,
+    /// The secret by which its client comes back.
+    pub resume: String,
+    /// The events that it is bound to.
+    pub events: Vec<Event>,
+    /// The last number that was given to a message.
+    pub last: u64,
+    /// The last number that its client can have.
+    pub written: u64,
+    /// How many messages were dropped since without a number.
+    pub skipped: u64,
+    /// The messages its client may still need: those with numbers, in ascending order, then those without.
+    pub messages: Vec<Stored>,
+}
 
-    pub(crate) fn new(ticket: Ticket, seq: u64) -> Self {
-        let bytes = Self::OVERHEAD_BYTES + ticket.memory();
-        Self { ticket, seq, kept_at: Instant::now(), bytes, is_sent: false }
+impl Recovered {
+    /// Adds one record, the next of its user.
+    pub fn apply(&mut self, user_id: &UserId, record: Record) {
+        match record {
+            Record::Held(message) => self.held.push((user_id.clone(), message)),
+            Record::Released(message_id) => self.held.retain(|(_, message)| message.message_id != message_id),
+            Record::Session { epoch, resume, events } => match self.session(epoch) {
+                Some(session) => session.events = events,
+                None => self.sessions.push(StoredSession {
+                    user_id: user_id.clone(),
+                    epoch,
+                    resume,
+                    events,
+                    last: 0,
+                    written: 0,
+                    skipped: 0,
+                    messages: Vec::new(),
+                }),
+            },
+            Record::Accepted { epoch, message } => {
+                if let Some(session) = self.session(epoch) {
+                    session.accept(message);
+                }
+            }
+            Record::Numbered { epoch, message_id, seq } => {
+                if let Some(session) = self.session(epoch)
+                    && let Some(at) = session.messages.iter().position(|message| message.message_id == message_id)
+                {
+                    let message = session.messages.remove(at);
+                    session.accept(Stored { seq, ..message });
+                }
+            }
+            Record::Skipped { epoch, messages } => {
+                self.session(epoch).into_iter().for_each(|session| session.skipped += messages);
+            }
+            Record::Written { epoch, seq } => {
+                self.session(epoch).into_iter().for_each(|session| session.written = session.written.max(seq));
+            }
+            Record::Acked { epoch, seq } => {
+                if let Some(session) = self.session(epoch) {
+                    session.messages.retain(|message| message.seq == 0 || message.seq > seq);
+                }
+            }
+            Record::GivenUp { epoch, message_id } => {
+                if let Some(session) = self.session(epoch) {
+                    session.messages.retain(|message| message.message_id != message_id);
+                }
+            }
+            Record::Ended { epoch } => self.sessions.retain(|session| session.epoch != epoch),
+        }
     }
 
-    /// Makes a message again from what was stored of it. Nobody waits for its outcome.
+    fn session(&mut self, epoch: ConnectionId) -> Option<&mut StoredSession> {
+        self.sessions.iter_mut().find(|session| session.epoch == epoch)
+    }
+}
+
+impl StoredSession {
+    fn accept(&mut self, message: Stored) {
+        if message.seq == 0 {
+            return self.messages.push(message);
+        }
+        if message.seq > self.last {
+            (self.last, self.skipped) = (message.seq, 0);
+        }
+        let place = self.messages.partition_point(|known| known.seq != 0 && known.seq < message.seq);
+        self.messages.insert(place, message);
+    }
+}
+
+impl Stored {
+    /// What there is to store of a message with this number.
+    pub(crate) fn of(ticket: &Ticket, seq: u64) -> Self {
+        let (now, wall_clock) = (Instant::now(), SystemTime::now());
+        let age = now.saturating_duration_since(ticket.accepted_at());
+        let left = |at: Instant| wall_clock.checked_add(at.saturating_duration_since(now));
+        let payload = if ticket.is_text() {
+            Payload::Text(String::from_utf8_lossy(ticket.payload()).into_owned())
+        } else {
+            Payload::Binary(ticket.payload().clone())
+        };
+        Self {
+            message_id: ticket.message_id(),
+            seq,
+            event: ticket.event().clone(),
+            payload,
+            priority: ticket.priority(),
+            collapse_key: ticket.collapse_key().map(str::to_owned),
+            accepted_at: wall_clock.checked_sub(age).unwrap_or(wall_clock),
+            expires_at: ticket.expires_at().and_then(left),
+        }
+    }
+
+    /// Makes a message again. Nobody waits for its outcome.
     ///
     /// # Errors
     /// Refuses a payload or collapse key that no push can have.
-    pub fn restored(stored: Stored) -> Result<Self, InvalidPush> {
-        let Stored { message_id, seq, event, payload, priority, collapse_key, kept_at, expires_at, is_sent } = stored;
+    pub(crate) fn restored(self) -> Result<Ticket, InvalidPush> {
+        let Self { message_id, event, payload, priority, collapse_key, accepted_at, expires_at, .. } = self;
         let (now, wall_clock) = (Instant::now(), SystemTime::now());
-        let age = wall_clock.duration_since(kept_at).unwrap_or_default();
         // As if it was accepted then: what is pushed from now on is newer.
-        let kept_at = now.checked_sub(age).unwrap_or(now);
+        let age = wall_clock.duration_since(accepted_at).unwrap_or_default();
+        let accepted_at = now.checked_sub(age).unwrap_or(now);
         let mut push = Push::to_everyone(event.as_str(), payload)?.with_priority(priority);
         if let Some(key) = collapse_key {
             push = push.with_collapse_key(key)?;
         }
         if let Some(expires_at) = expires_at {
-            // None at all would be for now, not over.
             let left = expires_at.duration_since(wall_clock).unwrap_or_default();
-            push = push.with_ttl(left.saturating_add(now - kept_at).max(Duration::from_nanos(1)));
+            // No time at all would mean "for now", not "over".
+            push = push.with_ttl(left.saturating_add(now - accepted_at).max(std::time::Duration::from_nanos(1)));
         }
-        let delivery = Delivery::new(message_id, &push, SlowReaderPolicy::default(), kept_at);
-        Ok(Self { kept_at, is_sent, ..Self::new(Arc::new(delivery).ticket(0), seq) })
+        let delivery = Delivery::new(message_id, &push, SlowReaderPolicy::default(), accepted_at);
+        Ok(Arc::new(delivery).ticket(0))
+    }
+}
+
+/// Tells the journal, if there is one. It may be an embedding program's: a panic in it goes no further, or a message of one
+/// user would take away the connection of another.
+#[derive(Debug)]
+pub(crate) struct Recorder {
+    journal: Option<Arc<dyn Journal>>,
+    metrics: Arc<Metrics>,
+}
+
+impl Recorder {
+    pub(crate) fn new(journal: Option<Arc<dyn Journal>>, metrics: Arc<Metrics>) -> Self {
+        Self { journal, metrics }
     }
 
-    /// What there is to store of it.
-    #[must_use]
-    pub fn stored(&self) -> Stored {
-        let (now, wall_clock) = (Instant::now(), SystemTime::now());
-        let expires_at = self.expires_at().and_then(|at| wall_clock.checked_add(at.saturating_duration_since(now)));
-        Stored {
-            message_id: self.message_id(),
-            seq: self.seq,
-            event: self.event().clone(),
-            payload: self.payload(),
-            priority: self.ticket.priority(),
-            collapse_key: self.ticket.collapse_key().map(str::to_owned),
-            kept_at: wall_clock.checked_sub(now.saturating_duration_since(self.kept_at)).unwrap_or(wall_clock),
-            expires_at,
-            is_sent: self.is_sent,
+    /// Whether anything outlives the process.
+    pub(crate) fn is_durable(&self) -> bool {
+        self.journal.is_some()
+    }
+
+    /// Records what `make` makes, if anybody wants it.
+    pub(crate) fn record(&self, user_id: &UserId, make: impl FnOnce() -> Record) {
+        let Some(journal) = &self.journal else { return };
+        let record = make();
+        if panic::catch_unwind(AssertUnwindSafe(|| journal.record(user_id, record))).is_err() {
+            self.metrics.task_panicked(Task::Journal);
+            error!("the journal panicked");
         }
     }
 
-    /// The session's number for it; 0 while it has none.
-    #[must_use]
-    pub fn seq(&self) -> u64 {
-        self.seq
-    }
-
-    /// The gateway's name for the message.
-    #[must_use]
-    pub fn message_id(&self) -> MessageId {
-        self.ticket.message_id()
-    }
-
-    /// The event it belongs to.
-    #[must_use]
-    pub fn event(&self) -> &Event {
-        self.ticket.event()
-    }
-
-    /// What the client is to see.
-    #[must_use]
-    pub fn payload(&self) -> Payload {
-        self.ticket.payload()
-    }
-
-    /// How many bytes of the bounds it takes, about as many as of memory: the message as it was pushed, the JSON that a
-    /// session is sent once there is any, and about 300 bytes beside them. What several sessions share counts for each.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// Since when it is kept.
-    #[must_use]
-    pub fn kept_at(&self) -> Instant {
-        self.kept_at
-    }
-
-    /// When it is no longer worth delivering.
-    #[must_use]
-    pub fn expires_at(&self) -> Option<Instant> {
-        self.ticket.expires_at()
-    }
-
-    /// Whether it was sent to its client, who has not acknowledged it.
-    #[must_use]
-    pub fn is_sent(&self) -> bool {
-        self.is_sent
-    }
-
-    /// Lets go of it.
-    pub fn give_up(self, reason: DropReason) {
-        self.ticket.lost(reason);
-    }
-
-    /// The same message without a number, for the user as a whole.
-    pub(crate) fn for_anyone(self) -> Self {
-        Self::new(self.ticket.for_anyone(), 0)
-    }
-
-    /// Marks it as on its way to a client that was away.
-    pub(crate) fn late(mut self) -> Self {
-        self.ticket = self.ticket.late();
-        self
-    }
-
-    pub(crate) fn ticket(&self) -> &Ticket {
-        &self.ticket
-    }
-
-    pub(crate) fn into_ticket(self) -> Ticket {
-        self.ticket
-    }
-
-    /// The last byte is with the kernel. Says how long that took, the first time.
-    pub(crate) fn sent(&mut self, at: Instant) -> Option<Duration> {
-        let after = self.ticket.sent(at);
-        self.bytes = Self::OVERHEAD_BYTES + self.ticket.memory();
-        (!std::mem::replace(&mut self.is_sent, true)).then_some(after)
+    /// What is kept from before.
+    pub(crate) async fn load(&self) -> Result<Recovered, Box<dyn std::error::Error + Send + Sync>> {
+        match &self.journal {
+            Some(journal) => journal.load().await,
+            None => Ok(Recovered::default()),
+        }
     }
 }

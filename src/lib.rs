@@ -55,23 +55,84 @@
 //!
 //! # The rooms
 //!
-//! A push comes in by a door (`doors/json`, `doors/grpc`) behind one tower stack (`server/stack`). The door decodes it,
-//! by way of the API's messages (`doors/api`), into the nouns of `message` and calls `gateway`, which asks the `binder`
-//! who is bound and offers the message, now a `delivery`, to each one's `outbox`; under an idempotency key, `replays`
-//! knows whether that was done already. The door encodes the `outcome`. Later, in the task of each `connection`, the
-//! outbox is emptied into the socket.
+//! Each file or folder of `src` is a room: it does one thing, and its first line says which. Imports point down this list
+//! only, and a test checks them.
 //!
-//! A client comes in by `doors/websocket`, which has the `registry` admit it and hands the socket to a `connection`:
-//! bind in time, then read, write, ping, stop. Whatever ends it, dropping its guards unbinds it.
+//! | room | what happens there |
+//! |---|---|
+//! | `main`, `cli` | The command line. Uses the library as any embedding program would. |
+//! | `server` | Binds listeners, routes requests, supervises tasks, stops in order. Builds every other room. |
+//! | `doors` | Decode a request, call one operation, encode the answer: `websocket`, `json`, `grpc`. |
+//! | `gateway` | Push, broadcast, drop: what the push doors share. |
+//! | `connection` | The task of one socket: bind in time, then read, write, ping, stop. |
+//! | `sessions` | Every session by its resume token: begin, leave, claim, return, end. |
+//! | `binder` | The index of bindings: which mailboxes a user's event reaches. |
+//! | `registry` | Every open connection by its id: admission, limits, alarms, drain. |
+//! | `flusher` | Writes for the receivers of large fan-outs, many in one turn. |
+//! | `replays` | What was pushed under an idempotency key already. |
+//! | `mailbox` | All that one receiver has coming, under one lock; `keep` bounds what is kept for those who are away. |
+//! | `journal` | What must outlive the process: a trait for embedding programs. |
+//! | `dialect` | How each protocol words a message. All wire text of the session protocol is in `dialect/session`. |
+//! | `handle` | One open connection as the others see it: its name, its stop, its alarm, its waker. |
+//! | `delivery` | One message on its way to its receivers, and the receipt on which each notes how far it got. |
+//! | `auth` | The token check and the push check: two traits, and the stock ones. |
 //!
-//! A client of the session protocol has more: its outbox numbers what it takes, what was sent is kept in the `journal`
-//! until it is acknowledged, and when its connection ends, `sessions` keeps outbox and bindings for its return. Pushes go
-//! to the same outbox meanwhile, which hands them to the journal.
+//! Below them are the leaves, free to all: `config` (settings and limits), `message` (the nouns), `outcome` (what became of a
+//! push), `close` (why connections end), `metrics`, `allowance` (the rate of one peer), `shares` (what all callers use up
+//! together), `legacy` (the JSON of the service that pushgate replaces), `sync` (the locks, which shuttle can schedule).
 //!
-//! `config` holds every setting and limit, `allowance` the rate of one peer, `shares` what all callers use up together,
-//! `auth` the two checks, `metrics` what is counted, `close` why connections end, `legacy` the JSON of the service that
-//! pushgate replaces, `sync` the locks that shuttle can schedule. `server` binds, routes, supervises and stops; it alone
-//! knows every room. Imports point down that list only.
+//! ## One push
+//!
+//! A door (`doors/json`, `doors/grpc`) gets the request through the stack in `server/stack`, which identifies the caller.
+//! It decodes the request into a [`Push`] and calls `gateway`, which asks the `binder` for the mailboxes, makes one
+//! `delivery`, and offers each mailbox a ticket of it (`Mailbox::offer`). The mailbox queues the ticket or refuses it, and
+//! says whether somebody has to write it. Where the connection's task sleeps with nothing in hand, the gateway writes for a
+//! few receivers at once (`mailbox/direct`), and has the `flusher` write for many. In all other cases the connection's task
+//! does (`Mailbox::visit`). The door encodes the [`Outcome`].
+//!
+//! A message of a legacy connection is done when it is written. A message of a session is done when it is acknowledged:
+//! `mailbox/log` numbers it as it is taken to be written, and keeps it.
+//!
+//! ## One acknowledgement
+//!
+//! `connection` reads it, `dialect/session` decodes it, `Mailbox::acknowledge` takes everything up to its number out of the
+//! log and notes each on its receipt. Whoever waits for it in `gateway` wakes up.
+//!
+//! ## One departure
+//!
+//! The connection's task ends and calls `Sessions`' `Attached::leave`. `Mailbox::detach` numbers what is queued and takes
+//! back what was in hand; from that step on the log keeps what is offered. `sessions` then lists the session as away. The
+//! bindings stay in the binder, so that pushes go on reaching the mailbox.
+//!
+//! ## One return
+//!
+//! `connection/binding` checks the token and claims the session (`Sessions::claim`), from another connection if need be:
+//! that one is told to stop and leaves as above. `Mailbox::attach` takes the client's last number as an acknowledgement and
+//! moves the session to the new connection, which writes the rest of the log and then the queue. No message moves from one
+//! store to another on the way.
+//!
+//! # Words
+//!
+//! *Receiver*: a legacy connection, or a session over all its connections. *Ticket*: one receiver's share of a delivery.
+//! *Line*: the frames that a connection's task has in hand. *Offer*, *take*, *write*, *acknowledge*: the steps of a message.
+//!
+//! A message that does not arrive is *refused* (the mailbox did not take it; the outcome counts it as dropped) or *lost* (it
+//! was taken, and then *given up*); [`DropReason`] says why. It is *displaced* when a newer message took its place in a full
+//! queue. What a session lost is told to its client as a *gap* in the numbers. What is *kept*
+//! is what a session may still need, or what is *held* for a user without a connection; `messages_forgotten` counts what was
+//! kept and given up.
+//!
+//! # Lock order
+//!
+//! A thread that holds one of these takes only those further right.
+//!
+//! - `sessions` (by token) → a session's bindings → `binder` shard
+//! - `sessions` (by token) → `mailbox` → `handle` waker, or receipt
+//! - `keep` ranking → `keep` shard → account
+//! - `keep` ranking → account; then, with the account released, `mailbox`
+//!
+//! Nobody settles an account (`Account::settle`) with a mailbox locked, since that may lock any other mailbox. No lock is
+//! held over an await, and the only system call under one is the write of a mailbox that does not wait.
 
 mod allowance;
 mod auth;
@@ -80,18 +141,23 @@ mod close;
 mod config;
 mod connection;
 mod delivery;
+mod dialect;
 mod doors;
+mod flusher;
 mod gateway;
+mod handle;
 mod journal;
 mod legacy;
+mod mailbox;
 mod message;
 mod metrics;
 #[cfg(all(test, feature = "shuttle"))]
 mod models;
-mod outbox;
 mod outcome;
 mod registry;
 mod replays;
+#[cfg(test)]
+mod rooms;
 mod server;
 mod sessions;
 mod shares;
@@ -103,7 +169,7 @@ pub use auth::{
 };
 pub use config::{Address, Config, EventPolicies, Invalid, Loaded, LogFormat, Mistake, Page, Source};
 pub use gateway::{Gateway, PushError};
-pub use journal::{Appended, Journal, JournalBounds, Kept, MemoryJournal, SessionKey, Stored, Usage};
+pub use journal::{Journal, Record, Recovered, Stored, StoredSession};
 pub use message::{
     ConnectionId, Event, Field, InvalidConnectionId, InvalidMessageId, InvalidPush, MessageId, Payload, Priority, Push,
     SlowReaderPolicy, Target, UserId,
@@ -119,57 +185,4 @@ pub mod proto {
 
     /// The encoded descriptors of the API, for reflection.
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
-}
-
-#[cfg(test)]
-mod rooms {
-    use std::path::Path;
-
-    /// Which rooms a room may know. Whatever is not here is a leaf, free to all, and knows only leaves.
-    const ARROWS: [(&str, &[&str]); 14] = [
-        ("delivery", &[]),
-        ("journal", &["delivery"]),
-        ("outbox", &["delivery", "journal"]),
-        ("auth", &[]),
-        ("binder", &["outbox"]),
-        ("registry", &["outbox"]),
-        ("sessions", &["binder", "journal", "outbox"]),
-        ("connection", &["auth", "binder", "delivery", "journal", "outbox", "registry", "sessions"]),
-        ("replays", &["delivery"]),
-        ("gateway", &["auth", "binder", "delivery", "journal", "outbox", "registry", "replays", "sessions"]),
-        ("doors/websocket", &["connection", "doors", "registry"]),
-        ("doors/api", &["auth", "gateway"]),
-        ("doors/json", &["auth", "doors", "gateway"]),
-        ("doors/grpc", &["auth", "doors", "gateway"]),
-    ];
-    const LEAVES: [&str; 10] =
-        ["allowance", "close", "config", "legacy", "message", "metrics", "outcome", "proto", "shares", "sync"];
-
-    fn check(path: &Path, room: &str, wrong: &mut Vec<String>) {
-        let allowed = ARROWS.iter().find(|(name, _)| *name == room).map_or(&[][..], |(_, allowed)| allowed);
-        let text = std::fs::read_to_string(path).expect("a source file");
-        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
-        for (number, line) in code.lines().enumerate() {
-            let Some(import) = line.trim_start().strip_prefix("use crate::") else { continue };
-            let target = import.split([':', ';', ' ']).next().unwrap_or_default();
-            let own = room.split('/').next() == Some(target) && !room.contains('/');
-            if !own && !allowed.contains(&target) && !LEAVES.contains(&target) {
-                wrong.push(format!("{}:{}: {room} must not know {target}", path.display(), number + 1));
-            }
-        }
-    }
-
-    #[test]
-    fn imports_point_down() {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-        let mut wrong = Vec::new();
-        let rooms = ARROWS.iter().map(|(room, _)| *room).chain(LEAVES.into_iter().filter(|leaf| *leaf != "proto"));
-        for room in rooms {
-            check(&source.join(format!("{room}.rs")), room, &mut wrong);
-            for entry in std::fs::read_dir(source.join(room)).into_iter().flatten() {
-                check(&entry.expect("a readable folder").path(), room, &mut wrong);
-            }
-        }
-        assert!(wrong.is_empty(), "{wrong:#?}");
-    }
 }

@@ -110,6 +110,16 @@ impl Payload {
 }
 
 /// Prints the length only: message bodies never reach a log.
+impl Payload {
+    /// The same bytes, to be shared.
+    pub(crate) fn to_bytes(&self) -> Bytes {
+        match self {
+            Self::Text(text) => Bytes::copy_from_slice(text.as_bytes()),
+            Self::Binary(bytes) => bytes.clone(),
+        }
+    }
+}
+
 impl fmt::Debug for Payload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self {
@@ -478,6 +488,13 @@ impl fmt::Display for ConnectionId {
     }
 }
 
+impl ConnectionId {
+    /// One of so many parts, the same for this connection each time, and about as many connections for each.
+    pub(crate) fn spread(self, parts: usize) -> usize {
+        usize::try_from(self.0.number).unwrap_or_default() % parts
+    }
+}
+
 /// The text is not a connection's name as its `Display` writes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a connection id")]
@@ -518,6 +535,37 @@ impl Id {
 impl fmt::Display for MessageId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// The secret by which a client goes on with its session.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct ResumeToken(u128);
+
+impl ResumeToken {
+    pub(crate) fn draw() -> Result<Self, getrandom::Error> {
+        let mut random = [0; 16];
+        getrandom::fill(&mut random)?;
+        Ok(Self(u128::from_be_bytes(random)))
+    }
+
+    /// Reads what `Display` wrote; `None` for anything else.
+    pub(crate) fn read(text: &str) -> Option<Self> {
+        let is_written_so = text.len() == 32 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        is_written_so.then(|| u128::from_str_radix(text, 16).ok().map(Self)).flatten()
+    }
+}
+
+impl fmt::Display for ResumeToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+/// Prints nothing of it: it is a secret.
+impl fmt::Debug for ResumeToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ResumeToken(..)")
     }
 }
 

@@ -158,8 +158,10 @@ pub(crate) enum Task {
     Clock,
     /// Ending the sessions that were away for too long.
     Sessions,
-    /// Letting go of what the journal has kept for too long.
+    /// Telling an embedding program's journal.
     Journal,
+    /// Writing messages for many receivers.
+    Flusher,
     /// Reading tokens or push keys again.
     Reload,
     /// Answering one stream of pushes, which ends.
@@ -236,7 +238,7 @@ labelled! {
         CheckUnavailable;
     UpgradeResult: Accepted Malformed TooMany TooManyFromAddress Draining;
     ResumeResult: Recovered Gap Unknown;
-    Task: Accept Clock Sessions Journal Reload PushStream;
+    Task: Accept Clock Sessions Journal Flusher Reload PushStream;
     DropReason: QueueFull Closed Expired Superseded;
     CloseReason:
         ClientClosed Reset ProtocolError NotUtf8 TooManyFrames TooBig NotUnderstood Incomplete TokenRefused CheckUnavailable NotAllowed

@@ -1,4 +1,4 @@
-//! Every open connection by id: admission under the limits, listing, and the sweep that keeps their time.
+//! Every open connection: admission under the limits, listing, and the sweep that keeps their time.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -9,8 +9,9 @@ use std::time::Duration;
 use slab::Slab;
 use tokio::time::Instant;
 
+use crate::handle::{Handle, Stop};
+use crate::mailbox::{Capacity, Depth, Mailbox};
 use crate::message::{ConnectionId, Names};
-use crate::outbox::{Capacity, Depth, Outbox, Stop};
 
 /// Connections looked at before the lock is given to whoever waits for it.
 const SWEEP_CHUNK: usize = 1024;
@@ -35,15 +36,23 @@ pub(crate) struct Limits {
     pub(crate) connections_max: usize,
     /// Connections from one address; 0 for no limit.
     pub(crate) connections_per_address_max: usize,
-    /// What each connection's outbox holds.
-    pub(crate) outbox: Capacity,
+    /// What each receiver may have queued.
+    pub(crate) queue: Capacity,
 }
 
 #[derive(Debug, Default)]
 struct Connections {
-    open: Slab<Arc<Outbox>>,
+    open: Slab<Open>,
     /// Kept only while a limit per address is set.
     per_address: HashMap<IpAddr, usize>,
+}
+
+/// One open connection.
+#[derive(Debug)]
+struct Open {
+    handle: Arc<Handle>,
+    /// What it has coming. A connection that goes on with a session has the session's.
+    mailbox: Arc<Mailbox>,
 }
 
 /// Why a connection was not admitted.
@@ -57,14 +66,14 @@ pub(crate) enum AdmitError {
     Draining,
 }
 
-/// How full the outboxes are, over all connections.
+/// How much is queued, over all connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Depths {
     pub(crate) connections: usize,
     pub(crate) total: Depth,
-    /// Messages in the fullest outbox.
+    /// Messages where the most are queued.
     pub(crate) messages_max: usize,
-    /// Bytes in the one that holds the most.
+    /// Bytes where the most are queued.
     pub(crate) bytes_max: usize,
 }
 
@@ -101,9 +110,10 @@ impl Registry {
             }
             *from_address += 1;
         }
-        let outbox = Arc::new(Outbox::new(self.names.connection_id(), self.limits.outbox));
-        let place = connections.open.insert(outbox.clone());
-        Ok(Registration { registry: self.clone(), outbox, address, place })
+        let handle = Arc::new(Handle::new(self.names.connection_id(), address));
+        let mailbox = Arc::new(Mailbox::new(handle.clone(), self.limits.queue));
+        let place = connections.open.insert(Open { handle: handle.clone(), mailbox: mailbox.clone() });
+        Ok(Registration { registry: self.clone(), handle, mailbox, place })
     }
 
     /// How many connections are open.
@@ -124,15 +134,15 @@ impl Registry {
     /// Tells every connection to end, and says how many were told.
     pub(crate) fn stop_all(&self, stop: Stop) -> usize {
         let mut told = 0;
-        self.for_each(|outbox| told += usize::from(outbox.stop(stop)));
+        self.for_each(|open| told += usize::from(open.handle.stop(stop)));
         told
     }
 
-    /// How full the outboxes are right now.
+    /// How much is queued right now.
     pub(crate) fn depths(&self) -> Depths {
         let mut depths = Depths::default();
-        self.for_each(|outbox| {
-            let depth = outbox.depth();
+        self.for_each(|open| {
+            let depth = open.mailbox.depth();
             depths.connections += 1;
             depths.total.messages += depth.messages + depth.late;
             depths.total.bytes += depth.bytes;
@@ -150,19 +160,19 @@ impl Registry {
         loop {
             interval.tick().await;
             let now = self.clock.set();
-            self.for_each(|outbox| outbox.wake_if_due(now));
+            self.for_each(|open| open.handle.wake_if_due(now));
         }
     }
 
-    fn for_each(&self, mut visit: impl FnMut(&Outbox)) {
+    fn for_each(&self, mut visit: impl FnMut(&Open)) {
         let mut from = 0;
         loop {
             let connections = self.connections();
             let capacity = connections.open.capacity();
             let to = capacity.min(from + SWEEP_CHUNK);
             for place in from..to {
-                if let Some(outbox) = connections.open.get(place) {
-                    visit(outbox);
+                if let Some(open) = connections.open.get(place) {
+                    visit(open);
                 }
             }
             if to == capacity {
@@ -208,40 +218,38 @@ impl Clock {
 #[derive(Debug)]
 pub(crate) struct Registration {
     registry: Arc<Registry>,
-    outbox: Arc<Outbox>,
-    address: IpAddr,
+    handle: Arc<Handle>,
+    mailbox: Arc<Mailbox>,
     place: usize,
 }
 
 impl Registration {
     pub(crate) fn id(&self) -> ConnectionId {
-        self.outbox.id()
+        self.handle.id()
     }
 
-    pub(crate) fn outbox(&self) -> &Arc<Outbox> {
-        &self.outbox
+    pub(crate) fn handle(&self) -> &Arc<Handle> {
+        &self.handle
+    }
+
+    /// What the connection has coming.
+    pub(crate) fn mailbox(&self) -> &Arc<Mailbox> {
+        &self.mailbox
     }
 
     pub(crate) fn clock(&self) -> &Clock {
         &self.registry.clock
     }
 
-    /// Takes the outbox of a session that goes on over this connection, in place of the connection's own.
-    pub(crate) fn adopt(&mut self, outbox: Arc<Outbox>) {
-        let mut connections = self.registry.connections();
-        // Under the lock that `stop_all` takes too, so that a shutdown is told to the one or to the other.
-        if let Some(stop @ (Stop::GoingAway | Stop::Cut)) = self.outbox.told_to_stop() {
-            outbox.stop(stop);
-        }
-        connections.open[self.place] = outbox.clone();
-        drop(connections);
-        self.outbox = outbox;
+    /// The connection goes on with a session's mailbox in place of its own.
+    pub(crate) fn go_on_with(&mut self, mailbox: Arc<Mailbox>) {
+        self.registry.connections().open[self.place].mailbox = mailbox.clone();
+        self.mailbox = mailbox;
     }
 
-    /// Leaves the outbox to its session, and goes on with an empty one until the connection is closed.
-    pub(crate) fn part_with_outbox(&mut self) {
-        let Registry { names, limits, .. } = &*self.registry;
-        self.adopt(Arc::new(Outbox::new(names.connection_id(), limits.outbox)));
+    /// The mailbox is the session's alone from here on, and this connection has nothing coming until it is closed.
+    pub(crate) fn leave_mailbox(&mut self) {
+        self.go_on_with(Arc::new(Mailbox::new(self.handle.clone(), self.registry.limits.queue)));
     }
 }
 
@@ -252,37 +260,11 @@ impl Drop for Registration {
         if connections.open.is_empty() {
             connections.open.shrink_to_fit();
         }
-        if let Some(from_address) = connections.per_address.get_mut(&self.address) {
+        if let Some(from_address) = connections.per_address.get_mut(&self.handle.peer()) {
             *from_address -= 1;
             if *from_address == 0 {
-                connections.per_address.remove(&self.address);
+                connections.per_address.remove(&self.handle.peer());
             }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::VecDeque;
-    use std::net::Ipv4Addr;
-    use std::task::{Context, Waker};
-
-    use super::*;
-
-    #[test]
-    fn a_connection_that_goes_on_with_a_session_has_not_missed_the_shutdown() {
-        for stop in [Stop::GoingAway, Stop::Cut] {
-            let capacity = Capacity { messages_max: 1, bytes_max: 1 };
-            let limits = Limits { connections_max: 1, connections_per_address_max: 0, outbox: capacity };
-            let names = Arc::new(Names::new());
-            let registry = Arc::new(Registry::new(limits, names.clone(), Duration::from_secs(1)));
-            let mut registration = registry.admit(Ipv4Addr::LOCALHOST.into()).expect("room");
-            assert_eq!(registry.stop_all(stop), 1);
-            // The check of its token was done at the same moment, and comes first.
-            registration.adopt(Arc::new(Outbox::new(names.connection_id(), capacity)));
-            let cx = Context::from_waker(Waker::noop());
-            let seen = registration.outbox().visit(&cx, Depth::default(), &mut VecDeque::new(), 1);
-            assert_eq!(seen, Some(stop));
         }
     }
 }

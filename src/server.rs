@@ -34,15 +34,17 @@ use tower::util::BoxCloneSyncService;
 use tracing::{debug, info, warn};
 
 use crate::auth::{OpenPush, PushAuthorizer, PushKeys, ReloadError, TokenAuthenticator, TokenFile, TokenIsUser};
-use crate::binder::Binder;
+use crate::binder::{BindLimits, Binder};
 use crate::config::{Address, Check, Config, Invalid, Page};
 use crate::connection::Shared;
 use crate::doors::websocket::WebSocketDoor;
+use crate::flusher::Flusher;
 use crate::gateway::{Gateway, Rooms};
-use crate::journal::{Journal, JournalBounds, MemoryJournal};
+use crate::handle::Stop;
+use crate::journal::{Journal, Recorder, Recovered};
+use crate::mailbox::{Bounds, Capacity, Keep};
 use crate::message::Names;
 use crate::metrics::{LogLinesLost, Metrics, Task};
-use crate::outbox::{Capacity, Stop};
 use crate::proto;
 use crate::registry::{Limits, Registry};
 use crate::replays::{self, Replays};
@@ -106,6 +108,9 @@ pub enum ServerError {
     /// `tokens_file` or `push_keys_file` cannot be used.
     #[error("cannot set up authorization")]
     Auth(#[from] ReloadError),
+    /// The journal cannot be read.
+    #[error("cannot load the journal")]
+    Journal(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// An address cannot be listened on.
     #[error("cannot listen on {address}")]
     Listen {
@@ -155,7 +160,8 @@ impl ServerBuilder {
         self
     }
 
-    /// Keeps messages for clients that come back in this, instead of in memory within the `journal_` bounds.
+    /// Tells this what must outlive the process, and takes over at the start what it has kept. Without one, sessions and what
+    /// is held for users end with the process.
     #[must_use]
     pub fn journal(mut self, journal: impl Journal) -> Self {
         self.journal = Some(Arc::new(journal));
@@ -218,7 +224,10 @@ impl ServerBuilder {
         if let Some(lost) = self.log_lines_lost {
             metrics.tell_log_lines_lost(lost);
         }
-        let gateway = gateway(self.config, metrics, token_authenticator, push_authorizer, self.journal);
+        let metrics = finished(metrics, &self.config);
+        let recorder = Recorder::new(self.journal, metrics.clone());
+        let recovered = recorder.load().await.map_err(ServerError::Journal)?;
+        let gateway = gateway(self.config, metrics, token_authenticator, push_authorizer, recorder, recovered);
         Ok(Server::new(gateway, listeners, address, control_address))
     }
 }
@@ -232,32 +241,33 @@ async fn listen(address: &Address) -> Result<Socket, ServerError> {
     Socket::open(address).await.map_err(|source| ServerError::Listen { address: address.clone(), source })
 }
 
+fn finished(mut metrics: Metrics, config: &Config) -> Arc<Metrics> {
+    metrics.tell_limits(config);
+    metrics.tell_limit("journal_bytes", "journal_total_bytes_max", config.journal_total_bytes_max);
+    Arc::new(metrics)
+}
+
 fn gateway(
     config: Config,
-    mut metrics: Metrics,
+    metrics: Arc<Metrics>,
     token_authenticator: Arc<dyn TokenAuthenticator>,
     push_authorizer: Arc<dyn PushAuthorizer>,
-    journal: Option<Arc<dyn Journal>>,
+    recorder: Recorder,
+    recovered: Recovered,
 ) -> Gateway {
     let names = Arc::new(Names::new());
+    let queue = Capacity { messages_max: config.outbox_messages_max, bytes_max: config.outbox_bytes_max };
     let limits = Limits {
         connections_max: config.connections_max,
         connections_per_address_max: config.connections_per_address_max,
-        outbox: Capacity { messages_max: config.outbox_messages_max, bytes_max: config.outbox_bytes_max },
+        queue,
     };
-    metrics.tell_limits(&config);
-    if journal.is_none() {
-        metrics.tell_limit("journal_bytes", "journal_total_bytes_max", config.journal_total_bytes_max);
-    }
-    let metrics = Arc::new(metrics);
-    let journal = journal.unwrap_or_else(|| {
-        Arc::new(MemoryJournal::new(JournalBounds {
-            messages_per_user_max: config.journal_messages_max,
-            bytes_per_user_max: config.journal_bytes_max,
-            bytes_max: config.journal_total_bytes_max,
-            age: config.journal_age,
-        }))
-    });
+    let bounds = Bounds {
+        messages_per_user_max: config.journal_messages_max,
+        bytes_per_user_max: config.journal_bytes_max,
+        bytes_max: config.journal_total_bytes_max,
+        age: config.journal_age,
+    };
     let replays = replays::Limits {
         window: config.idempotency_window,
         keys_max: config.idempotency_keys_max,
@@ -267,11 +277,20 @@ fn gateway(
         away_max: config.sessions_away_max,
         away_per_user_max: config.sessions_away_per_user_max,
         age: config.journal_age,
+        binds: BindLimits::of(&config),
+        queue,
     };
+    let binder = Arc::new(Binder::default());
+    let keep = Keep::new(bounds, recorder, metrics.clone());
+    let sessions = Arc::new(Sessions::new(away, keep, binder.clone(), metrics.clone()));
+    sessions.restore(recovered);
+    // As many parts as the runtime has threads, so that a large fan-out is written by all of them.
+    let parts = tokio::runtime::Handle::current().metrics().num_workers();
     Gateway::new(Rooms {
-        binder: Arc::new(Binder::default()),
+        binder,
         registry: Arc::new(Registry::new(limits, names.clone(), config.tick())),
-        sessions: Arc::new(Sessions::new(away, journal, metrics.clone())),
+        sessions,
+        flusher: Arc::new(Flusher::new(parts, metrics.clone())),
         waiting: Shares::new(config.waiting_pushes_max),
         replays: Replays::new(replays, metrics.clone()),
         metrics,
@@ -324,7 +343,6 @@ impl Server {
             websocket: WebSocketDoor {
                 registry: rooms.registry.clone(),
                 shared: Arc::new(Shared {
-                    binder: rooms.binder.clone(),
                     metrics: rooms.metrics.clone(),
                     config: rooms.config.clone(),
                     token_authenticator: rooms.token_authenticator.clone(),
@@ -388,10 +406,13 @@ impl Server {
     /// nobody; finish the pushes in hand; write what is queued and close every client with 1001; after `shutdown_grace`,
     /// cut what is left.
     pub async fn run(mut self, stop: impl Future<Output = ()>) -> Report {
-        let clocks = (
+        let mut tasks = vec![
             AbortOnDropHandle::new(tokio::spawn(keep_time(self.gateway.clone()))),
             AbortOnDropHandle::new(tokio::spawn(keep_sessions(self.gateway.clone()))),
-        );
+        ];
+        for part in 0..self.gateway.rooms().flusher.parts() {
+            tasks.push(AbortOnDropHandle::new(tokio::spawn(flush(self.gateway.clone(), part))));
+        }
         let accepting = TaskTracker::new();
         for port in std::mem::take(&mut self.ports) {
             accepting.spawn(accept(self.http.clone(), self.gateway.clone(), port));
@@ -399,7 +420,7 @@ impl Server {
         stop.await;
         self.leave().await;
         let report = self.stop(&accepting).await;
-        drop(clocks);
+        drop(tasks);
         report
     }
 
@@ -460,7 +481,13 @@ impl Server {
     }
 }
 
-/// Keeps the deadlines of all connections, apart from whatever an embedder's journal does.
+/// Writes for those receivers whose own tasks sleep.
+async fn flush(gateway: Gateway, part: usize) {
+    let Rooms { flusher, metrics, .. } = gateway.rooms();
+    supervise(metrics, Task::Flusher, || flusher.run(part)).await;
+}
+
+/// Keeps the deadlines of all connections.
 async fn keep_time(gateway: Gateway) {
     let Rooms { registry, metrics, .. } = gateway.rooms();
     supervise(metrics, Task::Clock, || registry.keep_time()).await;

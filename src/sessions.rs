@@ -1,48 +1,51 @@
-//! Every session by its resume token: those that have a connection, and those that are away and may come back.
+//! Every session by its resume token: begin, leave, claim, go on, end; and what is held for a user without one.
 
 use std::collections::{HashMap, VecDeque};
-use std::fmt;
-use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
-use tracing::error;
+use tracing::warn;
 
-use crate::binder::{BindError, Binder, Bindings};
-use crate::journal::{Journal, Kept, SessionKey, Usage};
-use crate::message::{ConnectionId, Event, UserId};
-use crate::metrics::{Metrics, Task};
-use crate::outbox::{Depth, Offered, Outbox, Resumed, Stop, Taken};
+use crate::binder::{BindError, BindLimits, Binder, Bindings, Seat};
+use crate::delivery::Ticket;
+use crate::handle::Handle;
+use crate::journal::{Record, Recovered, StoredSession};
+use crate::mailbox::{
+    Capacity, Claim, Departure, Flush, Keep, Line, Mailbox, Offered, Restored, Resumed, Taken, WriteNow,
+};
+use crate::message::{ConnectionId, Event, ResumeToken, UserId};
+use crate::metrics::Metrics;
 use crate::sync::{Mutex, MutexGuard};
 
 /// All sessions of this process.
 #[derive(Debug)]
 pub(crate) struct Sessions {
     limits: Limits,
-    journal: Arc<dyn Journal>,
+    keep: Arc<Keep>,
+    binder: Arc<Binder>,
     metrics: Arc<Metrics>,
-    /// A std mutex: every operation is a few map steps, and none is held over an await.
+    /// A std mutex: every operation is a few map steps, and none is held over an await. No push, delivery or
+    /// acknowledgement takes it. Lock order: this one before a mailbox's.
     known: Mutex<Known>,
-    /// Held by a session that is over while it lets go of its messages: of two that have one and end at the same time, the
-    /// second sees that it is the last.
-    letting_go: Mutex<()>,
-    /// Told whenever a session has left a connection.
+    /// Told whenever a session has left a connection or is over.
     changed: Notify,
 }
 
-/// How many sessions are kept without a connection, and for how long.
+/// How many sessions are kept without a connection, for how long, and what they may bind.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     pub(crate) away_max: usize,
     pub(crate) away_per_user_max: usize,
     pub(crate) age: Duration,
+    pub(crate) binds: BindLimits,
+    pub(crate) queue: Capacity,
 }
 
 #[derive(Debug, Default)]
 struct Known {
-    places: HashMap<ResumeToken, Place>,
+    by_token: HashMap<ResumeToken, Arc<Session>>,
     /// Those that are away, longest first. One that came back leaves its entry behind until its time, or until there are
     /// too many such.
     departures: VecDeque<(Instant, ResumeToken)>,
@@ -51,92 +54,76 @@ struct Known {
     away_of_user: HashMap<UserId, VecDeque<ResumeToken>>,
 }
 
-/// Where a session is.
+/// One session, with a connection or without. Where it is, its mailbox knows.
 #[derive(Debug)]
-enum Place {
-    Here {
-        outbox: Arc<Outbox>,
-        user_id: UserId,
-    },
-    Away(Away),
-    /// Between two connections.
-    Moving {
-        user_id: UserId,
-    },
-}
-
-/// A session without a connection.
-#[derive(Debug)]
-struct Away {
-    since: Instant,
-    key: SessionKey,
-    outbox: Arc<Outbox>,
-    bindings: Bindings,
-}
-
-/// The secret by which a client goes on with its session.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct ResumeToken(u128);
-
-impl ResumeToken {
-    fn draw() -> Result<Self, getrandom::Error> {
-        let mut random = [0; 16];
-        getrandom::fill(&mut random)?;
-        Ok(Self(u128::from_be_bytes(random)))
-    }
-
-    /// Reads what `Display` wrote; `None` for anything else.
-    pub(crate) fn read(text: &str) -> Option<Self> {
-        let is_written_so = text.len() == 32 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-        is_written_so.then(|| u128::from_str_radix(text, 16).ok().map(Self)).flatten()
-    }
-}
-
-impl fmt::Display for ResumeToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.0)
-    }
-}
-
-/// Prints nothing of it: it is a secret.
-impl fmt::Debug for ResumeToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ResumeToken(..)")
-    }
-}
-
-fn would_be_lost(message: &Kept) -> bool {
-    !message.is_sent() && message.ticket().would_be_lost()
-}
-
-/// A session that has a connection. Dropped without [`Session::leave`], it is over.
-#[derive(Debug)]
-pub(crate) struct Session {
-    sessions: Arc<Sessions>,
+struct Session {
     token: ResumeToken,
-    key: SessionKey,
-    outbox: Arc<Outbox>,
-    has_left: bool,
+    user_id: UserId,
+    mailbox: Arc<Mailbox>,
+    /// Here while the session has no connection.
+    bindings: Mutex<Option<Bindings>>,
+}
+
+impl Session {
+    fn bindings(&self) -> MutexGuard<'_, Option<Bindings>> {
+        self.bindings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Sessions {
-    pub(crate) fn new(limits: Limits, journal: Arc<dyn Journal>, metrics: Arc<Metrics>) -> Self {
-        Self { limits, journal, metrics, known: Mutex::default(), letting_go: Mutex::default(), changed: Notify::new() }
+    pub(crate) fn new(limits: Limits, keep: Arc<Keep>, binder: Arc<Binder>, metrics: Arc<Metrics>) -> Self {
+        Self { limits, keep, binder, metrics, known: Mutex::default(), changed: Notify::new() }
     }
 
-    pub(crate) fn journal(&self) -> &Arc<dyn Journal> {
-        &self.journal
+    pub(crate) fn keep(&self) -> &Arc<Keep> {
+        &self.keep
     }
 
-    /// Begins a session on a connection's outbox, before the outbox is bound. `None` when the system has no random numbers
-    /// to make its token from.
-    pub(crate) fn begin(self: &Arc<Self>, outbox: &Arc<Outbox>, user_id: &UserId) -> Option<Session> {
+    pub(crate) fn binder(&self) -> &Arc<Binder> {
+        &self.binder
+    }
+
+    /// Takes over what outlived the process.
+    pub(crate) fn restore(self: &Arc<Self>, recovered: Recovered) {
+        for (user_id, stored) in recovered.held {
+            let held = stored.restored().map_err(|error| warn!(%error, "a message of the journal is not valid"));
+            let kept = held.is_ok_and(|ticket| self.keep.hold(&user_id, ticket).is_ok());
+            self.metrics.forgotten.inc_by(u64::from(!kept));
+        }
+        for session in recovered.sessions {
+            self.restore_session(session);
+        }
+    }
+
+    fn restore_session(&self, stored: StoredSession) {
+        let StoredSession { user_id, epoch, resume, events, last, written, skipped, messages } = stored;
+        let Some(token) = ResumeToken::read(&resume) else {
+            return warn!("a resume token of the journal is not valid");
+        };
+        let messages = messages.into_iter().filter_map(|stored| Some((stored.seq, stored.restored().ok()?))).collect();
+        let restored = Restored { last, written, skipped, messages };
+        let mailbox = Mailbox::restored(&self.keep, &user_id, epoch, self.limits.queue, restored);
+        let mut events = events.into_iter();
+        let Some(first) = events.next() else { return };
+        let mut bindings = self.binder.bind(&mailbox, user_id.clone(), first, self.limits.binds);
+        for event in events {
+            // One over a limit that is lower now is bound no more, and its client is told when it comes back.
+            let _over_the_limit = bindings.add(event, None);
+        }
+        let session = Arc::new(Session { token, user_id, mailbox, bindings: Mutex::new(Some(bindings)) });
+        self.known().by_token.insert(token, session.clone());
+        self.put_away(&session);
+    }
+
+    /// Begins a session on a connection's mailbox, before the mailbox is bound. `None` when the system has no random
+    /// numbers to make its token from.
+    pub(crate) fn begin(self: &Arc<Self>, mailbox: &Arc<Mailbox>, user_id: &UserId) -> Option<Attached> {
         let token = ResumeToken::draw().ok()?;
-        let key = SessionKey { user_id: user_id.clone(), epoch: outbox.id() };
-        outbox.begin_session(key.clone(), self.journal.clone());
-        let place = Place::Here { outbox: outbox.clone(), user_id: user_id.clone() };
-        self.known().places.insert(token, place);
-        Some(Session { sessions: self.clone(), token, key, outbox: outbox.clone(), has_left: false })
+        mailbox.begin_session(&self.keep, user_id);
+        let (user_id, mailbox) = (user_id.clone(), mailbox.clone());
+        let session = Arc::new(Session { token, user_id, mailbox, bindings: Mutex::new(None) });
+        self.known().by_token.insert(token, session.clone());
+        Some(Attached { sessions: self.clone(), session, has_left: false })
     }
 
     /// Takes a session of this user, to go on with it over another connection. One that has a connection still is made to
@@ -144,14 +131,7 @@ impl Sessions {
     pub(crate) async fn claim(self: &Arc<Self>, token: ResumeToken, user_id: &UserId) -> Option<Claimed> {
         loop {
             let changed = self.changed.notified();
-            if let Some(away) = self.take(token, user_id)? {
-                let key = away.key.clone();
-                let mut claimed = Claimed { sessions: self.clone(), token, away: Some(away), kept: Vec::new() };
-                if !claimed.come_back() {
-                    claimed.end();
-                    return None;
-                }
-                claimed.kept = self.journal.take(&key).await;
+            if let Some(claimed) = self.try_claim(token, user_id)? {
                 return Some(claimed);
             }
             changed.await;
@@ -159,63 +139,59 @@ impl Sessions {
     }
 
     /// The session, if it is away; `None` inside if it must be waited for.
-    fn take(&self, token: ResumeToken, claimant: &UserId) -> Option<Option<Away>> {
+    fn try_claim(self: &Arc<Self>, token: ResumeToken, user_id: &UserId) -> Option<Option<Claimed>> {
         let mut known = self.known();
-        let place = known.places.get_mut(&token)?;
-        match place {
-            Place::Here { user_id, .. } | Place::Moving { user_id } if user_id != claimant => None,
-            Place::Away(away) if away.key.user_id != *claimant => None,
-            Place::Here { outbox, .. } => {
-                let outbox = outbox.clone();
-                drop(known);
-                outbox.stop(Stop::Replaced);
-                Some(None)
-            }
-            Place::Moving { .. } => Some(None),
-            Place::Away(_) => {
-                let moving = Place::Moving { user_id: claimant.clone() };
-                let Place::Away(away) = std::mem::replace(place, moving) else { unreachable!("looked at just now") };
-                known.one_less_away(claimant, token);
-                Some(Some(away))
+        let session = known.by_token.get(&token).filter(|session| session.user_id == *user_id)?.clone();
+        match session.mailbox.claim() {
+            Claim::Over => None,
+            Claim::Wait => Some(None),
+            Claim::Granted => {
+                known.one_less_away(user_id, token);
+                let bindings = session.bindings().take();
+                Some(Some(Claimed { sessions: self.clone(), session, bindings }))
             }
         }
     }
 
-    fn put_away(&self, token: ResumeToken, away: Away) {
-        let user_id = away.key.user_id.clone();
+    /// Lists a session as away, and gives up one that is too many.
+    fn put_away(&self, session: &Arc<Session>) {
+        let (token, since) = (session.token, Instant::now());
         let mut over = Vec::new();
         let mut known = self.known();
-        // Looked at under the lock that `end_dropped` takes after the drop, so that one of the two sees it.
-        let is_dropped = away.outbox.told_to_stop().is_some();
-        known.departures.push_back((away.since, token));
-        known.places.insert(token, Place::Away(away));
-        known.away += 1;
-        let of_user = known.away_of_user.entry(user_id).or_default();
-        of_user.push_back(token);
-        let longest_of_user = of_user.front().copied().filter(|_| of_user.len() > self.limits.away_per_user_max);
-        if is_dropped {
-            over.extend(known.remove_away(token));
-        } else if let Some(longest) = longest_of_user {
-            over.extend(known.remove_away(longest));
-        } else if known.away > self.limits.away_max {
-            over.extend(known.remove_longest_away());
-        }
-        if known.departures.len() > 2 * known.away + 64 {
-            known.forget_old_departures();
+        // Under the lock that `end_dropped` takes after the drop, so that one of the two sees it.
+        if session.mailbox.put_away(since) {
+            known.departures.push_back((since, token));
+            known.away += 1;
+            let of_user = known.away_of_user.entry(session.user_id.clone()).or_default();
+            of_user.push_back(token);
+            let longest_of_user = of_user.front().copied().filter(|_| of_user.len() > self.limits.away_per_user_max);
+            if let Some(longest) = longest_of_user {
+                over.extend(known.remove_away(longest));
+            } else if known.away > self.limits.away_max {
+                over.extend(known.remove_longest_away());
+            }
+            if known.departures.len() > 2 * known.away + 64 {
+                known.forget_old_departures();
+            }
+        } else {
+            over.extend(known.by_token.remove(&token));
         }
         drop(known);
         self.changed.notify_waiters();
-        over.into_iter().for_each(|away| self.end(away, Vec::new()));
+        over.iter().for_each(|session| self.end(session));
     }
 
     /// Ends those of a user's sessions that are away and were dropped, so that they take no room from the others.
     pub(crate) fn end_dropped(&self, user_id: &UserId) {
         let mut known = self.known();
         let away: Vec<_> = known.away_of_user.get(user_id).into_iter().flatten().copied().collect();
-        let dropped = away.into_iter().filter_map(|token| known.remove_dropped(token));
+        let dropped = away.into_iter().filter_map(|token| {
+            let is_over = known.by_token.get(&token).is_some_and(|session| session.mailbox.is_over());
+            if is_over { known.remove_away(token) } else { None }
+        });
         let over: Vec<_> = dropped.collect();
         drop(known);
-        over.into_iter().for_each(|away| self.end(away, Vec::new()));
+        over.iter().for_each(|session| self.end(session));
     }
 
     /// Ends what is kept for too long, for ever.
@@ -226,39 +202,16 @@ impl Sessions {
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let now = interval.tick().await.into_std();
-            // Each by itself: a journal that panics over one must not keep the others.
-            while let Some(away) = self.remove_over(now) {
-                self.end(away, Vec::new());
+            while let Some(session) = self.remove_old(now) {
+                self.end(&session);
             }
             // Behind the sessions, which pass on what only they have.
-            self.sweep_journal(now);
+            self.keep.sweep(now);
         }
-    }
-
-    /// Has the journal let go of what it has kept for too long. It may be an embedder's: a panic in it is its own.
-    fn sweep_journal(&self, now: Instant) {
-        let forgotten = self.in_journal(|| self.journal.sweep(now)).unwrap_or_default();
-        self.metrics.forgotten.inc_by(forgotten as u64);
-    }
-
-    /// How much the journal keeps, if it says so.
-    pub(crate) fn kept(&self) -> Option<Usage> {
-        self.in_journal(|| self.journal.usage())
-    }
-
-    /// Does what calls the journal. It may be an embedder's, and a panic in it goes no further: where a panic of it is what
-    /// led here, a second one would end the process.
-    pub(crate) fn in_journal<T>(&self, call: impl FnOnce() -> T) -> Option<T> {
-        let result = panic::catch_unwind(AssertUnwindSafe(call)).ok();
-        if result.is_none() {
-            self.metrics.task_panicked(Task::Journal);
-            error!("the journal panicked");
-        }
-        result
     }
 
     /// The session that is away for longest, if it is for too long.
-    fn remove_over(&self, now: Instant) -> Option<Away> {
+    fn remove_old(&self, now: Instant) -> Option<Arc<Session>> {
         let mut known = self.known();
         while let Some((since, token)) = known.departures.front().copied()
             && now.saturating_duration_since(since) >= self.limits.age
@@ -276,55 +229,59 @@ impl Sessions {
         self.known().away
     }
 
-    /// Ends a session that is away. `kept` is what the journal has handed over of it already.
-    fn end(&self, away: Away, kept: Vec<Kept>) {
+    /// Ends a session that has no connection and is not known any more.
+    fn end(&self, session: &Session) {
         // Unbound first: whoever pushes now is told the truth.
-        let binder = away.bindings.binder().clone();
-        drop(away.bindings);
-        let queued = away.outbox.close(Depth::default());
-        self.metrics.forgotten.inc_by(queued as u64);
-        let kept = kept.into_iter().chain(self.journal.acknowledge(&away.key, u64::MAX));
-        let letting_go = self.letting_go.lock().unwrap_or_else(PoisonError::into_inner);
-        let (left_behind, rest): (Vec<_>, Vec<_>) = kept.partition(would_be_lost);
-        self.count_forgotten(&rest);
-        drop(rest);
-        drop(letting_go);
-        for message in left_behind {
-            self.pass_on(&binder, &away.key.user_id, message.for_anyone());
+        drop(session.bindings().take());
+        let (left_behind, lost) = session.mailbox.end_away();
+        self.metrics.forgotten.inc_by(lost as u64);
+        for ticket in left_behind {
+            self.pass_on(&session.user_id, ticket);
         }
     }
 
-    /// Gives a message that had a receiver which is none any more, a session that is over or a bind that was refused, to the
-    /// user's next connection, or to one there is.
-    pub(crate) fn pass_on(&self, binder: &Binder, user_id: &UserId, message: Kept) {
-        let (event, message_id) = (message.event().clone(), message.message_id());
-        let find = || binder.receivers(user_id, &event).into_iter().find(|outbox| !outbox.is_away());
-        let (receiver, message) = match find() {
-            Some(receiver) => (receiver, message),
+    /// Gives a message that had a receiver which is none any more to the user's next connection, or to one there is.
+    pub(crate) fn pass_on(&self, user_id: &UserId, ticket: Ticket) {
+        let (event, message_id) = (ticket.event().clone(), ticket.message_id());
+        let find = || self.binder.receivers(user_id, &event).into_iter().find(|mailbox| !mailbox.is_away());
+        let (receiver, ticket) = match find() {
+            Some(receiver) => (receiver, ticket),
             None => {
-                if self.journal.hold(user_id, message).is_err() {
+                if self.keep.hold(user_id, ticket).is_err() {
                     self.metrics.forgotten.inc();
                     return;
                 }
                 // A connection that was bound since has looked for what is held before this was.
-                let withdrawn =
-                    find().and_then(|receiver| Some((receiver, self.journal.withdraw(user_id, message_id)?)));
+                let withdrawn = find().and_then(|receiver| Some((receiver, self.keep.withdraw(user_id, message_id)?)));
                 let Some(withdrawn) = withdrawn else { return };
                 withdrawn
             }
         };
-        let Offered { taken, displaced, forgotten } = receiver.offer(message.into_ticket().late());
-        self.metrics.displaced.inc_by(displaced as u64);
-        self.metrics.forgotten.inc_by(forgotten as u64 + u64::from(matches!(taken, Taken::Refused(_))));
+        self.offer_late(&receiver, ticket);
     }
 
-    fn count_forgotten(&self, kept: &[Kept]) {
-        let never_sent = kept.iter().filter(|message| !message.is_sent()).count();
-        self.metrics.forgotten.inc_by(never_sent as u64);
+    /// Gives a receiver that has just been bound what is held for its events.
+    pub(crate) fn release(&self, bindings: &Bindings, mailbox: &Mailbox) {
+        if self.keep.holds(bindings.user_id()) {
+            for event in bindings.events() {
+                for ticket in self.keep.release(bindings.user_id(), event) {
+                    self.offer_late(mailbox, ticket);
+                }
+            }
+        }
+    }
+
+    fn offer_late(&self, mailbox: &Mailbox, ticket: Ticket) {
+        let Offered { taken, displaced, flush } = mailbox.offer(ticket.late());
+        if flush != Flush::None {
+            mailbox.flush(|after| self.metrics.delivered(after));
+        }
+        self.metrics.displaced.inc_by(displaced as u64);
+        self.metrics.forgotten.inc_by(u64::from(matches!(taken, Taken::Refused(_))));
     }
 
     fn remove(&self, token: ResumeToken) {
-        self.known().places.remove(&token);
+        self.known().by_token.remove(&token);
         self.changed.notify_waiters();
     }
 
@@ -346,30 +303,21 @@ impl Known {
     }
 
     fn is_away_since(&self, token: ResumeToken, since: Instant) -> bool {
-        matches!(self.places.get(&token), Some(Place::Away(away)) if away.since == since)
+        let session = self.by_token.get(&token);
+        session.is_some_and(|session| {
+            // One that was dropped meanwhile is ended by whoever did it.
+            session.mailbox.away_since() == Some(since)
+        })
     }
 
-    fn remove_away(&mut self, token: ResumeToken) -> Option<Away> {
-        match self.places.remove(&token)? {
-            Place::Away(away) => {
-                self.one_less_away(&away.key.user_id, token);
-                Some(away)
-            }
-            place => {
-                self.places.insert(token, place);
-                None
-            }
-        }
+    /// Takes out a session that is listed as away.
+    fn remove_away(&mut self, token: ResumeToken) -> Option<Arc<Session>> {
+        let session = self.by_token.remove(&token)?;
+        self.one_less_away(&session.user_id, token);
+        Some(session)
     }
 
-    fn remove_dropped(&mut self, token: ResumeToken) -> Option<Away> {
-        match self.places.get(&token)? {
-            Place::Away(away) if away.outbox.told_to_stop().is_some() => self.remove_away(token),
-            _ => None,
-        }
-    }
-
-    fn remove_longest_away(&mut self) -> Option<Away> {
+    fn remove_longest_away(&mut self) -> Option<Arc<Session>> {
         loop {
             let (since, token) = self.departures.pop_front()?;
             if self.is_away_since(token, since) {
@@ -384,45 +332,66 @@ impl Known {
     }
 }
 
-impl Session {
-    pub(crate) fn token(&self) -> ResumeToken {
-        self.token
-    }
+/// A session that has a connection. Dropped without [`Attached::leave`], it is over.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    sessions: Arc<Sessions>,
+    session: Arc<Session>,
+    has_left: bool,
+}
 
-    pub(crate) fn key(&self) -> &SessionKey {
-        &self.key
+impl Attached {
+    pub(crate) fn token(&self) -> ResumeToken {
+        self.session.token
     }
 
     pub(crate) fn epoch(&self) -> ConnectionId {
-        self.key.epoch
+        self.session.mailbox.id()
+    }
+
+    pub(crate) fn mailbox(&self) -> &Arc<Mailbox> {
+        &self.session.mailbox
+    }
+
+    /// Notes what the session is bound to now.
+    pub(crate) fn bound(&self, bindings: &Bindings) {
+        self.sessions.keep.recorder().record(&self.session.user_id, || Record::Session {
+            epoch: self.epoch(),
+            resume: self.session.token.to_string(),
+            events: bindings.events().cloned().collect(),
+        });
     }
 
     /// The session is over, and nobody can go on with it. Until it is dropped, its client may acknowledge what it got.
     pub(crate) fn end(&self) {
-        self.sessions.remove(self.token);
+        self.sessions.remove(self.session.token);
     }
 
-    /// The connection is gone, and the session may come back. `in_hand` is what was on its way to the client, `written`
-    /// the last number that the client can have. Says whether the outbox is the session's now; else the session is over,
-    /// and the outbox is still the connection's.
-    pub(crate) fn leave(mut self, mut bindings: Bindings, in_hand: Vec<Kept>, written: u64) -> bool {
-        let Ok(lost) = self.outbox.leave(in_hand, written) else { return false };
+    /// Whether the session goes on when the gateway stops.
+    pub(crate) fn outlives_the_process(&self) -> bool {
+        self.sessions.keep.recorder().is_durable()
+    }
+
+    /// The connection is gone, and the session may come back. `line` is what was on its way to the client. Returns whether
+    /// it may; else the session is over, and the mailbox is still the connection's.
+    pub(crate) fn leave(mut self, bindings: Bindings, line: &mut Line) -> bool {
+        match self.session.mailbox.detach(line) {
+            Departure::Over => return false,
+            Departure::MayComeBack { lost } => {
+                self.sessions.metrics.forgotten.inc_by(lost as u64);
+            }
+        }
         self.has_left = true;
-        self.sessions.metrics.forgotten.inc_by(lost as u64);
-        bindings.leave();
-        let away = Away { since: Instant::now(), key: self.key.clone(), outbox: self.outbox.clone(), bindings };
-        self.sessions.put_away(self.token, away);
+        *self.session.bindings() = Some(bindings);
+        self.sessions.put_away(&self.session);
         true
     }
 }
 
-impl Drop for Session {
+impl Drop for Attached {
     fn drop(&mut self) {
         if !self.has_left {
             self.end();
-            let journal = &self.sessions.journal;
-            let kept = self.sessions.in_journal(|| journal.acknowledge(&self.key, u64::MAX));
-            self.sessions.count_forgotten(&kept.unwrap_or_default());
         }
     }
 }
@@ -431,94 +400,70 @@ impl Drop for Session {
 #[derive(Debug)]
 pub(crate) struct Claimed {
     sessions: Arc<Sessions>,
-    token: ResumeToken,
-    away: Option<Away>,
-    kept: Vec<Kept>,
+    session: Arc<Session>,
+    bindings: Option<Bindings>,
 }
 
 /// A session with its new connection.
-pub(crate) struct GoesOn {
-    pub(crate) session: Session,
-    pub(crate) outbox: Arc<Outbox>,
+pub(crate) struct Returned {
+    pub(crate) session: Attached,
     pub(crate) bindings: Bindings,
+    pub(crate) seat: Seat,
     pub(crate) is_recovered: bool,
-    pub(crate) acknowledged: Vec<Kept>,
 }
 
 impl Claimed {
-    fn come_back(&self) -> bool {
-        self.away.as_ref().is_some_and(|away| away.outbox.come_back())
-    }
-
     /// The events that are bound.
     pub(crate) fn events(&self) -> Vec<Event> {
-        self.away.iter().flat_map(|away| away.bindings.events().cloned()).collect()
+        self.bindings.iter().flat_map(|bindings| bindings.events().cloned()).collect()
     }
 
     /// A token that is over at this time is good for all its events.
     pub(crate) fn renew(&mut self, expires_at: Option<SystemTime>) {
-        if let Some(away) = &mut self.away {
-            away.bindings.renew(expires_at);
+        if let Some(bindings) = &mut self.bindings {
+            bindings.renew(expires_at);
         }
     }
 
-    /// Goes on behind the last number that the client has. `None` if the session cannot: the client claims a number that
-    /// it was never sent.
+    /// Goes on behind the last number that the client has. `None` if the session cannot: it was dropped meanwhile, or the
+    /// client claims a number that it was never sent.
     ///
     /// # Errors
     /// Refuses a connection over the user's limit, and the session stays away.
-    pub(crate) fn go_on(mut self, seq: u64) -> Result<Option<GoesOn>, BindError> {
-        let Some(away) = &mut self.away else { return Ok(None) };
-        away.bindings.come_back()?;
-        let resumed = match away.outbox.resume(seq, std::mem::take(&mut self.kept)) {
-            Ok(resumed) => resumed,
-            Err(kept) => {
-                self.kept = kept;
-                self.end();
-                return Ok(None);
-            }
+    pub(crate) fn go_on(
+        mut self,
+        handle: &Arc<Handle>,
+        socket: Option<Arc<dyn WriteNow>>,
+        seq: u64,
+    ) -> Result<Option<Returned>, BindError> {
+        let sessions = self.sessions.clone();
+        let seat = sessions.binder.seat(&self.session.user_id, sessions.limits.binds)?;
+        let attached = self.session.mailbox.attach(handle, socket, seq, |after| sessions.metrics.acknowledged(after));
+        let Ok(Some((Resumed { is_recovered, .. }, lost))) = attached else {
+            self.end();
+            return Ok(None);
         };
-        let Some(Away { key, outbox, bindings, .. }) = self.away.take() else { return Ok(None) };
-        let Resumed { is_recovered, acknowledged, lost, .. } = resumed;
-        self.sessions.metrics.forgotten.inc_by(lost as u64);
-        let place = Place::Here { outbox: outbox.clone(), user_id: key.user_id.clone() };
-        self.sessions.known().places.insert(self.token, place);
-        self.sessions.changed.notify_waiters();
-        let (sessions, token) = (self.sessions.clone(), self.token);
-        let session = Session { sessions, token, key, outbox: outbox.clone(), has_left: false };
-        Ok(Some(GoesOn { session, outbox, bindings, is_recovered, acknowledged }))
+        sessions.metrics.forgotten.inc_by(lost as u64);
+        // Whoever waits for the session is to find it on its connection.
+        sessions.changed.notify_waiters();
+        let Some(bindings) = self.bindings.take() else { return Ok(None) };
+        let session = Attached { sessions, session: self.session.clone(), has_left: false };
+        Ok(Some(Returned { session, bindings, seat, is_recovered }))
     }
 
     /// Ends the session: it is not to go on.
     pub(crate) fn end(mut self) {
-        if let Some(away) = self.away.take() {
-            self.sessions.remove(self.token);
-            self.sessions.end(away, std::mem::take(&mut self.kept));
-        }
+        drop(self.bindings.take());
+        self.sessions.remove(self.session.token);
+        self.sessions.end(&self.session);
     }
 }
 
 impl Drop for Claimed {
     fn drop(&mut self) {
-        let Some(away) = self.away.take() else { return };
-        let kept = std::mem::take(&mut self.kept);
-        let left = self.sessions.in_journal(|| {
-            // Nothing was written meanwhile.
-            match away.outbox.leave(kept, 0) {
-                Ok(lost) => {
-                    self.sessions.metrics.forgotten.inc_by(lost as u64);
-                    self.sessions.put_away(self.token, away);
-                }
-                Err(kept) => {
-                    self.sessions.remove(self.token);
-                    self.sessions.end(away, kept);
-                }
-            }
-        });
-        if left.is_none() {
-            // Nobody can go on with it, and nobody is to wait for it.
-            self.sessions.remove(self.token);
-        }
+        let Some(bindings) = self.bindings.take() else { return };
+        *self.session.bindings() = Some(bindings);
+        self.sessions.put_away(&self.session);
     }
 }
 
@@ -527,11 +472,11 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
-    use crate::binder::BindLimits;
     use crate::delivery::Delivery;
-    use crate::journal::{JournalBounds, MemoryJournal};
+    use crate::handle::Stop;
+    use crate::journal::Recorder;
+    use crate::mailbox::Bounds;
     use crate::message::{Names, Push, SlowReaderPolicy};
-    use crate::outbox::Capacity;
 
     const AGE: Duration = Duration::from_secs(3600);
 
@@ -539,32 +484,34 @@ mod tests {
     struct World {
         sessions: Arc<Sessions>,
         binder: Arc<Binder>,
-        outbox: Arc<Outbox>,
+        handle: Arc<Handle>,
+        mailbox: Arc<Mailbox>,
         user_id: UserId,
         event: Event,
     }
 
     impl World {
-        fn new() -> (Self, Session, Bindings) {
-            let bounds =
-                JournalBounds { messages_per_user_max: 8, bytes_per_user_max: 10_000, bytes_max: 10_000, age: AGE };
-            let limits = Limits { away_max: 4, away_per_user_max: 4, age: AGE };
-            let journal = Arc::new(MemoryJournal::new(bounds));
-            let sessions = Arc::new(Sessions::new(limits, journal, Arc::new(Metrics::new())));
-            let capacity = Capacity { messages_max: 8, bytes_max: 1000 };
-            let outbox = Arc::new(Outbox::new(Names::new().connection_id(), capacity));
-            let (user_id, event) = (UserId::new("ann").expect("valid"), Event::new("mail").expect("valid"));
+        fn new() -> (Self, Attached, Bindings) {
+            let metrics = Arc::new(Metrics::new());
+            let bounds = Bounds { messages_per_user_max: 8, bytes_per_user_max: 10_000, bytes_max: 10_000, age: AGE };
+            let keep = Keep::new(bounds, Recorder::new(None, metrics.clone()), metrics.clone());
+            let queue = Capacity { messages_max: 8, bytes_max: 1000 };
+            let binds = BindLimits { connections_per_user_max: 0, events_per_connection_max: 1 };
+            let limits = Limits { away_max: 4, away_per_user_max: 4, age: AGE, binds, queue };
             let binder = Arc::new(Binder::default());
-            let session = sessions.begin(&outbox, &user_id).expect("random numbers");
-            let limits = BindLimits { connections_per_user_max: 0, events_per_connection_max: 1 };
-            let bindings = binder.bind(&outbox, user_id.clone(), event.clone(), limits).expect("no limit");
-            (Self { sessions, binder, outbox, user_id, event }, session, bindings)
+            let sessions = Arc::new(Sessions::new(limits, keep, binder.clone(), metrics));
+            let handle = Arc::new(Handle::new(Names::new().connection_id(), [127, 0, 0, 1].into()));
+            let mailbox = Arc::new(Mailbox::new(handle.clone(), queue));
+            let (user_id, event) = (UserId::new("ann").expect("valid"), Event::new("mail").expect("valid"));
+            let session = sessions.begin(&mailbox, &user_id).expect("random numbers");
+            let bindings = binder.bind(&mailbox, user_id.clone(), event.clone(), binds);
+            (Self { sessions, binder, handle, mailbox, user_id, event }, session, bindings)
         }
 
         /// As the gateway drops a user.
         fn drop_user(&self) -> usize {
             let evicted = self.binder.evict(&self.user_id, None);
-            evicted.iter().filter(|outbox| outbox.stop(Stop::Dropped)).count()
+            evicted.iter().filter(|mailbox| mailbox.drop_receiver()).count()
         }
     }
 
@@ -573,9 +520,9 @@ mod tests {
         for stop in [Stop::Replaced, Stop::QueueFull] {
             let (world, session, bindings) = World::new();
             let token = session.token();
-            assert!(world.outbox.stop(stop));
+            assert!(world.handle.stop(stop));
             assert_eq!(world.drop_user(), 1);
-            assert!(!session.leave(bindings, Vec::new(), 0), "{stop:?}");
+            assert!(!session.leave(bindings, &mut Line::default()), "{stop:?}");
             let claimed = world.sessions.claim(token, &world.user_id).now_or_never().expect("nothing to wait for");
             assert!(claimed.is_none(), "{stop:?}: it would be bound to {:?}, and no push would reach it", world.event);
         }
@@ -586,23 +533,22 @@ mod tests {
         for is_dropped in [false, true] {
             let (world, session, bindings) = World::new();
             let token = session.token();
-            assert!(session.leave(bindings, Vec::new(), 0));
+            assert!(session.leave(bindings, &mut Line::default()));
             let push = Push::new("ann", "mail", "lasting").expect("valid").with_ttl(AGE);
             let delivery = Delivery::new(Names::new().message_id(), &push, SlowReaderPolicy::default(), Instant::now());
             let delivery = Arc::new(delivery);
-            assert_eq!(world.outbox.offer(delivery.ticket(0)).taken, Taken::Held);
-            delivery.leave_behind();
-            drop(delivery);
+            assert_eq!(world.mailbox.offer(delivery.ticket(0)).taken, Taken::Held);
+            assert!(!delivery.was_offered(true), "a session has it");
             let claimed = world.sessions.claim(token, &world.user_id).now_or_never().expect("nothing to wait for");
             let claimed = claimed.expect("it is away");
             if is_dropped {
-                assert_eq!(world.drop_user(), 1);
+                assert_eq!(world.drop_user(), 0, "no connection has it");
                 drop(claimed);
             } else {
                 // As one whose token does not allow all its events any more.
                 claimed.end();
             }
-            assert!(world.sessions.journal().holds(&world.user_id), "{is_dropped}");
+            assert!(world.sessions.keep().holds(&world.user_id), "{is_dropped}");
         }
     }
 }

@@ -1,12 +1,11 @@
-//! One WebSocket as the connection's task sees it: tungstenite reads, and outbox frames are written as they are.
+//! One WebSocket as the connection's task sees it: tungstenite reads, and the mailbox's frames are written as they are.
 //!
-//! Frames come from the outbox already encoded and shared between connections. Sent through tungstenite, each would be
+//! Frames come from the mailbox already encoded, their bodies shared between connections. Sent through tungstenite, each would be
 //! copied into a buffer of this connection's own; so they are written past it, many in one call, and tungstenite's
 //! own output (its answers to pings and close frames) is slipped in between two of them.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -20,10 +19,9 @@ use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
 
 use crate::allowance::Allowance;
 use crate::close::CloseReason;
-use crate::journal::{Journal, Kept, SessionKey};
-use crate::outbox::{Depth, Outbox, Stop};
+use crate::dialect::Content;
+use crate::mailbox::{Depth, FRAMES_MAX, Line, Mailbox, Visit, Wants};
 
-use super::batch::{BATCH_MAX, Batch};
 use super::inbound::{Inbound, NotMinimal};
 use super::transport::Transport;
 
@@ -43,10 +41,9 @@ const CONTROL_BYTES_MAX: usize = 512;
 
 pub(super) struct Socket<S> {
     websocket: WebSocketStream<Wire<S>>,
-    batch: Batch,
-    /// Bytes of the batch's first frame that are already written.
-    offset: usize,
-    /// What was written, or given up because its time was over, since the outbox was last told.
+    /// What is in hand to write.
+    pub(super) line: Line,
+    /// What was written since the mailbox was last told.
     done: Depth,
     /// Whether bytes were written that the stream may still hold back.
     unflushed: bool,
@@ -73,77 +70,9 @@ pub(super) enum Received {
 }
 
 impl<S> Socket<S> {
-    /// Tells the outbox what was written, takes more from it if `takes`, and says whether to stop.
-    pub(super) fn visit(&mut self, outbox: &Outbox, cx: &Context<'_>, takes: bool) -> Option<Stop> {
-        let done = self.take_done();
-        self.batch.visit(outbox, cx, done, takes)
-    }
-
-    /// What was written or has expired since the last visit, for the outbox's books.
+    /// What was written since the last visit, for the mailbox's books.
     pub(super) fn take_done(&mut self) -> Depth {
         std::mem::take(&mut self.done)
-    }
-
-    /// Gives up the messages in hand whose time to live is over, and says how many. One that is partly written goes on.
-    pub(super) fn expire(&mut self) -> usize {
-        self.batch.expire(self.begun(), &mut self.done)
-    }
-
-    /// Gives up the messages in hand, except one that is partly written: without its rest the stream would be garbage.
-    pub(super) fn give_up(&mut self) {
-        self.batch.give_up(self.begun());
-    }
-
-    /// Frames that are partly written.
-    fn begun(&self) -> usize {
-        usize::from(self.offset > 0)
-    }
-
-    /// Queues a frame of the gateway's own for a session's client.
-    pub(super) fn say(&mut self, text: String) {
-        self.batch.say(text);
-    }
-
-    /// How many of those wait.
-    pub(super) fn said(&self) -> usize {
-        self.batch.said()
-    }
-
-    /// Whether this is a session's connection.
-    pub(super) fn is_session(&self) -> bool {
-        matches!(self.batch, Batch::Session(_))
-    }
-
-    /// From here on what is written is kept for this session until it is acknowledged. `written` is the last number that
-    /// its client can have by now.
-    pub(super) fn keep_sent_for(&mut self, key: SessionKey, journal: Arc<dyn Journal>, written: u64) {
-        self.batch.keep_sent_for(key, journal, written);
-    }
-
-    /// The last number that the session's client can have.
-    pub(super) fn written(&self) -> u64 {
-        self.batch.written()
-    }
-
-    /// Keeps what was written since the last call.
-    pub(super) fn keep_sent(&mut self) {
-        self.batch.keep_sent();
-    }
-
-    /// The messages of a session that were not written whole. If one was written in part, the stream ends here.
-    pub(super) fn take_messages(&mut self) -> Vec<Kept> {
-        self.batch.take_messages(self.begun())
-    }
-
-    /// Whether the stream ends within a message that the session took back: its rest may not follow, or the client would
-    /// have what its sender may be told is lost.
-    pub(super) fn is_torn(&self) -> bool {
-        self.begun() > 0 && self.batch.is_front_taken()
-    }
-
-    /// Gives up everything in hand, except what is partly written.
-    pub(super) fn silence(&mut self) {
-        self.batch.silence(self.begun());
     }
 
     /// Whether the client's close frame has come.
@@ -157,12 +86,28 @@ impl<S> Socket<S> {
     }
 }
 
+/// What a look into the mailbox is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Takes {
+    /// To be told to stop, and no message: none could be written now.
+    Nothing,
+    Messages,
+}
+
+/// What a write got done.
+#[derive(Debug, Default)]
+pub(super) struct Wrote {
+    /// Whether any byte went.
+    pub(super) progress: bool,
+    /// The last number of a session that went, 0 for none.
+    pub(super) seq: u64,
+}
+
 impl<S: Transport> Socket<S> {
     /// `already_read` is what the HTTP side read past the upgrade request.
     pub(super) async fn new(
         stream: S,
         already_read: Bytes,
-        batch: Batch,
         message_bytes_max: usize,
         frame_bytes_max: usize,
         frames_per_second_max: u32,
@@ -188,8 +133,7 @@ impl<S: Transport> Socket<S> {
             WebSocketStream::from_partially_read(wire, already_read.to_vec(), Role::Server, Some(config)).await;
         Self {
             websocket,
-            batch,
-            offset: 0,
+            line: Line::default(),
             done: Depth::default(),
             unflushed: false,
             unreadable: false,
@@ -200,6 +144,27 @@ impl<S: Transport> Socket<S> {
         }
     }
 
+    /// Looks into the mailbox: reports what was written, takes more if `takes` says so, and learns whether to stop.
+    pub(super) fn visit(&mut self, mailbox: &Mailbox, cx: &Context<'_>, takes: Takes) -> Visit {
+        let wants = match takes {
+            Takes::Nothing => Wants::Nothing,
+            Takes::Messages => Wants::Messages { is_busy: self.unflushed || self.has_control() },
+        };
+        let done = self.take_done();
+        let visit = mailbox.visit(cx, &mut self.line, done, wants);
+        self.earn(visit.written_elsewhere);
+        visit
+    }
+
+    /// Allows as many frames more, since a session's client acknowledges what was written to it.
+    pub(super) fn earn(&mut self, numbers: u32) {
+        self.websocket.get_mut().allowance.earn(numbers as f32);
+    }
+
+    fn has_control(&self) -> bool {
+        !self.websocket.get_ref().control.is_empty()
+    }
+
     /// Has the connection reset when it is dropped, with what the client has not read.
     pub(super) fn reset_when_dropped(&self) {
         self.websocket.get_ref().stream.reset_when_dropped();
@@ -207,7 +172,7 @@ impl<S: Transport> Socket<S> {
 
     /// Whether everything in hand is written.
     pub(super) fn is_idle(&self) -> bool {
-        self.batch.is_empty() && !self.unflushed && self.websocket.get_ref().control.is_empty()
+        self.line.is_empty() && !self.unflushed && !self.has_control()
     }
 
     /// Whether control frames were written since the last call. tungstenite, which holds answers back while they wait,
@@ -240,17 +205,17 @@ impl<S: Transport> Socket<S> {
         control.extend_from_slice(body);
     }
 
-    /// Writes what is in hand. Ready when all of it is with the kernel; `progress` tells whether any byte went.
-    /// `delivered` is called with the time each message took.
+    /// Writes what is in hand. Ready when all of it is with the kernel; `wrote` says what went. `delivered` is called with
+    /// the time that each message took which is done with that.
     pub(super) fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
-        progress: &mut bool,
+        wrote: &mut Wrote,
         mut delivered: impl FnMut(Duration),
     ) -> Poll<io::Result<()>> {
         loop {
             let wire = self.websocket.get_mut();
-            let at_boundary = self.offset == 0;
+            let at_boundary = !self.line.is_begun();
             let count = if at_boundary && !wire.control.is_empty() {
                 let count = ready!(Pin::new(&mut wire.stream).poll_write(cx, &wire.control[wire.control_offset..]))?;
                 wire.control_offset += count;
@@ -261,10 +226,10 @@ impl<S: Transport> Socket<S> {
                     wire.control_offset = 0;
                 }
                 count
-            } else if !self.batch.is_empty() {
+            } else if !self.line.is_empty() {
                 // With a control frame waiting, only the frame that is partly written goes before it.
-                let frames_max = if wire.control.is_empty() { BATCH_MAX } else { 1 };
-                ready!(self.poll_write_frames(cx, frames_max, &mut delivered))?
+                let frames_max = if wire.control.is_empty() { FRAMES_MAX } else { 1 };
+                ready!(self.poll_write_frames(cx, frames_max, wrote, &mut delivered))?
             } else if self.unflushed {
                 ready!(Pin::new(&mut wire.stream).poll_flush(cx))?;
                 self.unflushed = false;
@@ -275,7 +240,7 @@ impl<S: Transport> Socket<S> {
             if count == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            *progress = true;
+            wrote.progress = true;
             self.unflushed = true;
         }
     }
@@ -284,10 +249,11 @@ impl<S: Transport> Socket<S> {
     pub(super) fn poll_finish_frame(
         &mut self,
         cx: &mut Context<'_>,
+        wrote: &mut Wrote,
         mut delivered: impl FnMut(Duration),
     ) -> Poll<io::Result<()>> {
-        while self.begun() > 0 {
-            if ready!(self.poll_write_frames(cx, 1, &mut delivered))? == 0 {
+        while self.line.is_begun() {
+            if ready!(self.poll_write_frames(cx, 1, wrote, &mut delivered))? == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
         }
@@ -298,32 +264,34 @@ impl<S: Transport> Socket<S> {
         &mut self,
         cx: &mut Context<'_>,
         frames_max: usize,
+        wrote: &mut Wrote,
         delivered: &mut impl FnMut(Duration),
     ) -> Poll<io::Result<usize>> {
-        let mut slices = self.batch.slices(frames_max);
+        let mut slices = self.line.slices(frames_max);
         let mut rest = &mut slices[..];
-        IoSlice::advance_slices(&mut rest, self.offset);
+        IoSlice::advance_slices(&mut rest, self.line.offset());
         let count = ready!(Pin::new(&mut self.websocket.get_mut().stream).poll_write_vectored(cx, rest))?;
         drop(slices);
-        self.wrote(count, delivered);
+        let (now, done) = (Instant::now(), &mut self.done);
+        let mut numbers = 0;
+        self.line.wrote(count, |content| match content {
+            Content::Message(ticket) => {
+                *done += Depth::of(&ticket);
+                delivered(ticket.written(now));
+            }
+            Content::Numbered { seq, .. } => {
+                wrote.seq = seq;
+                // A session's client acknowledges each of them. What it is told besides was its own doing.
+                numbers += 1;
+            }
+            Content::Gap { to } => {
+                wrote.seq = to;
+                numbers += 1;
+            }
+            Content::Own | Content::Taken => {}
+        });
+        self.earn(numbers);
         Poll::Ready(Ok(count))
-    }
-
-    fn wrote(&mut self, count: usize, delivered: &mut impl FnMut(Duration)) {
-        let mut written = self.offset + count;
-        let now = Instant::now();
-        let numbers_before = self.batch.written();
-        while let Some(length) = self.batch.front_length()
-            && written >= length
-        {
-            written -= length;
-            self.batch.wrote_front(now, &mut self.done, delivered);
-        }
-        self.offset = written;
-        // A session's client acknowledges each of them. What it is told besides was its own doing.
-        let numbers = self.batch.written() - numbers_before;
-        self.websocket.get_mut().allowance.earn(numbers as f32);
-        self.batch.shrink();
     }
 
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Received> {

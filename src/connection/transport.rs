@@ -1,24 +1,140 @@
-//! What carries a connection: a stream of bytes that can be given up.
+//! What carries a connection: a stream of bytes that can be given up, and shared with others who write to it.
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use std::io::{self, IoSlice};
+use std::net::Shutdown;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+
+use crate::mailbox::WriteNow;
 
 /// A stream that a connection can go over.
 pub(crate) trait Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    /// The stream once it is shared.
+    type Shared: Transport;
+
+    /// Lets others write to it too, if it can be written to without waiting and without its own state.
+    fn share(self) -> (Self::Shared, Option<Arc<dyn WriteNow>>);
+
     /// Has the stream reset when it is dropped, so that the kernel forgets at once what the peer has not read. Closed
     /// otherwise, it would keep it, and offer it to the peer for minutes.
     fn reset_when_dropped(&self) {}
 }
 
-impl Transport for TcpStream {
-    fn reset_when_dropped(&self) {
-        // A kernel that refuses closes as ever, and its own timeouts hold.
-        let _closes_as_ever = self.set_zero_linger();
-    }
+/// A socket of the kernel's to which anybody may write. Only one at a time does: see `mailbox`.
+#[derive(Debug)]
+pub(crate) struct SharedSocket<S>(Arc<S>);
+
+macro_rules! sockets {
+    ($($socket:ty => $reset:expr;)+) => {
+        $(
+            impl Transport for $socket {
+                type Shared = SharedSocket<Self>;
+
+                fn share(self) -> (Self::Shared, Option<Arc<dyn WriteNow>>) {
+                    let socket = Arc::new(self);
+                    (SharedSocket(socket.clone()), Some(socket))
+                }
+
+                fn reset_when_dropped(&self) {
+                    $reset(self);
+                }
+            }
+
+            impl Transport for SharedSocket<$socket> {
+                type Shared = Self;
+
+                fn share(self) -> (Self, Option<Arc<dyn WriteNow>>) {
+                    let socket = self.0.clone();
+                    (self, Some(socket))
+                }
+
+                fn reset_when_dropped(&self) {
+                    self.0.reset_when_dropped();
+                }
+            }
+
+            impl WriteNow for $socket {
+                fn write_now(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+                    self.try_write_vectored(slices)
+                }
+            }
+
+            impl AsyncRead for SharedSocket<$socket> {
+                fn poll_read(
+                    self: Pin<&mut Self>,
+                    cx: &mut Context<'_>,
+                    buffer: &mut ReadBuf<'_>,
+                ) -> Poll<io::Result<()>> {
+                    loop {
+                        ready!(self.0.poll_read_ready(cx))?;
+                        match self.0.try_read(buffer.initialize_unfilled()) {
+                            Ok(count) => {
+                                buffer.advance(count);
+                                return Poll::Ready(Ok(()));
+                            }
+                            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                            Err(error) => return Poll::Ready(Err(error)),
+                        }
+                    }
+                }
+            }
+
+            impl AsyncWrite for SharedSocket<$socket> {
+                fn poll_write(
+                    self: Pin<&mut Self>,
+                    cx: &mut Context<'_>,
+                    bytes: &[u8],
+                ) -> Poll<io::Result<usize>> {
+                    self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+                }
+
+                fn poll_write_vectored(
+                    self: Pin<&mut Self>,
+                    cx: &mut Context<'_>,
+                    slices: &[IoSlice<'_>],
+                ) -> Poll<io::Result<usize>> {
+                    loop {
+                        match self.0.try_write_vectored(slices) {
+                            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                            done => return Poll::Ready(done),
+                        }
+                        ready!(self.0.poll_write_ready(cx))?;
+                    }
+                }
+
+                fn is_write_vectored(&self) -> bool {
+                    true
+                }
+
+                fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                    Poll::Ready(Ok(()))
+                }
+
+                fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                    Poll::Ready(SockRef::from(&*self.0).shutdown(Shutdown::Write))
+                }
+            }
+        )+
+    };
 }
 
-/// What it holds goes with it.
-impl Transport for UnixStream {}
+sockets! {
+    // A kernel that refuses closes as usual, and its own timeouts hold.
+    TcpStream => |socket: &TcpStream| drop(socket.set_zero_linger());
+    // What it holds goes with it.
+    UnixStream => |_: &UnixStream| ();
+}
 
 #[cfg(test)]
-impl Transport for tokio::io::DuplexStream {}
+impl Transport for tokio::io::DuplexStream {
+    type Shared = Self;
+
+    fn share(self) -> (Self, Option<Arc<dyn WriteNow>>) {
+        (self, None)
+    }
+}

@@ -18,7 +18,8 @@ use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use crate::close::CloseReason;
-use crate::connection::{self, Protocol, SESSION_PROTOCOL, Shared, Transport};
+use crate::connection::{self, Protocol, Shared, Transport};
+use crate::dialect::SESSION_PROTOCOL;
 use crate::doors::{Body, empty, listed, lists, text, try_later};
 use crate::metrics::UpgradeResult;
 use crate::registry::{AdmitError, Registry};

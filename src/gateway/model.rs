@@ -2,14 +2,15 @@
 
 use super::*;
 use crate::auth::{OpenPush, TokenIsUser};
-use crate::binder::{BindLimits, Bindings};
-use crate::journal::{JournalBounds, MemoryJournal};
-use crate::outbox::{Capacity, Depth};
+use crate::binder::{BindLimits, Bindings, Seat};
+use crate::dialect::Content;
+use crate::journal::Recorder;
+use crate::mailbox::{Bounds, Capacity, Depth, Keep, Line, Wants};
 use crate::outcome::Drops;
 use crate::registry::{Limits, Registration};
 use crate::replays;
 use crate::sessions;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::task::{Context, Waker};
 
 const STEPS: usize = 10_000;
@@ -18,23 +19,33 @@ const CONNECTIONS_MAX: usize = 24;
 const USER_MAX: usize = 6;
 const EVENTS_MAX: usize = 3;
 
+const LIMITS: BindLimits = BindLimits { connections_per_user_max: USER_MAX, events_per_connection_max: EVENTS_MAX };
+
 fn gateway() -> Gateway {
     let names = Arc::new(Names::new());
     let limits = Limits {
         connections_max: CONNECTIONS_MAX,
         connections_per_address_max: 0,
-        outbox: Capacity { messages_max: OUTBOX_MESSAGES, bytes_max: 1 << 20 },
+        queue: Capacity { messages_max: OUTBOX_MESSAGES, bytes_max: 1 << 20 },
     };
     let metrics = Arc::new(Metrics::new());
-    let bounds =
-        JournalBounds { messages_per_user_max: 1, bytes_per_user_max: 1, bytes_max: 1, age: Duration::from_secs(1) };
-    let away = sessions::Limits { away_max: 1, away_per_user_max: 1, age: Duration::from_secs(1) };
+    let bounds = Bounds { messages_per_user_max: 1, bytes_per_user_max: 1, bytes_max: 1, age: Duration::from_secs(1) };
+    let away = sessions::Limits {
+        away_max: 1,
+        away_per_user_max: 1,
+        age: Duration::from_secs(1),
+        binds: LIMITS,
+        queue: limits.queue,
+    };
+    let binder = Arc::new(Binder::default());
+    let keep = Keep::new(bounds, Recorder::new(None, metrics.clone()), metrics.clone());
     let replays = replays::Limits { window: Duration::from_secs(1), keys_max: 1, bytes_max: 1 };
     Gateway::new(Rooms {
         config: Arc::new(Config::default()),
-        binder: Arc::default(),
+        binder: binder.clone(),
         registry: Arc::new(Registry::new(limits, names.clone(), Duration::from_secs(1))),
-        sessions: Arc::new(Sessions::new(away, Arc::new(MemoryJournal::new(bounds)), metrics.clone())),
+        sessions: Arc::new(Sessions::new(away, keep, binder, metrics.clone())),
+        flusher: Arc::new(Flusher::new(1, metrics.clone())),
         names,
         token_authenticator: Arc::new(TokenIsUser),
         push_authorizer: Arc::new(OpenPush),
@@ -49,7 +60,7 @@ fn gateway() -> Gateway {
 
 /// A connection as its task holds it, without a socket.
 struct Held {
-    bindings: Option<Bindings>,
+    bindings: Option<(Bindings, Seat)>,
     registration: Registration,
 }
 
@@ -115,18 +126,18 @@ impl World {
         if naive.stopped {
             return;
         }
-        let limits = BindLimits { connections_per_user_max: USER_MAX, events_per_connection_max: EVENTS_MAX };
         let bound = match &mut held.bindings {
             None => {
-                let outbox = held.registration.outbox();
-                let bound = self.gateway.rooms().binder.bind(outbox, user(user_number), event(event_number), limits);
-                assert_eq!(bound.is_ok(), of_user < USER_MAX);
-                bound.map(|bindings| {
+                let (binder, mailbox) = (&self.gateway.rooms().binder, held.registration.mailbox());
+                let seat = binder.seat(&user(user_number), LIMITS);
+                assert_eq!(seat.is_ok(), of_user < USER_MAX);
+                seat.map(|seat| {
                     naive.user = Some(user_number);
-                    held.bindings = Some(bindings);
+                    let bindings = binder.bind(mailbox, user(user_number), event(event_number), LIMITS);
+                    held.bindings = Some((bindings, seat));
                 })
             }
-            Some(bindings) => {
+            Some((bindings, _)) => {
                 let bound = bindings.add(event(event_number), None);
                 let fits = naive.events.len() < EVENTS_MAX || naive.events.contains(&event_number);
                 assert_eq!(bound.is_ok(), fits);
@@ -143,7 +154,7 @@ impl World {
         let Some(key) = self.any() else { return };
         let naive = self.naive.remove(&key).expect("the same keys");
         let held = self.held.remove(&key).expect("picked from it");
-        assert_eq!(held.registration.outbox().close(Depth::default()), naive.queued.len());
+        assert_eq!(held.registration.mailbox().close(Depth::default()), naive.queued.len());
     }
 
     fn push(&mut self, step: usize) {
@@ -190,19 +201,21 @@ impl World {
     /// The connection's task runs, and its client takes everything.
     fn write(&mut self) {
         let Some(key) = self.any() else { return };
-        let outbox = self.held[&key].registration.outbox().clone();
+        let mailbox = self.held[&key].registration.mailbox().clone();
         let naive = self.naive.get_mut(&key).expect("the same keys");
         let cx = Context::from_waker(Waker::noop());
-        let mut batch = VecDeque::new();
-        let stop = outbox.visit(&cx, Depth::default(), &mut batch, 64);
-        assert_eq!(stop.is_some(), naive.stopped);
-        let bytes = batch.iter().map(|ticket| ticket.bytes().len()).sum();
-        let written = Depth { messages: batch.len(), bytes, late: 0 };
-        let texts: Vec<String> =
-            batch.drain(..).map(|ticket| String::from_utf8_lossy(&ticket.bytes()[2..]).into_owned()).collect();
+        let mut line = Line::default();
+        let visit = mailbox.visit(&cx, &mut line, Depth::default(), Wants::Messages { is_busy: false });
+        assert_eq!(visit.stop.is_some(), naive.stopped);
+        let (mut written, mut texts) = (Depth::default(), Vec::new());
+        line.wrote(usize::MAX, |content| {
+            let Content::Message(ticket) = content else { panic!("no session") };
+            written += Depth::of(&ticket);
+            texts.push(String::from_utf8_lossy(ticket.payload()).into_owned());
+        });
         assert_eq!(texts, naive.queued, "all of them, in order");
         naive.queued.clear();
-        outbox.visit(&cx, written, &mut batch, 64);
+        mailbox.visit(&cx, &mut line, written, Wants::Messages { is_busy: false });
     }
 
     fn check(&self) {

@@ -1,140 +1,48 @@
 //! A journal of an embedding program's own, which outlives the gateway.
 
-use std::collections::BTreeMap;
+use std::error::Error;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use pushgate::proto::{Priority, PushRequest};
-use pushgate::{
-    Appended, Config, Event, Journal, JournalBounds, Kept, MemoryJournal, MessageId, SessionKey, Stored, Usage, UserId,
-};
+use pushgate::{Journal, Record, Recovered, UserId};
 use serde_json::json;
-use tokio::sync::Semaphore;
 
 use crate::support::session::{Place, SessionClient};
 use crate::support::{TestGateway, push_request};
 
-const BOUNDS: JournalBounds = JournalBounds {
-    messages_per_user_max: 10,
-    bytes_per_user_max: 1 << 20,
-    bytes_max: 1 << 20,
-    age: Duration::from_secs(3600),
-};
-
-/// What would be a disk: messages that are held for users, by their names.
-type Disk = Arc<Mutex<BTreeMap<String, (UserId, Stored)>>>;
-
-/// The journal in memory, with what is held for users on the disk too.
-#[derive(Debug)]
-struct Durable {
-    memory: MemoryJournal,
-    disk: Disk,
-    /// What a release takes one of before it looks, and one of before it answers.
-    gate: Arc<Semaphore>,
-}
-
-impl Durable {
-    fn open(disk: &Disk) -> Self {
-        let memory = MemoryJournal::new(BOUNDS);
-        for (user_id, stored) in disk.lock().unwrap().values() {
-            memory.hold(user_id, Kept::restored(stored.clone()).unwrap()).unwrap();
-        }
-        Self { memory, disk: disk.clone(), gate: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)) }
-    }
-
-    fn slow(gate: &Arc<Semaphore>) -> Self {
-        Self { gate: gate.clone(), ..Self::open(&Disk::default()) }
-    }
-
-    async fn pass_gate(&self) {
-        self.gate.acquire().await.unwrap().forget();
-    }
-
-    fn forget(&self, message_id: MessageId) {
-        self.disk.lock().unwrap().remove(&message_id.to_string());
-    }
-}
+/// What would be a file: every record, in order.
+#[derive(Clone, Debug, Default)]
+struct Disk(Arc<Mutex<Vec<(UserId, Record)>>>);
 
 #[async_trait::async_trait]
-impl Journal for Durable {
-    fn append(&self, session: &SessionKey, messages: &mut dyn Iterator<Item = Kept>) -> Appended {
-        self.memory.append(session, messages)
+impl Journal for Disk {
+    fn record(&self, user_id: &UserId, record: Record) {
+        self.0.lock().unwrap().push((user_id.clone(), record));
     }
 
-    fn acknowledge(&self, session: &SessionKey, seq: u64) -> Vec<Kept> {
-        self.memory.acknowledge(session, seq)
-    }
-
-    async fn take(&self, session: &SessionKey) -> Vec<Kept> {
-        self.memory.take(session).await
-    }
-
-    fn hold(&self, user_id: &UserId, message: Kept) -> Result<(), Kept> {
-        let stored = message.stored();
-        self.memory.hold(user_id, message)?;
-        self.disk.lock().unwrap().insert(stored.message_id.to_string(), (user_id.clone(), stored));
-        Ok(())
-    }
-
-    fn withdraw(&self, user_id: &UserId, message_id: MessageId) -> Option<Kept> {
-        self.forget(message_id);
-        self.memory.withdraw(user_id, message_id)
-    }
-
-    fn holds(&self, user_id: &UserId) -> bool {
-        self.memory.holds(user_id)
-    }
-
-    async fn release(&self, user_id: &UserId, event: &Event) -> Vec<Kept> {
-        self.pass_gate().await;
-        let released = self.memory.release(user_id, event).await;
-        self.pass_gate().await;
-        released.iter().for_each(|message| self.forget(message.message_id()));
-        released
-    }
-
-    fn sweep(&self, now: Instant) -> usize {
-        self.memory.sweep(now)
-    }
-
-    fn usage(&self) -> Usage {
-        self.memory.usage()
+    async fn load(&self) -> Result<Recovered, Box<dyn Error + Send + Sync>> {
+        Ok(self.recovered())
     }
 }
 
-#[tokio::test]
-async fn what_a_durable_journal_holds_for_a_user_survives_the_gateway() {
-    let disk = Disk::default();
-    let start = || TestGateway::built(|_| (), |builder| builder.journal(Durable::open(&disk)));
-    let gateway = start().await;
-    let mut grpc = gateway.grpc().await;
-    let mut ids = Vec::new();
-    for (message, key, priority) in [
-        ("replaced", "weather", Priority::Normal),
-        ("bulk", "", Priority::Bulk),
-        ("newer", "weather", Priority::Normal),
-    ] {
-        let push = PushRequest {
-            ttl: Some(prost_types::Duration { seconds: 3600, nanos: 0 }),
-            collapse_key: key.to_owned(),
-            priority: priority.into(),
-            ..push_request("ann", "mail", message)
-        };
-        let response = grpc.try_push(push).await.unwrap();
-        assert_eq!(response.held, 1);
-        ids.push(response.message_id);
+impl Disk {
+    fn recovered(&self) -> Recovered {
+        let mut recovered = Recovered::default();
+        for (user_id, record) in &*self.0.lock().unwrap() {
+            recovered.apply(user_id, record.clone());
+        }
+        recovered
     }
-    drop(grpc);
-    gateway.stop().await;
-    let gateway = start().await;
-    assert_eq!(gateway.metric("pushgate_journal_messages").await, 3);
-    let mut phone = SessionClient::connect(gateway.clients).await;
-    phone.bind("ann", "mail").await;
-    // Priority, collapse key and name are what they were.
-    assert_eq!(phone.next().await, json!({ "type": "gap", "from": 1, "to": 1 }), "replaced");
-    assert_eq!(phone.expect_push(2, "newer").await["id"], ids[2]);
-    phone.expect_push(3, "bulk").await;
-    assert!(disk.lock().unwrap().is_empty());
+
+    /// What would be on the disk if the power had gone now.
+    fn copy(&self) -> Self {
+        Self(Arc::new(Mutex::new(self.0.lock().unwrap().clone())))
+    }
+
+    async fn start(&self) -> TestGateway {
+        let disk = self.clone();
+        TestGateway::built(|_| (), |builder| builder.journal(disk)).await
+    }
 }
 
 fn lasting(message: &str) -> PushRequest {
@@ -142,80 +50,121 @@ fn lasting(message: &str) -> PushRequest {
     PushRequest { ttl, ..push_request("ann", "mail", message) }
 }
 
-/// A gateway whose journal is slow, with a message that is held for ann, and another since her client asked for the bind.
-async fn slow_gateway(gate: &Arc<Semaphore>, change: impl FnOnce(&mut Config)) -> TestGateway {
-    let gateway = TestGateway::built(change, |builder| builder.journal(Durable::slow(gate))).await;
-    assert_eq!(gateway.grpc().await.try_push(lasting("first")).await.unwrap().held, 1);
-    gateway
-}
-
-/// Lets the journal look, waits until it has, and has one more message held.
-async fn held_meanwhile(gateway: &TestGateway, gate: &Semaphore) {
-    gate.add_permits(1);
-    gateway.until("pushgate_journal_messages", |kept| kept == 0).await;
-    assert_eq!(gateway.grpc().await.try_push(lasting("second")).await.unwrap().held, 1);
-    // The first look is answered, and the second begins.
-    gate.add_permits(1);
-    gateway.until("pushgate_binds_total", |binds| binds > 0).await;
+#[tokio::test]
+async fn what_is_held_for_a_user_survives_the_gateway() {
+    let disk = Disk::default();
+    let gateway = disk.start().await;
+    let mut grpc = gateway.grpc().await;
+    let mut ids = Vec::new();
+    for (message, key, priority) in [
+        ("replaced", "weather", Priority::Normal),
+        ("bulk", "", Priority::Bulk),
+        ("newer", "weather", Priority::Normal),
+    ] {
+        let push = PushRequest { collapse_key: key.to_owned(), priority: priority.into(), ..lasting(message) };
+        let response = grpc.try_push(push).await.unwrap();
+        assert_eq!(response.held, 1);
+        ids.push(response.message_id);
+    }
+    drop(grpc);
+    gateway.stop().await;
+    let gateway = disk.start().await;
+    assert_eq!(gateway.metric("pushgate_journal_messages").await, 3);
+    let mut phone = SessionClient::connect(gateway.clients).await;
+    phone.bind("ann", "mail").await;
+    // Priority, collapse key and name are what they were.
+    assert_eq!(phone.next().await, json!({ "type": "gap", "from": 1, "to": 1 }), "replaced");
+    assert_eq!(phone.expect_push(2, "newer").await["id"], ids[2]);
+    phone.expect_push(3, "bulk").await;
+    assert!(disk.recovered().held.is_empty());
 }
 
 #[tokio::test]
-async fn what_was_held_comes_before_newer_messages_however_slow_the_journal_is() {
-    for is_session in [false, true] {
-        let gate = Arc::new(Semaphore::new(0));
-        let gateway = slow_gateway(&gate, |_| ()).await;
-        let (mut legacy, mut session) = (gateway.connect().await, SessionClient::connect(gateway.clients).await);
-        if is_session {
-            session.say(json!({ "type": "bind", "token": "ann", "event": "mail" })).await;
-        } else {
-            legacy.send_bind("ann", "mail").await;
-        }
-        held_meanwhile(&gateway, &gate).await;
-        let mut grpc = gateway.grpc().await;
-        assert_eq!(grpc.push("ann", "mail", "third").await.accepted, 1);
-        let high = PushRequest { priority: Priority::High.into(), ..push_request("ann", "mail", "urgent") };
-        assert_eq!(grpc.try_push(high).await.unwrap().accepted, 1);
-        gate.add_permits(2);
-        let expected = ["urgent", "first", "second", "third"];
-        if is_session {
-            assert_eq!(session.next().await["type"], "bound");
-            for (seq, message) in (1..).zip(expected) {
-                session.expect_push(seq, message).await;
-            }
-        } else {
-            for message in expected {
-                assert_eq!(legacy.next_text().await, message);
-            }
-        }
+async fn a_session_goes_on_after_a_restart_with_what_its_client_did_not_get_or_acknowledge() {
+    let disk = Disk::default();
+    let gateway = disk.start().await;
+    let mut phone = SessionClient::connect(gateway.clients).await;
+    let place = Place::of(&phone.bind("ann", "mail").await);
+    phone.bind("ann", "chat").await;
+    let mut grpc = gateway.grpc().await;
+    for (seq, message) in [(1, "one"), (2, "two"), (3, "three")] {
+        grpc.push("ann", "mail", message).await;
+        phone.expect_push(seq, message).await;
+    }
+    phone.ack(1).await;
+    gateway.until("pushgate_messages_acked_total", |acked| acked == 1).await;
+    phone.reset();
+    gateway.until("pushgate_sessions_away", |away| away == 1).await;
+    assert_eq!(grpc.push("ann", "chat", "four").await.held, 1);
+    // The power goes, and with it everything that only the process knew.
+    let gateway = disk.copy().start().await;
+    assert_eq!(gateway.metric("pushgate_sessions_away").await, 1);
+    let mut grpc = gateway.grpc().await;
+    assert_eq!(grpc.push("ann", "chat", "five").await.held, 1, "the new process holds for it too");
+    let mut phone = SessionClient::connect(gateway.clients).await;
+    let back = phone.resume("ann", "mail", &place.at(2)).await;
+    assert_eq!((&back["recovered"], &back["epoch"]), (&json!(true), &json!(place.epoch)));
+    for (seq, message) in [(3, "three"), (4, "four"), (5, "five")] {
+        phone.expect_push(seq, message).await;
+    }
+    assert_eq!(grpc.push("ann", "chat", "six").await.accepted, 1);
+    phone.expect_push(6, "six").await;
+}
+
+#[tokio::test]
+async fn a_session_is_told_of_what_was_dropped_before_the_power_went() {
+    let disk = Disk::default();
+    let gateway = disk.start().await;
+    let mut phone = SessionClient::connect(gateway.clients).await;
+    let place = Place::of(&phone.bind("ann", "mail").await);
+    phone.reset();
+    gateway.until("pushgate_sessions_away", |away| away == 1).await;
+    let mut grpc = gateway.grpc().await;
+    let now = PushRequest { ttl: Some(prost_types::Duration::default()), ..push_request("ann", "mail", "for now") };
+    assert_eq!(grpc.try_push(now).await.unwrap().dropped, 1);
+    let gateway = disk.copy().start().await;
+    let mut phone = SessionClient::connect(gateway.clients).await;
+    assert_eq!(phone.resume("ann", "mail", &place).await["recovered"], false);
+    assert_eq!(phone.next().await, json!({ "type": "gap", "from": 1, "to": 1 }));
+}
+
+#[tokio::test]
+async fn a_restart_in_order_is_no_end_of_a_session_that_outlives_the_process() {
+    let disk = Disk::default();
+    let gateway = disk.start().await;
+    let mut phone = SessionClient::connect(gateway.clients).await;
+    let place = Place::of(&phone.bind("ann", "mail").await);
+    let stopped = tokio::spawn(gateway.stop());
+    assert_eq!(phone.next().await["type"], "goaway");
+    assert_eq!(phone.closed().await.0, 1012);
+    stopped.await.unwrap();
+    let gateway = disk.start().await;
+    let mut phone = SessionClient::connect(gateway.clients).await;
+    assert_eq!(phone.resume("ann", "mail", &place).await["recovered"], true);
+    assert_eq!(gateway.gateway.drop_user(&UserId::new("ann").unwrap(), None), 1);
+    assert_eq!(phone.closed().await.0, 4409);
+    gateway.until("pushgate_connections", |open| open == 0).await;
+    assert_eq!(disk.recovered(), Recovered::default(), "one that was dropped is over");
+}
+
+/// A disk that cannot be read.
+#[derive(Debug)]
+struct Unreadable;
+
+#[async_trait::async_trait]
+impl Journal for Unreadable {
+    fn record(&self, _user_id: &UserId, _record: Record) {}
+
+    async fn load(&self) -> Result<Recovered, Box<dyn Error + Send + Sync>> {
+        Err("the disk is gone".into())
     }
 }
 
 #[tokio::test]
-async fn what_a_session_left_in_the_journal_comes_with_its_return_whichever_event_that_names() {
-    let gate = Arc::new(Semaphore::new(0));
-    let gateway = slow_gateway(&gate, |_| ()).await;
-    let mut phone = SessionClient::connect(gateway.clients).await;
-    phone.say(json!({ "type": "bind", "token": "ann", "event": "mail" })).await;
-    held_meanwhile(&gateway, &gate).await;
-    let place = Place::of(&phone.next().await);
-    phone.reset();
-    gateway.until("pushgate_sessions_away", |away| away == 1).await;
-    gate.add_permits(100);
-    let mut phone = SessionClient::connect(gateway.clients).await;
-    assert_eq!(phone.resume("ann", "chat", &place).await["recovered"], true);
-    phone.expect_push(1, "first").await;
-    phone.expect_push(2, "second").await;
-}
-
-#[tokio::test]
-async fn a_journal_that_does_not_answer_in_time_keeps_what_it_holds_and_the_bind_is_over() {
-    let gate = Arc::new(Semaphore::new(0));
-    let gateway = slow_gateway(&gate, |config| config.bind_timeout = Duration::from_secs(2)).await;
-    let mut phone = gateway.connect().await;
-    phone.send_bind("ann", "mail").await;
-    held_meanwhile(&gateway, &gate).await;
-    assert_eq!(phone.closed().await.0, 4408);
-    gate.add_permits(100);
-    let mut phone = gateway.bind("ann", "mail").await;
-    assert_eq!((phone.next_text().await, phone.next_text().await), ("first".to_owned(), "second".to_owned()));
+async fn a_journal_that_cannot_be_read_is_no_reason_to_begin_with_nothing() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let builder = pushgate::Server::builder(pushgate::Config::default()).listener(listener).journal(Unreadable);
+    let error = builder.bind().await.unwrap_err();
+    assert_eq!(error.to_string(), "cannot load the journal");
+    assert_eq!(error.source().unwrap().to_string(), "the disk is gone");
 }

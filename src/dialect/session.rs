@@ -1,15 +1,25 @@
-//! The frames of the session protocol `pushgate.v1.json`: reads what a client asks, words what it is answered.
+//! The dialect of the session protocol `pushgate.v1.json`: every text of it, read and worded.
 
 use std::time::Duration;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::auth::{Token, TokenError};
-use crate::binder::BindError;
 use crate::close::CloseReason;
-use crate::message::{ConnectionId, Event};
-use crate::sessions::ResumeToken;
+use crate::delivery::Ticket;
+use crate::message::{ConnectionId, Event, ResumeToken};
+
+use super::{Dialect, Head, OPCODE_TEXT};
+
+/// The subprotocol by which a client asks for sessions.
+pub(crate) const SESSION_PROTOCOL: &str = "pushgate.v1.json";
+
+/// The longest token, in bytes. Signed tokens with a few claims stay below it.
+pub(crate) const TOKEN_BYTES_MAX: usize = 16 * 1024;
 
 /// The longest resume token, in bytes, of this gateway or another.
 const RESUME_TOKEN_BYTES_MAX: usize = 256;
@@ -17,9 +27,81 @@ const RESUME_TOKEN_BYTES_MAX: usize = 256;
 /// The largest number in a frame: from there on not every whole number is a double.
 const NUMBER_MAX: u64 = (1 << 53) - 1;
 
-/// What a client asks.
+/// The session protocol.
+pub(crate) struct Session;
+
+impl Dialect for Session {
+    fn read(&self, data: &[u8]) -> Result<Request, RequestError> {
+        Request::read(data)
+    }
+
+    fn word(&self, frame: &ServerFrame<'_>) -> Option<String> {
+        Some(frame.to_json())
+    }
+
+    fn has_sessions(&self) -> bool {
+        true
+    }
+}
+
+/// `{"type":"push","seq":` and `,` with the longest number between them.
+pub(super) const PUSH_HEAD_BYTES_MAX: usize = PUSH_HEAD.len() + 20 + 1;
+const PUSH_HEAD: &str = r#"{"type":"push","seq":"#;
+
+/// What stands before the shared part of a message's frame, which has this many bytes.
+pub(super) fn push_head(seq: u64, tail: usize) -> Head {
+    let mut digits = [0; 20];
+    let mut at = digits.len();
+    let mut rest = seq;
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    let digits = &digits[at..];
+    let mut head = Head::of(OPCODE_TEXT, PUSH_HEAD.len() + digits.len() + 1 + tail);
+    head.append(PUSH_HEAD.as_bytes());
+    head.append(digits);
+    head.append(b",");
+    head
+}
+
+/// The JSON of a message's frame from behind `"seq":N,` to its end.
+pub(super) fn push_tail(ticket: &Ticket) -> Bytes {
+    #[derive(Serialize)]
+    struct Tail<'a> {
+        id: String,
+        event: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        message: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        binary: Option<String>,
+    }
+    let payload = ticket.payload();
+    let message = std::str::from_utf8(payload).ok().filter(|_| ticket.is_text());
+    let tail = Tail {
+        id: ticket.message_id().to_string(),
+        event: ticket.event().as_str(),
+        message,
+        binary: message.is_none().then(|| BASE64_STANDARD.encode(payload)),
+    };
+    let mut json = Vec::with_capacity(payload.len() + 96);
+    serde_json::to_writer(&mut json, &tail).expect("strings are always JSON");
+    // Without the brace, which stands before the number.
+    Bytes::from(json).slice(1..)
+}
+
+/// The frame that tells that the messages with these numbers are lost.
+pub(super) fn gap(from: u64, to: u64) -> String {
+    format!(r#"{{"type":"gap","from":{from},"to":{to}}}"#)
+}
+
+/// What a client asks for.
 #[derive(Debug)]
-pub(super) enum Request {
+pub(crate) enum Request {
     Bind { token: Token, event: Event, resume: Option<Resume> },
     Unbind { event: Event },
     Ack { seq: u64 },
@@ -29,15 +111,15 @@ pub(super) enum Request {
 
 /// Where a client wants to go on.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Resume {
+pub(crate) struct Resume {
     /// `None` for a text that is no token, which is a session that is not known.
-    pub(super) token: Option<ResumeToken>,
-    pub(super) seq: u64,
+    pub(crate) token: Option<ResumeToken>,
+    pub(crate) seq: u64,
 }
 
 /// What a client is told when its request is not granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Problem {
+pub(crate) enum RequestError {
     #[error("not a JSON object with a string `type`, or a key of the wrong kind")]
     NotUnderstood,
     #[error("no such type of frame")]
@@ -66,7 +148,7 @@ pub(super) enum Problem {
     LastEvent,
 }
 
-impl Problem {
+impl RequestError {
     fn code(self) -> &'static str {
         match self {
             Self::NotUnderstood => "not_understood",
@@ -86,7 +168,7 @@ impl Problem {
     }
 
     /// What ends a connection that is not bound yet.
-    pub(super) fn close_reason(self) -> Option<CloseReason> {
+    pub(crate) fn close_reason(self) -> Option<CloseReason> {
         Some(match self {
             Self::NotUnderstood => CloseReason::NotUnderstood,
             Self::Incomplete => CloseReason::Incomplete,
@@ -101,7 +183,7 @@ impl Problem {
     }
 }
 
-impl From<&TokenError> for Problem {
+impl From<&TokenError> for RequestError {
     fn from(error: &TokenError) -> Self {
         match error {
             TokenError::Refused => Self::TokenRefused,
@@ -111,20 +193,11 @@ impl From<&TokenError> for Problem {
     }
 }
 
-impl From<BindError> for Problem {
-    fn from(error: BindError) -> Self {
-        match error {
-            BindError::TooManyConnections { limit } => Self::TooManyConnections { limit },
-            BindError::TooManyEvents { limit } => Self::TooManyEvents { limit },
-        }
-    }
-}
-
 impl Request {
     /// Reads a frame. What it takes and what the published schema does are the same, but for lengths in bytes.
-    pub(super) fn read(json: &[u8]) -> Result<Self, Problem> {
-        let Ok(Value::Object(frame)) = serde_json::from_slice(json) else { return Err(Problem::NotUnderstood) };
-        let kind = frame.get("type").and_then(Value::as_str).ok_or(Problem::NotUnderstood)?;
+    pub(crate) fn read(json: &[u8]) -> Result<Self, RequestError> {
+        let Ok(Value::Object(frame)) = serde_json::from_slice(json) else { return Err(RequestError::NotUnderstood) };
+        let kind = frame.get("type").and_then(Value::as_str).ok_or(RequestError::NotUnderstood)?;
         match kind {
             "bind" => Ok(Self::Bind {
                 token: token(&frame)?,
@@ -135,20 +208,20 @@ impl Request {
             "ack" => Ok(Self::Ack { seq: seq(&frame)? }),
             "refresh" => Ok(Self::Refresh { token: token(&frame)? }),
             "ping" => Ok(Self::Ping),
-            _ => Err(Problem::UnknownType),
+            _ => Err(RequestError::UnknownType),
         }
     }
 }
 
 impl Resume {
-    fn read(resume: &Value) -> Result<Self, Problem> {
-        let Value::Object(resume) = resume else { return Err(Problem::NotUnderstood) };
+    fn read(resume: &Value) -> Result<Self, RequestError> {
+        let Value::Object(resume) = resume else { return Err(RequestError::NotUnderstood) };
         let token = text(resume, "token")?;
         if token.is_empty() || token.len() > RESUME_TOKEN_BYTES_MAX {
-            return Err(Problem::Incomplete);
+            return Err(RequestError::Incomplete);
         }
         if !token.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err(Problem::NotUnderstood);
+            return Err(RequestError::NotUnderstood);
         }
         Ok(Self { token: ResumeToken::read(token), seq: seq(resume)? })
     }
@@ -156,38 +229,38 @@ impl Resume {
 
 type Frame = serde_json::Map<String, Value>;
 
-fn text<'a>(frame: &'a Frame, key: &str) -> Result<&'a str, Problem> {
-    frame.get(key).ok_or(Problem::Incomplete)?.as_str().ok_or(Problem::NotUnderstood)
+fn text<'a>(frame: &'a Frame, key: &str) -> Result<&'a str, RequestError> {
+    frame.get(key).ok_or(RequestError::Incomplete)?.as_str().ok_or(RequestError::NotUnderstood)
 }
 
-fn token(frame: &Frame) -> Result<Token, Problem> {
+fn token(frame: &Frame) -> Result<Token, RequestError> {
     let token = text(frame, "token")?;
-    if token.is_empty() || token.len() > super::TOKEN_BYTES_MAX {
-        return Err(Problem::Incomplete);
+    if token.is_empty() || token.len() > TOKEN_BYTES_MAX {
+        return Err(RequestError::Incomplete);
     }
     Ok(Token::new(token.to_owned()))
 }
 
-fn event(frame: &Frame) -> Result<Event, Problem> {
-    Event::new(text(frame, "event")?).map_err(|_| Problem::Incomplete)
+fn event(frame: &Frame) -> Result<Event, RequestError> {
+    Event::new(text(frame, "event")?).map_err(|_| RequestError::Incomplete)
 }
 
 /// The number of a message. To a client whose numbers are doubles, `1`, `1.0` and `1e0` are the same.
-fn seq(frame: &Frame) -> Result<u64, Problem> {
-    let seq = frame.get("seq").ok_or(Problem::Incomplete)?;
+fn seq(frame: &Frame) -> Result<u64, RequestError> {
+    let seq = frame.get("seq").ok_or(RequestError::Incomplete)?;
     let seq = match (seq.as_u64(), seq.as_f64()) {
         (Some(seq), _) => seq,
         // Exact below the limit, and above it whatever is above it.
         (None, Some(seq)) if seq >= 0.0 && seq.fract() == 0.0 => seq as u64,
-        _ => return Err(Problem::NotUnderstood),
+        _ => return Err(RequestError::NotUnderstood),
     };
-    if seq > NUMBER_MAX { Err(Problem::Incomplete) } else { Ok(seq) }
+    if seq > NUMBER_MAX { Err(RequestError::Incomplete) } else { Ok(seq) }
 }
 
-/// What the gateway says, pushes and gaps apart, which are made where they are numbered.
+/// What the gateway says beside messages and gaps.
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
-pub(super) enum Said<'a> {
+pub(crate) enum ServerFrame<'a> {
     Welcome {
         bind_timeout_ms: u64,
         ping_interval_ms: u64,
@@ -222,8 +295,8 @@ pub(super) enum Said<'a> {
     },
 }
 
-impl<'a> Said<'a> {
-    pub(super) fn bound(
+impl<'a> ServerFrame<'a> {
+    pub(crate) fn bound(
         event: &'a Event,
         epoch: ConnectionId,
         resume: ResumeToken,
@@ -242,16 +315,16 @@ impl<'a> Said<'a> {
         }
     }
 
-    pub(super) fn error(problem: Problem, event: Option<&'a Event>) -> Self {
-        Self::Error { code: problem.code(), message: problem.to_string(), event: event.map(Event::as_str) }
+    pub(crate) fn error(error: RequestError, event: Option<&'a Event>) -> Self {
+        Self::Error { code: error.code(), message: error.to_string(), event: event.map(Event::as_str) }
     }
 
-    pub(super) fn to_json(&self) -> String {
+    fn to_json(&self) -> String {
         serde_json::to_string(self).expect("strings and numbers are always JSON")
     }
 }
 
-pub(super) fn milliseconds(duration: Duration) -> u64 {
+pub(crate) fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).map_or(NUMBER_MAX, |milliseconds| milliseconds.min(NUMBER_MAX))
 }
 
@@ -342,7 +415,7 @@ mod tests {
     /// Whether a frame that fits the schema holds a text that is over its limit in bytes alone, which no schema can say.
     fn is_over_in_bytes(frame: &Value) -> bool {
         let is_over = |key: &str, limit| frame[key].as_str().is_some_and(|text| text.len() > limit);
-        let (token, event) = (is_over("token", super::super::TOKEN_BYTES_MAX), is_over("event", Event::BYTES_MAX));
+        let (token, event) = (is_over("token", TOKEN_BYTES_MAX), is_over("event", Event::BYTES_MAX));
         match frame["type"].as_str() {
             Some("bind") => token || event,
             Some("unbind") => event,
@@ -361,12 +434,12 @@ mod tests {
                 assert_eq!(resume.map(|resume| resume.seq as f64), frame["resume"]["seq"].as_f64(), "{text}");
             }
             (Ok(_), true) => {}
-            (Err(problem), true) => {
-                assert!(problem == Problem::Incomplete && is_over_in_bytes(&frame), "refused as {problem:?}: {text}");
+            (Err(error), true) => {
+                assert!(error == RequestError::Incomplete && is_over_in_bytes(&frame), "refused as {error:?}: {text}");
             }
-            (Err(problem), false) => {
-                let whys = [Problem::NotUnderstood, Problem::UnknownType, Problem::Incomplete];
-                assert!(whys.contains(&problem), "refused as {problem:?}: {text}");
+            (Err(error), false) => {
+                let whys = [RequestError::NotUnderstood, RequestError::UnknownType, RequestError::Incomplete];
+                assert!(whys.contains(&error), "refused as {error:?}: {text}");
             }
             (Ok(request), false) => panic!("taken as {request:?}: {text}"),
         }
@@ -435,7 +508,7 @@ mod tests {
             assert!(!assert_agrees(frame, &schema), "{frame}");
         }
         for text in ["", "{", r#"{"type":"ping"} {}"#, r#"{"type":"ping",}"#, r#"{"type":"bind","token":"\ud83d"}"#] {
-            assert_eq!(Request::read(text.as_bytes()).err(), Some(Problem::NotUnderstood), "{text}");
+            assert_eq!(Request::read(text.as_bytes()).err(), Some(RequestError::NotUnderstood), "{text}");
         }
     }
 
@@ -457,10 +530,10 @@ mod tests {
     fn every_error_is_one_of_the_schema_and_every_one_of_the_schema_is_an_error() {
         let mut codes = std::collections::BTreeSet::new();
         let schema = validator("error");
-        for problem in every_problem() {
-            let said = serde_json::to_value(Said::error(problem, None)).expect("JSON");
+        for error in every_error() {
+            let said = serde_json::to_value(ServerFrame::error(error, None)).expect("JSON");
             assert!(schema.is_valid(&said), "{said}");
-            codes.insert(problem.code());
+            codes.insert(error.code());
         }
         let published: Value =
             serde_json::from_str(include_str!("../../proto/session/pushgate.v1.schema.json")).expect("JSON");
@@ -468,12 +541,12 @@ mod tests {
         assert_eq!(codes, published.iter().filter_map(Value::as_str).collect());
     }
 
-    /// Every problem: one that is left out does not compile.
-    fn every_problem() -> Vec<Problem> {
+    /// Every error: one that is left out does not compile.
+    fn every_error() -> Vec<RequestError> {
         macro_rules! every {
-            ($($problem:ident $({ $limit:ident })?),+) => {{
-                let _is_listed = |problem| match problem { $(Problem::$problem { .. })|+ => () };
-                vec![$(Problem::$problem $({ $limit: 1 })?),+]
+            ($($error:ident $({ $limit:ident })?),+) => {{
+                let _is_listed = |error| match error { $(RequestError::$error { .. })|+ => () };
+                vec![$(RequestError::$error $({ $limit: 1 })?),+]
             }};
         }
         every!(

@@ -1,0 +1,218 @@
+//! One open connection as the rest of the gateway holds it: a name, a way to stop it, and a way to wake its task.
+
+use std::net::IpAddr;
+use std::sync::PoisonError;
+use std::task::{Context, Waker};
+use std::time::Instant;
+
+use crate::message::ConnectionId;
+use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
+
+/// Why the gateway, not the peer, ends a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// The outbox was full. What is queued is given up.
+    QueueFull,
+    /// An operator or service dropped it. What is queued is written first.
+    Dropped,
+    /// The session goes on over another connection.
+    Replaced,
+    /// The gateway shuts down. What is queued is written first.
+    GoingAway,
+    /// The shutdown grace is over. Everything is given up at once.
+    Cut,
+    /// The connection's own task has ended it.
+    Ended,
+}
+
+impl Stop {
+    const ALL: [Self; 6] = [Self::QueueFull, Self::Dropped, Self::Replaced, Self::GoingAway, Self::Cut, Self::Ended];
+
+    /// Whether a connection that was told `earlier` is told this too.
+    fn outranks(self, earlier: Self) -> bool {
+        // A session that waits for its slow client does not wait any longer once it is wanted elsewhere.
+        self == Self::Cut || (self == Self::Replaced && earlier == Self::QueueFull)
+    }
+}
+
+/// A connection that is not told to stop.
+const RUNNING: u64 = u64::MAX;
+
+/// One open connection. Its task sleeps here; whoever has something for the task wakes it.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    id: ConnectionId,
+    peer: IpAddr,
+    since: Instant,
+    /// The [`Stop`] the connection was told, by its place in [`Stop::ALL`]. An atomic, because every message looks at it.
+    stop: AtomicU64,
+    /// The tick at which the task wants to be woken; `u64::MAX` for never. See [`Handle::wake_if_due`].
+    alarm: AtomicU64,
+    /// Present while the task sleeps. Whoever wakes the task takes it, so that a busy task is not woken again.
+    waker: Mutex<Option<Waker>>,
+}
+
+impl Handle {
+    pub(crate) fn new(id: ConnectionId, peer: IpAddr) -> Self {
+        Self {
+            id,
+            peer,
+            since: Instant::now(),
+            stop: AtomicU64::new(RUNNING),
+            alarm: AtomicU64::new(u64::MAX),
+            waker: Mutex::new(None),
+        }
+    }
+
+    pub(crate) fn id(&self) -> ConnectionId {
+        self.id
+    }
+
+    /// The address the client came from.
+    pub(crate) fn peer(&self) -> IpAddr {
+        self.peer
+    }
+
+    /// When the connection was admitted.
+    pub(crate) fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// Tells the connection to end. Returns whether this call was the first to do so.
+    pub(crate) fn stop(&self, stop: Stop) -> bool {
+        let is_first = self.replace(None, stop);
+        if is_first || self.stopped().is_some_and(|earlier| stop.outranks(earlier) && self.replace(Some(earlier), stop))
+        {
+            self.wake();
+        }
+        is_first
+    }
+
+    /// Tells a connection to end for good that was about to end for a while: its session must not come back. Returns
+    /// whether it was.
+    pub(crate) fn stop_for_good(&self) -> bool {
+        let is_replaced = [Stop::QueueFull, Stop::Replaced].iter().any(|now| self.replace(Some(*now), Stop::Dropped));
+        if is_replaced {
+            self.wake();
+        }
+        is_replaced
+    }
+
+    fn replace(&self, now: Option<Stop>, stop: Stop) -> bool {
+        let code = |stop: Stop| Stop::ALL.iter().position(|known| *known == stop).map_or(RUNNING, |at| at as u64);
+        let now = now.map_or(RUNNING, code);
+        self.stop.compare_exchange(now, code(stop), Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    /// Why the connection is to end, if it was told to.
+    pub(crate) fn stopped(&self) -> Option<Stop> {
+        let code = self.stop.load(Ordering::SeqCst);
+        usize::try_from(code).ok().and_then(|code| Stop::ALL.get(code)).copied()
+    }
+
+    /// Arranges for the task to be woken, and tells it whether to stop.
+    pub(crate) fn sleep(&self, cx: &Context<'_>) -> Option<Stop> {
+        // A connection keeps to one task, so a waker that is still here is the right one.
+        self.waker().get_or_insert_with(|| cx.waker().clone());
+        self.stopped()
+    }
+
+    /// Wakes the task if it sleeps.
+    pub(crate) fn wake(&self) {
+        let waker = self.waker().take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Sets the tick at which the task wants to be woken.
+    pub(crate) fn set_alarm(&self, tick: u64) {
+        self.alarm.store(tick, Ordering::Relaxed);
+    }
+
+    /// Wakes the task if its alarm is due. A sweep over all connections replaces a timer in each.
+    pub(crate) fn wake_if_due(&self, now_tick: u64) {
+        let alarm = self.alarm.load(Ordering::Relaxed);
+        // Exchanged, not stored: the task may be setting the next alarm at this moment, and that one must stand.
+        let ours = || self.alarm.compare_exchange(alarm, u64::MAX, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        if alarm <= now_tick && ours() {
+            self.wake();
+        }
+    }
+
+    fn waker(&self) -> MutexGuard<'_, Option<Waker>> {
+        // Nothing under this lock can panic half way.
+        self.waker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+    use std::task::Wake;
+
+    use super::*;
+    use crate::message::Names;
+
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn handle() -> Handle {
+        Handle::new(Names::new().connection_id(), Ipv4Addr::LOCALHOST.into())
+    }
+
+    fn sleep(handle: &Handle, wakes: &Arc<Wakes>) -> Option<Stop> {
+        handle.sleep(&Context::from_waker(&Waker::from(wakes.clone())))
+    }
+
+    #[test]
+    fn an_alarm_wakes_when_due_and_not_before() {
+        let (handle, wakes) = (handle(), Arc::new(Wakes::default()));
+        assert_eq!(sleep(&handle, &wakes), None);
+        handle.set_alarm(5);
+        handle.wake_if_due(4);
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 0);
+        handle.wake_if_due(5);
+        handle.wake_if_due(6);
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn the_first_reason_to_stop_holds_unless_a_later_one_outranks_it() {
+        use Stop::{Cut, Dropped, GoingAway, QueueFull, Replaced};
+        for (first, second, holds) in [
+            (QueueFull, Dropped, QueueFull),
+            (QueueFull, Replaced, Replaced),
+            (Replaced, QueueFull, Replaced),
+            (GoingAway, Dropped, GoingAway),
+            (Dropped, Cut, Cut),
+        ] {
+            let (handle, wakes) = (handle(), Arc::new(Wakes::default()));
+            sleep(&handle, &wakes);
+            assert!(handle.stop(first));
+            assert!(!handle.stop(second), "only the first call is told that it was the first");
+            assert_eq!(sleep(&handle, &wakes), Some(holds));
+            assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+        }
+    }
+
+    #[test]
+    fn only_a_stop_that_a_session_would_survive_is_replaced_by_one_for_good() {
+        for (first, is_replaced) in [(Stop::QueueFull, true), (Stop::Replaced, true), (Stop::GoingAway, false)] {
+            let handle = handle();
+            handle.stop(first);
+            assert_eq!(handle.stop_for_good(), is_replaced);
+            assert_eq!(handle.stopped(), Some(if is_replaced { Stop::Dropped } else { first }));
+        }
+        let handle = handle();
+        assert!(!handle.stop_for_good(), "it runs");
+    }
+}
