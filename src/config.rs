@@ -74,129 +74,140 @@ macro_rules! settings {
 
 settings! {
     /// The address that clients connect to: `127.0.0.1:12345`, `localhost:12345` for the same, `[::1]:12345`, `:12345`
-    /// for all interfaces, or `unix:/path` for a socket that the gateway's user and group may connect to, whose peers all
-    /// have the address 127.0.0.1. It serves everything unless `control_listen` is set.
+    /// for all interfaces, or `unix:/path`. A Unix socket accepts the gateway's user and group, and all its peers have
+    /// the address 127.0.0.1. This address serves everything unless `control_listen` is set.
     listen: Address = Address::from(([127, 0, 0, 1], 12345));
     /// A second, private address. When it is set, `push_path`, gRPC, `/metrics`, `/healthz`, `/readyz` and the page
-    /// move there, and `listen` serves `ws_path` and the client module alone.
+    /// move there, and `listen` serves only `ws_path` and the client module.
     control_listen: Option<Address> = None;
-    /// Serves `/healthz` and `/readyz` on `listen` too when `control_listen` is set, for balancers that probe the port that
-    /// they balance.
+    /// Serves `/healthz` and `/readyz` on `listen` too when `control_listen` is set. Use it for a balancer that probes
+    /// the port that it balances.
     listen_health: bool = false;
     /// The path of the WebSocket door.
     ws_path: String = "/ws".to_owned();
     /// The path of the JSON push door.
     push_path: String = "/push".to_owned();
-    /// The page to try the gateway from, at `/`: "on", "off", or "auto" for on while the address that serves it is a
-    /// loopback address.
+    /// The page at `/` to try the gateway from: "on", "off" or "auto". "auto" is on while the address that serves it is
+    /// a loopback address.
     page: Page = Page::Auto;
     /// Where browsers reach the WebSocket door, for the page: a ws:// or wss:// address with its path, such as
-    /// "wss://push.example.com/ws". Without it, the page asks the address that it came from, or, with `control_listen`,
-    /// its host at the port of `listen`.
+    /// "wss://push.example.com/ws". Without it, the page uses the address that it came from. With `control_listen`, it
+    /// uses the host of that address and the port of `listen`.
     public_ws_url: Option<String> = None;
 
     /// A TOML file of `token = "user"` lines. Without it, the token is the user. SIGHUP reads it again.
     tokens_file: Option<PathBuf> = None;
     /// A TOML file of push API keys. Without it, everyone who reaches the push doors may push. SIGHUP reads it again.
     push_keys_file: Option<PathBuf> = None;
-    /// Allows `listen` to be other than a loopback address without `tokens_file`, so that any client may be any user.
+    /// Allows `listen` to be something other than a loopback address without `tokens_file`. Any client may then be any
+    /// user.
     insecure_token_is_user: bool = false;
-    /// Allows the push doors to be on other than a loopback address without `push_keys_file`, so that anyone may push.
+    /// Allows the push doors to be on something other than a loopback address without `push_keys_file`. Anyone may then
+    /// push.
     insecure_open_push: bool = false;
 
     /// What to log: error, warn, info, debug, trace, or directives such as "info,pushgate::connection=debug".
     log: String = "info".to_owned();
-    /// How to log: "text" for people, "json" for machines, one object a line.
+    /// The format of the log: "text" for people, or "json" for machines, with one object a line.
     log_format: LogFormat = LogFormat::Text;
 
-    /// WebSocket connections in all. A further upgrade is answered 503. One costs a file and a few KiB while it is
-    /// quiet, and else up to an outbox (`outbox_bytes_max`), two messages of its own (`client_message_bytes_max`), a few
-    /// control frames, for a session the JSON of what it is being sent, and on its way to the client what the journal kept
-    /// for it (`journal_bytes_max`). Lowered at start to what the open-file limit allows.
+    /// WebSocket connections in all. A further upgrade is answered 503. A quiet connection costs a file and a few KiB.
+    /// A busy one costs up to an outbox (`outbox_bytes_max`), two of the client's messages (`client_message_bytes_max`)
+    /// and a few control frames. A session adds the JSON of what it is being sent, and what the journal kept for it
+    /// while that is on its way to the client (`journal_bytes_max`). Lowered at start to what the open-file limit
+    /// allows.
     connections_max: usize = 100_000;
-    /// Connections of one user, 0 for no limit. A further bind is closed with 4429. Far above any person's devices, low
-    /// enough that one stolen token cannot use up `connections_max`.
+    /// Connections of one user, 0 for no limit. A further bind closes its connection with 4429. The default is far
+    /// above any person's devices, and low enough that one stolen token cannot use up `connections_max`.
     connections_per_user_max: usize = 10_000;
-    /// Connections from one address, 0 for no limit. A further upgrade is answered 429. Off by default because behind
-    /// a proxy all clients share its address.
+    /// Connections from one address, 0 for no limit. A further upgrade is answered 429. Off by default, because behind
+    /// a proxy all clients share the proxy's address.
     connections_per_address_max: usize = 0;
-    /// Events that one connection binds. A further bind closes it with 4429.
+    /// Events that one connection may bind. A further bind closes the connection with 4429.
     events_per_connection_max: usize = 128;
-    /// TCP connections on `listen` that speak HTTP: clients that have not upgraded yet, and without `control_listen` callers
-    /// and scrapers. When all places are taken, a new connection gets one of the address that has the most: of a connection
-    /// that never made a request, else of the one that has been without one for longest. It is closed at once if all that
-    /// were looked at have one in hand.
+    /// TCP connections on `listen` that speak HTTP. These are clients that have not upgraded yet and, without
+    /// `control_listen`, callers and scrapers. When all places are taken, a new connection takes one from the address
+    /// that has the most. It replaces a connection that never made a request or, if there is none, the one that has
+    /// been without a request for longest. If all connections that the gateway looked at have a request in hand, the
+    /// new one is closed at once.
     http_connections_max: usize = 4096;
-    /// The same from one address, 0 for no limit. A further one is closed at once. Off by default because behind a
-    /// proxy all clients share its address.
+    /// TCP connections on `listen` that speak HTTP, from one address, 0 for no limit. A further one is closed at once.
+    /// Off by default, because behind a proxy all clients share the proxy's address.
     http_connections_per_address_max: usize = 0;
-    /// TCP connections on `control_listen`, by the same rule: what happens on one address takes nothing from the other.
+    /// TCP connections on `control_listen` that speak HTTP, with the same rule. Connections to one address take no
+    /// places from the other.
     control_http_connections_max: usize = 1024;
-    /// Bytes that a connection buffers for the head of a request, before it has shown a token; a head that does not fit is
-    /// answered 431. What one read brings beyond it may still fit. Some browsers send many cookies.
+    /// Bytes that a connection buffers for the head of a request, before the client has shown a token. A head that does
+    /// not fit is answered 431. Bytes beyond the limit may still fit if one read brings them. The default leaves room
+    /// for browsers that send many cookies.
     http_head_bytes_max: usize = 32 * 1024;
 
-    /// Bytes of one connection that the kernel holds unsent or unacknowledged (`SO_SNDBUF`; Linux counts its own overhead on
-    /// top, up to as much again). Without it Linux lets each client that does not read pile up 4 MiB, outside of
-    /// `outbox_bytes_max`. More waits in the client's own outbox. It also bounds how fast one client can be: so much in a round
-    /// trip. 0 leaves it to the kernel.
+    /// Bytes of one connection that the kernel holds unsent or unacknowledged (`SO_SNDBUF`). Linux counts its own
+    /// overhead on top, up to as much again. Without this limit, Linux lets each client that does not read pile up 4
+    /// MiB, outside of `outbox_bytes_max`. Further bytes wait in the client's own outbox. The setting also bounds the
+    /// speed of one client: at most this many bytes in a round trip. 0 leaves it to the kernel.
     socket_send_bytes_max: usize = 128 * 1024;
-    /// Bytes of one connection that the kernel takes before it has sent them (`TCP_NOTSENT_LOWAT`): what is past it waits in
-    /// the outbox, where it can still expire, be overtaken or be superseded, does not count as written, and takes the room of
-    /// later messages to the same client.
+    /// Bytes of one connection that the kernel takes before it has sent them (`TCP_NOTSENT_LOWAT`). Further bytes wait
+    /// in the outbox. There a message can still expire, be overtaken or be superseded; it does not count as written,
+    /// and takes the room of later messages to the same client.
     socket_unsent_bytes_max: usize = 32 * 1024;
-    /// How long the kernel waits for a peer to acknowledge what was sent, or to take more (`TCP_USER_TIMEOUT`). After it, the
-    /// kernel ends the connection; what was on its way is lost, unless a session's client comes back for it. It also bounds
-    /// how long the kernel keeps what was sent to a peer that is gone after the gateway has closed the connection.
+    /// How long the kernel waits for a peer to acknowledge what was sent, or to take more (`TCP_USER_TIMEOUT`). After
+    /// it, the kernel ends the connection. Bytes on their way are lost, unless a session's client comes back for them.
+    /// It also bounds how long the kernel keeps bytes for a peer that is gone after the gateway has closed the
+    /// connection.
     socket_timeout: Duration = Duration::from_secs(30);
 
-    /// Bytes of one message from a client. A larger one closes the connection with 1009. Twice what the longest token needs.
+    /// Bytes of one message from a client. A larger one closes the connection with 1009. The default is twice what the
+    /// longest token needs.
     client_message_bytes_max: usize = 32 * 1024;
-    /// Bytes of one frame from a client. The frame's header claims its length before any byte of it came, so this also
-    /// bounds what a claim can reserve. A larger one closes the connection with 1009.
+    /// Bytes of one frame from a client. A larger one closes the connection with 1009. A frame's header claims a length
+    /// before any byte of the frame has come, so this also bounds the memory that a claim can reserve.
     client_frame_bytes_max: usize = 32 * 1024;
-    /// Frames from one client a second, whatever is in them; ten seconds' worth may come at once, and each message written
-    /// to the client allows one more, its acknowledgement. A client over it is closed with 1008: otherwise one client's pings,
-    /// empty fragments or refused binds could keep a core busy.
+    /// Frames from one client a second, whatever their content. Ten seconds' worth may come at once. Each message
+    /// written to the client allows one more, for its acknowledgement. A client that sends more is closed with 1008.
+    /// Without this limit, one client's pings, empty fragments or refused binds could keep a core busy.
     client_frames_per_second_max: u32 = 100;
     /// Bytes of one pushed message. A larger one is answered 413 or INVALID_ARGUMENT, and nobody gets it.
     message_bytes_max: usize = 256 * 1024;
     /// Bytes of one request at a push door, or of one message of a PushStream. A larger one is answered 413 or
     /// RESOURCE_EXHAUSTED, which ends a PushStream.
     request_bytes_max: usize = 4 * 1024 * 1024;
-    /// Bytes of requests whose bodies come in several pieces, while they come and are worked on, and of a PushStream's message
-    /// over 16 KiB while it comes. What would be more is answered 503 or RESOURCE_EXHAUSTED, which ends a PushStream. One caller
-    /// has at most half of them, by its key, or by its address where it showed none. At least twice `request_bytes_max`. A body
-    /// or message that is there at once, as most are, does not count.
+    /// Bytes of requests whose bodies come in several pieces, while they come and are worked on, and of PushStream
+    /// messages over 16 KiB while they come. A request that would exceed it is answered 503 or RESOURCE_EXHAUSTED,
+    /// which ends a PushStream. One caller may use at most half. Callers are told apart by their key, or by their
+    /// address if they showed none. Must be at least twice `request_bytes_max`. A body or message that is there at
+    /// once, as most are, does not count.
     request_bodies_bytes_max: usize = 64 * 1024 * 1024;
     /// Pushes in one PushBatch. A larger batch is refused as a whole with INVALID_ARGUMENT or 400.
     batch_pushes_max: usize = 1000;
-    /// Requests at the push doors that are worked on at one time, in the push check or being pushed; over it, the answer is
-    /// 503 or RESOURCE_EXHAUSTED at once. One whose body is still coming, or that waits for more than acceptance, is not
-    /// counted.
+    /// Requests at the push doors that are worked on at one time, in the push check or being pushed. A further one is
+    /// answered 503 or RESOURCE_EXHAUSTED at once. A request whose body is still coming, or that waits for more than
+    /// acceptance, does not count.
     push_concurrency_max: usize = 1024;
-    /// Calls open at one time on one HTTP/2 connection; a caller's further ones wait on its side. A unary push that waits
-    /// for more than acceptance holds one while it waits. 32 of them may be for what needs no key, such as `/metrics`; a
-    /// further one is answered 503 or RESOURCE_EXHAUSTED.
+    /// Calls open at one time on one HTTP/2 connection. Further calls wait on the caller's side. A unary push that
+    /// waits for more than acceptance holds a call open while it waits. At most 32 of the calls may be for what needs
+    /// no key, such as `/metrics`. A further one of these is answered 503 or RESOURCE_EXHAUSTED.
     http2_streams_max: usize = 1000;
-    /// Pushes that wait for more than acceptance at one time; a further one is answered 503 or RESOURCE_EXHAUSTED at once.
-    /// One caller has at most half of them, by its key, or by its address where it showed none. Each keeps a few dozen bytes
-    /// for every connection it matched.
+    /// Pushes that wait for more than acceptance at one time. A further one is answered 503 or RESOURCE_EXHAUSTED at
+    /// once. One caller may have at most half of them. Callers are told apart by their key, or by their address if they
+    /// showed none. Each push keeps a few dozen bytes for every connection it matched.
     waiting_pushes_max: usize = 10_000;
-    /// How long a push with an idempotency key is remembered, so that the same again is told of the first, and another push
-    /// under the same key is refused. After it, a caller that repeats the push sends it a second time.
+    /// How long a push with an idempotency key is remembered. Within it, the same push again is answered with the
+    /// outcome of the first, and another push under the same key is refused. After it, a caller that repeats the push
+    /// sends it a second time.
     idempotency_window: Duration = Duration::from_secs(300);
-    /// Pushes with an idempotency key that are remembered. For a further one the oldest is forgotten before its time, whoever
-    /// made it, which `pushgate_idempotency_keys_forgotten_total` counts: repeated after that, it is sent a second time.
+    /// Pushes with an idempotency key that are remembered. For a further one, the oldest is forgotten early, whoever
+    /// made it, and `pushgate_idempotency_keys_forgotten_total` counts it. A push that is repeated after that is sent a
+    /// second time.
     idempotency_keys_max: usize = 100_000;
-    /// Bytes of memory that they take, about a thousand for each and a few dozen more for every connection it matched. For
-    /// more, the oldest are forgotten in the same way, but never the latest.
+    /// Bytes of memory for the remembered pushes: about a thousand for each push, and a few dozen for every connection
+    /// it matched. When they need more, the oldest are forgotten early in the same way, but never the latest.
     idempotency_bytes_max: usize = 128 * 1024 * 1024;
-    /// What happens to a message whose outbox is full: "disconnect", "drop_newest", "drop_oldest" or "conflate". A push
-    /// may say otherwise.
+    /// What happens when a message finds the outbox full: "disconnect", "drop_newest", "drop_oldest" or "conflate". A
+    /// push may ask for a different policy.
     slow_reader_policy: SlowReaderPolicy = SlowReaderPolicy::Disconnect;
-    /// The same for events that match a pattern, before `slow_reader_policy`: "price.*=conflate, log.*=drop_oldest". The
-    /// first that matches holds.
+    /// The policy for events that match a pattern, such as "price.*=conflate, log.*=drop_oldest". It takes precedence
+    /// over `slow_reader_policy`. The first pattern that matches applies.
     slow_reader_policy_by_event: EventPolicies = EventPolicies::default();
     /// Messages queued for one connection. `slow_reader_policy` says what happens to a further one.
     outbox_messages_max: usize = 4096;
@@ -223,42 +234,42 @@ settings! {
     sessions_away_max: usize = 100_000;
     /// The same for one user. For a further one, the user's own session that is away for longest is given up.
     sessions_away_per_user_max: usize = 16;
-    /// On a shutdown, each client of the session protocol is told to come back after a delay of its own, drawn between
-    /// nothing and this.
+    /// The longest delay that a client of the session protocol is told to wait on a shutdown. Each client gets a random
+    /// delay of its own, between zero and this.
     reconnect_spread: Duration = Duration::from_secs(10);
 
-    /// How long a client may take to bind after the upgrade, token check included. After it, the client is closed with 4408. The
-    /// checks of later tokens have as long, and so has the journal to hand over what is held for the bind; a client for whom
-    /// they take longer is closed in the same way.
+    /// How long a client may take to bind after the upgrade, token check included. After it, the client is closed with
+    /// 4408. Checks of later tokens have the same time, and so has the journal to hand over what is held for the bind.
+    /// A client for which they take longer is closed in the same way.
     bind_timeout: Duration = Duration::from_secs(10);
-    /// A quiet connection is pinged after this long. Below the idle timeouts of common proxies (60 s and up), and often
-    /// enough to keep phones' network address translation open.
+    /// How long a connection may be quiet before it is pinged. The default is below the idle timeouts of common proxies
+    /// (60 s and up), and often enough to keep phones' network address translation open.
     ping_interval: Duration = Duration::from_secs(25);
-    /// How long the answer to a ping, or any other byte from the client, may take once the ping is with the kernel; over
-    /// it, the connection is closed. A slow client has to get through what was written before the ping in this time.
+    /// How long the answer to a ping, or any other byte from the client, may take after the kernel has the ping. After
+    /// it, the connection is closed. A slow client has to get through everything written before the ping in this time.
     pong_timeout: Duration = Duration::from_secs(10);
     /// How long a client may take no byte while something waits to be written. After it, the connection is closed.
     write_timeout: Duration = Duration::from_secs(10);
-    /// How long the gateway waits for a client to take the close frame and go, and before that, where a session's client
-    /// has got a part of a message, for it to take the rest. After it, the connection is ended all the same, and what the client
-    /// has not read may be lost to it.
+    /// How long the gateway waits for a client to take the close frame and go. A session's client that has got a part
+    /// of a message has as long, before the close frame, to take the rest. After it, the connection is ended, and the
+    /// client may lose what it has not read.
     close_timeout: Duration = Duration::from_secs(5);
-    /// How long the head of an HTTP request may take once it has begun, how long a new connection may take to send its first,
-    /// and how long a peer may take no byte of an answer. After it, the connection is closed.
+    /// How long the head of an HTTP request may take once it has begun. A new connection has as long to send its first
+    /// head, and a peer may take no byte of an answer for as long. After it, the connection is closed.
     http_header_timeout: Duration = Duration::from_secs(10);
-    /// How long an HTTP connection without a request in hand is kept. Longer than common proxies keep an idle connection to
-    /// what is behind them (60 s), so that it is they who close it, and no request meets a closed one. After it, the connection
-    /// is closed.
+    /// How long an HTTP connection without a request in hand is kept. After it, the connection is closed. The default
+    /// is longer than common proxies keep an idle connection to a server (60 s), so that the proxy closes it and no
+    /// request meets a closed one.
     http_idle_timeout: Duration = Duration::from_secs(75);
-    /// How long a request at a push door may take, body included; a gRPC deadline that is shorter holds instead. After it, the
-    /// caller is answered 408 or DEADLINE_EXCEEDED, and what was sent by then stays sent. One that waits for more than
-    /// acceptance is answered shortly before, with what is known.
+    /// How long a request at a push door may take, body included. A shorter gRPC deadline applies instead. After it,
+    /// the caller is answered 408 or DEADLINE_EXCEEDED, and messages sent by then stay sent. A request that waits for
+    /// more than acceptance is answered shortly before, with what is known.
     request_timeout: Duration = Duration::from_secs(10);
-    /// How long a gateway that is told to stop goes on to serve everything while `/readyz` answers 503 and gRPC health
-    /// NOT_SERVING, so that a balancer finds out first. Longer than the balancer takes to find out; 0 where none asks.
+    /// How long a gateway that is told to stop goes on serving everything, while `/readyz` answers 503 and gRPC health
+    /// NOT_SERVING. Set it longer than a balancer takes to notice, or to 0 if no balancer asks.
     shutdown_delay: Duration = Duration::ZERO;
-    /// How long a shutdown waits for requests to finish and clients to take what is queued. After it, they are cut: a request
-    /// stays without an answer, a client without the rest of its messages.
+    /// How long a shutdown waits for requests to finish and clients to take what is queued. After it, they are cut: a
+    /// request gets no answer, and a client does not get the rest of its messages.
     shutdown_grace: Duration = Duration::from_secs(10);
 }
 

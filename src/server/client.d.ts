@@ -1,21 +1,22 @@
-// The types of client.js, described for those who use it.
+// The types of client.js, with descriptions for those who use it.
 
 /**
  * Why something was refused or went wrong.
  *
- * `code` is the gateway's (`token_refused`, `not_allowed`, `check_unavailable`, `other_user`, `too_many_events`,
- * `too_many_connections`, `incomplete`, `last_event`, ...) or one of the client's own:
+ * `code` is a code of the gateway (`token_refused`, `not_allowed`, `check_unavailable`, `other_user`,
+ * `too_many_events`, `too_many_connections`, `incomplete`, `last_event`, ...) or one of this client:
  * - `closed`: this client was closed, or stopped, before there was an answer
  * - `unbound`: `unbind()` was called before the bind was answered
  * - `token_unavailable`: the token function failed; `cause` is what it threw
  * - `no_subprotocol`: the server does not speak `pushgate.v1.json`
- * - `not_understood`: the gateway sent what this client cannot read, or the other way round
+ * - `not_understood`: the gateway sent something that this client cannot read, or the gateway could not read this
+ *   client
  *
- * Tokens are in none of its parts.
+ * No part of the error holds a token.
  */
 export class PushgateError extends Error {
   readonly code: string;
-  /** The event that it is about, if it is about one. */
+  /** The event that the error is about, if there is one. */
   readonly event: string | undefined;
 }
 
@@ -25,15 +26,17 @@ export type TokenSource = string | (() => string | Promise<string>);
 export interface PushgateOptions {
   /**
    * Says who this client is. A function is called for each connection, and again when 80% of a token's time is over, so
-   * that a session outlives its tokens. One that throws is called again later, with backoff. A fixed string is never
-   * exchanged: when its time is over the gateway closes, and the client comes back with the same string.
+   * that a session outlives its tokens. If the function throws, it is called again later, with backoff. A fixed string
+   * is never replaced: when its time is over the gateway closes, and the client comes back with the same string.
    */
   token: TokenSource;
-  /** The events to bind from the start. More with {@link Pushgate.bind}. Nothing is connected while there is none. */
+  /**
+   * The events to bind from the start. Add more with {@link Pushgate.bind}. The client connects only if there is one.
+   */
   events?: readonly string[];
-  /** The class to connect with. By default the global one, which browsers and Node.js 22 and newer have. */
+  /** The class to connect with. The default is the global one, which browsers and Node.js 22 and newer have. */
   WebSocket?: new (url: string, protocols: string[]) => unknown;
-  /** The wait before attempt n + 1 is drawn between 0 and `min(maxMs, minMs * 2 ** n)`. */
+  /** The wait before attempt n + 1 is random, between 0 and `min(maxMs, minMs * 2 ** n)`. */
   backoff?: {
     /** 1000 by default. */
     minMs?: number;
@@ -41,74 +44,82 @@ export interface PushgateOptions {
     maxMs?: number;
   };
   /**
-   * Who says that a push is handled. `"auto"`, the default: the client, once the `push` listeners have returned.
-   * `"manual"`: the application, with {@link Pushgate.ack}. What is not acknowledged is kept by the gateway, within its
-   * bounds, and a service that waits for `ACKED` waits for this.
+   * Who acknowledges that a push is handled. With `"auto"`, the default, the client does, once the `push` listeners
+   * have returned. With `"manual"`, the application does, by {@link Pushgate.ack}. The gateway keeps what is not
+   * acknowledged, within its limits. A service that waits for `ACKED` waits for this acknowledgement.
    */
   ack?: "auto" | "manual";
-  /** After how long a silence the gateway is asked for a sign of life. By default what the gateway says, often 25 s. */
+  /**
+   * How long the gateway may be silent before the client pings it. The default is what the gateway says, often 25 s.
+   */
   pingIntervalMs?: number;
-  /** How long that sign may take before the connection is given up for a new one. 10000 by default. */
+  /**
+   * How long the gateway may take to answer before the client gives the connection up for a new one. 10000 by default.
+   */
   pongTimeoutMs?: number;
-  /** How long an attempt may take from the call for a token to the first bind's answer. 20000 by default. */
+  /** How long an attempt may take, from asking for a token to the answer to the first bind. 20000 by default. */
   connectTimeoutMs?: number;
 }
 
 /**
- * - `connecting`: an attempt is on its way
- * - `open`: connected and bound, pushes come in
- * - `waiting`: not connected, comes back by itself
- * - `closed`: over for good; make a new `Pushgate` to start again
+ * - `connecting`: the client tries to connect
+ * - `open`: the client is connected and bound, and receives pushes
+ * - `waiting`: the client is not connected, and comes back by itself
+ * - `closed`: the client has stopped for good; make a new `Pushgate` to start again
  */
 export type PushgateState = "connecting" | "open" | "waiting" | "closed";
 
-/** The state, and what there is to say about it. */
+/** The state and its details. */
 export type PushgateStatus =
   | { readonly state: "connecting" | "open" }
   | {
       readonly state: "waiting";
-      /** How long from the `state` event to the next attempt; `null` while that needs something else first. */
+      /**
+       * Milliseconds from the `state` event to the next attempt. `null` while the attempt needs something else first.
+       */
       readonly retryMs: number | null;
-      /** The close code of the connection before, if there was one; 1006 when it broke without. */
+      /** The close code of the last connection, if there was one. 1006 if it broke without a code. */
       readonly code?: number | null;
-      /** In words, for a log or a person. May be empty. */
+      /** The reason in words, for a log or a person. May be empty. */
       readonly reason: string;
     }
   | {
       readonly state: "closed";
       /**
-       * Why: 1000 after `close()`; 4401 the token was refused; 4403 not allowed; 4409 dropped by an operator, or the
-       * session goes on in another connection; 4400, 1002, 1007, 1009 one side is broken; `null` when there never was a
-       * usable connection.
+       * Why the client stopped: 1000 after `close()`; 4401 if the token was refused; 4403 if the bind was not allowed;
+       * 4409 if an operator dropped the connection, or the session goes on in another one; 4400, 1002, 1007 or 1009 if
+       * one side is broken; `null` if there never was a usable connection.
        */
       readonly code: number | null;
-      /** In words, for a log or a person. May be empty. */
+      /** The reason in words, for a log or a person. May be empty. */
       readonly reason: string;
     };
 
 /** The gateway's answer to a bind. */
 export interface Bound {
   readonly event: string;
-  /** The connection, as services and operators name it. */
+  /** The name of the connection, as services and operators see it. */
   readonly connectionId: string;
-  /** The session. */
+  /** The name of the session. */
   readonly epoch: string;
-  /** The last number of the session given out before the answer. */
+  /** The last number of the session that was used before this answer. */
   readonly seq: number;
-  /** Only in an answer that resumed, or tried to. */
+  /** Whether nothing is missing. Set only in an answer that resumed a session, or tried to. */
   readonly recovered?: boolean;
-  /** How long the tokens of all events that are bound are good for, where one of them expires. */
+  /** How long the tokens of all bound events are good for. Set only if one of them expires. */
   readonly expiresInMs?: number;
 }
 
 /** One message. */
 export interface Push {
-  /** The message's name, as its sender knows it: the same on every connection, and in a later session too. */
+  /**
+   * The name of the message, as its sender knows it. It is the same on every connection, and in a later session too.
+   */
   readonly id: string;
   readonly event: string;
   /** The message's number in the session, over all events: 1, 2, 3, ... */
   readonly seq: number;
-  /** The session. Numbers of different sessions have nothing to do with each other. */
+  /** The name of the session. Numbers of different sessions cannot be compared. */
   readonly epoch: string;
   /** The message, if it was pushed as text. */
   readonly message?: string;
@@ -116,41 +127,42 @@ export interface Push {
   readonly binary?: Uint8Array;
 }
 
-/** Messages that are lost: `from` is the first number, `to` the last. Of which events they were is not known. */
+/** Messages that are lost. `from` is the first number, `to` the last. It is not known which events they belonged to. */
 export interface Gap {
   readonly from: number;
   readonly to: number;
   readonly epoch: string;
 }
 
-/** How coming back after a loss went. */
+/** What became of the session when the client came back after a loss. */
 export interface Resumed {
   /**
-   * `true`: nothing is missing, what was pushed meanwhile follows. `false`: messages may be missing, so load afresh
-   * what they would have told. When `epoch` is still `previousEpoch`, `gap` events tell which; otherwise nobody knows.
+   * `true`: nothing is missing, and messages that were pushed meanwhile follow. `false`: messages may be missing, so
+   * reload what they would have told. If `epoch` is still `previousEpoch`, `gap` events say which are missing.
+   * Otherwise nobody knows.
    */
   readonly recovered: boolean;
   readonly epoch: string;
   readonly previousEpoch: string;
-  /** The last number before what follows. */
+  /** The last number before the messages that follow. */
   readonly seq: number;
 }
 
 export interface PushgateEventMap {
-  /** The state changed, or there is something new to say about it. */
+  /** The state or its details changed. */
   state: CustomEvent<PushgateStatus>;
-  /** A message, each once and in order. */
+  /** A message arrived. Each comes once, and in order. */
   push: CustomEvent<Push>;
   /** Messages are missing. */
   gap: CustomEvent<Gap>;
-  /** The first connection after a loss is bound. */
+  /** The first connection after a loss was bound. */
   resumed: CustomEvent<Resumed>;
-  /** Something was refused or went wrong; `state` tells whether the client goes on. */
+  /** Something was refused or went wrong. `state` says whether the client goes on. */
   error: CustomEvent<PushgateError>;
 }
 
 /**
- * A client of a pushgate that stays connected.
+ * A client that stays connected to a pushgate.
  *
  * ```js
  * import { Pushgate } from "https://push.example.com/pushgate.js";
@@ -164,48 +176,49 @@ export interface PushgateEventMap {
  * });
  * ```
  *
- * It connects at once and comes back after every loss until {@link close} or a close code that says not to. Between
- * connections the gateway keeps the session for a while: pushes sent meanwhile follow when the client is back.
- * `resumed` and `gap` say when that did not work; nothing is lost in silence.
+ * It connects at once, and comes back after every loss until {@link close} or a close code that forbids it. Between
+ * connections the gateway keeps the session for a while. Pushes sent meanwhile follow when the client is back.
+ * `resumed` and `gap` say when messages may be missing, so that nothing is lost silently.
  */
 export class Pushgate extends EventTarget {
   /**
-   * @param url Where the gateway is, `wss://host/ws`. `https:` is taken for `wss:`, and in a browser a path will do.
-   * @throws TypeError or RangeError when an option makes no sense.
+   * @param url The address of the gateway, `wss://host/ws`. `https:` means `wss:`. In a browser a path is enough.
+   * @throws TypeError or RangeError when an option is not valid.
    */
   constructor(url: string | URL, options: PushgateOptions);
 
   readonly state: PushgateState;
 
-  /** The state with its details, as the last `state` event had it. */
+  /** The state and its details, as in the last `state` event. */
   readonly status: PushgateStatus;
 
   /**
-   * Binds a further event, now or as soon as there is a connection, and on every connection after it. Resolves when the
-   * gateway has bound it. Rejects with a {@link PushgateError} when it is refused; an `error` event tells that too, so
-   * the promise may be left alone.
+   * Binds another event, now or as soon as there is a connection, and on every connection after it. Resolves when the
+   * gateway has bound it. Rejects with a {@link PushgateError} when it is refused. An `error` event reports that too,
+   * so you may ignore the promise.
    */
   bind(event: string): Promise<Bound>;
 
   /**
-   * Unbinds an event: no push of it is delivered from this call on. Resolves when the gateway knows, or at once while
-   * there is no connection. Rejects with code `last_event` for the last one: `close()` instead.
+   * Unbinds an event. No push of it is delivered after this call. Resolves when the gateway knows, or at once while
+   * there is no connection. Rejects with code `last_event` for the last event; use `close()` instead.
    */
   unbind(event: string): Promise<void>;
 
   /**
-   * With `ack: "manual"`: everything up to this push is handled. Give the push itself, so that one of a session that is
-   * over is told from the present one's; a number is taken to be of the present session.
+   * With `ack: "manual"`, says that everything up to this push is handled. Pass the push itself, so that a push of an
+   * ended session is told apart from one of the current session. A number always belongs to the current session.
    */
   ack(push: Push | number): void;
 
   /**
-   * Comes back now instead of after the wait, for a person who asks for it: nothing else may end the wait that a gateway
-   * asked for. Does nothing unless the state is `waiting`, or while there is no event to bind.
+   * Comes back now instead of after the wait. Call it only when a person asks for it: nothing else may cut short the
+   * wait that a gateway asked for. Does nothing unless the state is `waiting`, and nothing while there is no event to
+   * bind.
    */
   reconnect(): void;
 
-  /** Ends the session and stops for good. What was handled is acknowledged before. */
+  /** Acknowledges what was handled, ends the session, and stops for good. */
   close(): void;
 
   addEventListener<K extends keyof PushgateEventMap>(
