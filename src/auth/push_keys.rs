@@ -9,21 +9,21 @@ use subtle::ConstantTimeEq;
 
 use super::{PushAuthorizer, PushCredentials, PushRefused, PushScope, ReloadError};
 
-/// The shortest key, in characters: 16 random characters from 64 make 96 bits.
+/// The minimum length of a key, in characters. 16 random characters out of 64 give 96 bits.
 const KEY_CHARS_MIN: usize = 16;
 
-/// A push check made from a TOML file of API keys:
+/// A push check backed by a TOML file of API keys:
 ///
 /// ```toml
 /// [[key]]
-/// name = "billing"             # stands in logs
+/// name = "billing"             # appears in logs
 /// key = "a-long-random-secret" # at least 16 letters, digits or ASCII punctuation
 /// users = ["customer-*"]       # optional, default ["*"]
 /// events = ["invoice.*"]       # optional, default ["*"]
 /// ```
 ///
-/// Several keys may be good at once, so that they can be rotated. [`PushAuthorizer::reload`] reads the file again; a
-/// file with a mistake leaves the keys as they were.
+/// Several keys can be valid at once, so that keys can be rotated. [`PushAuthorizer::reload`] reads the file again. If
+/// the file has an error, the previous keys stay in use.
 #[derive(Debug)]
 pub struct PushKeys {
     path: PathBuf,
@@ -67,7 +67,7 @@ impl PushKeys {
     /// Reads the file.
     ///
     /// # Errors
-    /// When it cannot be read, or says something else than it should.
+    /// The file cannot be read, or its content is not valid.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, ReloadError> {
         let path = path.into();
         let keys = read(&path)?;
@@ -84,7 +84,7 @@ impl PushAuthorizer for PushKeys {
     async fn authorize(&self, credentials: &PushCredentials) -> Result<PushScope, PushRefused> {
         let shown = credentials.api_key.as_ref().ok_or(PushRefused::Unauthenticated)?.expose().as_bytes();
         let keys = self.current();
-        // Every key is compared, and each in constant time, so that the time taken says nothing about any of them.
+        // Compares every key, each in constant time, so that the time taken reveals nothing about any key.
         let good = keys
             .iter()
             .fold(None, |good, key| if bool::from(key.secret.as_bytes().ct_eq(shown)) { Some(key) } else { good });
@@ -120,7 +120,7 @@ fn read(path: &Path) -> Result<Arc<[Key]>, ReloadError> {
         .into_iter()
         .map(|entry| {
             if !entry.key.bytes().all(|b| b.is_ascii_graphic()) {
-                // Whatever else a header could carry, some client or proxy would change on the way.
+                // A header can carry other characters, but some client or proxy would alter them on the way.
                 return Err(malformed(format!(
                     "the key of {:?} has characters besides letters, digits and ASCII punctuation",
                     entry.name
