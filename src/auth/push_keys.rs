@@ -95,7 +95,7 @@ impl PushAuthorizer for PushKeys {
         let keys = read(&self.path)?;
         let count = keys.len();
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
-        tracing::info!(path = %self.path.display(), keys = count, "push keys read again");
+        tracing::info!(path = %self.path.display(), keys = count, "push keys reloaded");
         Ok(())
     }
 }
@@ -110,10 +110,10 @@ fn read(path: &Path) -> Result<Arc<[Key]>, ReloadError> {
     for (number, entry) in file.key.iter().enumerate() {
         let earlier = &file.key[..number];
         if earlier.iter().any(|earlier| earlier.name == entry.name) {
-            return Err(malformed(format!("the name {:?} stands twice", entry.name)));
+            return Err(malformed(format!("the name {:?} is used twice", entry.name)));
         }
         if earlier.iter().any(|earlier| earlier.key == entry.key) {
-            return Err(malformed(format!("the key of {:?} is also another's", entry.name)));
+            return Err(malformed(format!("the key of {:?} is used twice", entry.name)));
         }
     }
     file.key
@@ -178,11 +178,11 @@ mod tests {
             ("[[key]]\nname = \"a\"\nkey = \"s3cret s3cret-s3cret\"", "the key of \"a\" has characters besides"),
             (
                 "[[key]]\nname = \"a\"\nkey = \"s3cret-s3cret-s3cret\"\n[[key]]\nname = \"a\"\nkey = \"s3cret-s3cret-s3cre2\"",
-                "the name \"a\" stands twice",
+                "the name \"a\" is used twice",
             ),
             (
                 "[[key]]\nname = \"a\"\nkey = \"s3cret-s3cret-s3cret\"\n[[key]]\nname = \"b\"\nkey = \"s3cret-s3cret-s3cret\"",
-                "the key of \"b\" is also another's",
+                "the key of \"b\" is used twice",
             ),
         ] {
             std::fs::write(&path, text).expect("written");

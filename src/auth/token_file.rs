@@ -66,7 +66,7 @@ impl TokenAuthenticator for TokenFile {
         let tokens = read(&self.path)?;
         let count = tokens.0.len();
         *self.tokens.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(tokens);
-        tracing::info!(path = %self.path.display(), tokens = count, "tokens read again");
+        tracing::info!(path = %self.path.display(), tokens = count, "tokens reloaded");
         Ok(())
     }
 }

@@ -209,7 +209,7 @@ impl Layers {
             }
             Some(Err(expected)) => expected,
             None => match nearest(name) {
-                Some(near) => format!("is not a setting; is {near} meant?"),
+                Some(near) => format!("is not a setting; did you mean {near}?"),
                 None => "is not a setting; `pushgate print-config` lists them all".to_owned(),
             },
         };
@@ -320,7 +320,7 @@ mod tests {
         let text = Loaded::new(Some(file.path()), variables, []).expect_err("wrong").to_string();
         let path = file.path().display();
         assert!(text.contains(&format!("connections_max = -1 ({path}): must be a whole number, 0 or more")), "{text}");
-        assert!(text.contains("is not a setting; is ping_interval meant?"), "{text}");
+        assert!(text.contains("is not a setting; did you mean ping_interval?"), "{text}");
         assert!(text.contains("must be a duration with its unit"), "{text}");
         assert!(
             text.contains("listen = \"here\" (environment variable PUSHGATE_LISTEN): must be an address"),
