@@ -400,7 +400,11 @@ impl Metrics {
         registry.register("pushes", "Pushes, by door and result", self.pushes.clone());
         registry.register("push_matched", "Connections that pushes matched", self.matched.clone());
         registry.register("push_accepted", "Connections whose outbox took a push", self.accepted.clone());
-        registry.register("push_dropped", "Connections that matched a push but did not take it, by reason", self.drops.clone());
+        registry.register(
+            "push_dropped",
+            "Connections that matched a push but did not take it, by reason",
+            self.drops.clone(),
+        );
         registry.register("messages_written", "Messages handed to the kernel", self.written.clone());
         registry.register(
             "messages_undelivered",
@@ -490,7 +494,10 @@ impl Metrics {
         init_at_zero(&self.resumes, ResumeResult::ALL.iter().map(|&result| ResumeLabels { result }));
         init_at_zero(&self.task_panics, Task::ALL.iter().map(|&task| TaskLabels { task }));
         for &listener in Listener::ALL {
-            init_at_zero(&self.http_refused, RefusedReason::ALL.iter().map(|&reason| RefusedLabels { listener, reason }));
+            init_at_zero(
+                &self.http_refused,
+                RefusedReason::ALL.iter().map(|&reason| RefusedLabels { listener, reason }),
+            );
         }
         init_at_zero(&self.http_evicted, Listener::ALL.iter().map(|&listener| ListenerLabels { listener }));
         init_at_zero(&self.accept_errors, Listener::ALL.iter().map(|&listener| ListenerLabels { listener }));

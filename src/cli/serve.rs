@@ -147,5 +147,7 @@ fn fit_open_files(config: &mut Config) {
 /// files.
 fn files_needed(config: &Config) -> usize {
     let control = if config.control_listen.is_some() { config.control_http_connections_max } else { 0 };
-    [config.connections_max, config.http_connections_max, control].into_iter().fold(RESERVED_FILES, usize::saturating_add)
+    [config.connections_max, config.http_connections_max, control]
+        .into_iter()
+        .fold(RESERVED_FILES, usize::saturating_add)
 }

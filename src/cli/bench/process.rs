@@ -39,8 +39,9 @@ pub(super) fn listening(address: SocketAddr) -> Option<i32> {
     let matches_address = |local: SocketAddr| {
         local.port() == address.port() && (local.ip() == address.ip() || local.ip().is_unspecified())
     };
-    let listener =
-        sockets.iter().find(|socket| socket.state == procfs::net::TcpState::Listen && matches_address(socket.local_address))?;
+    let listener = sockets
+        .iter()
+        .find(|socket| socket.state == procfs::net::TcpState::Listen && matches_address(socket.local_address))?;
     let holds = |process: &procfs::process::Process| {
         let files = process.fd().ok()?;
         files

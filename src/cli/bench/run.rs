@@ -139,7 +139,12 @@ impl Run {
         Ok(Measured { calls: Calls::new(), began, seconds: (now() - began) as f64 / 1e9, processor })
     }
 
-    async fn push(&self, clients: &Clients, progress: &Progress, stop: &CancellationToken) -> Result<Measured, RunError> {
+    async fn push(
+        &self,
+        clients: &Clients,
+        progress: &Progress,
+        stop: &CancellationToken,
+    ) -> Result<Measured, RunError> {
         let count = if self.bench.door == Door::Stream { 1 } else { self.bench.callers() as usize };
         let unreachable = |error| format!("cannot reach the push address {}: {error}", self.target.push_address);
         let mut callers = Caller::several(&self.target, count).await.map_err(unreachable)?;
@@ -172,7 +177,10 @@ impl Run {
                         break;
                     }
                     if client % 100 == 0 {
-                        progress.show("checking that all clients are bound", client as f64 / self.target.connections as f64);
+                        progress.show(
+                            "checking that all clients are bound",
+                            client as f64 / self.target.connections as f64,
+                        );
                     }
                 }
             }
@@ -258,7 +266,13 @@ impl Run {
         }
     }
 
-    fn report(&self, opened: &Opened, measured: &Measured, known: &Known, interrupted: bool) -> Result<Report, RunError> {
+    fn report(
+        &self,
+        opened: &Opened,
+        measured: &Measured,
+        known: &Known,
+        interrupted: bool,
+    ) -> Result<Report, RunError> {
         let calls = &measured.calls;
         let received = known.measured.load(Relaxed);
         let receiving = known.last_at.load(Relaxed).saturating_sub(measured.began) as f64 / 1e9;
