@@ -257,7 +257,7 @@ impl Http {
                     let ended = poll_fn(|cx| Poll::Ready(connection.as_mut().poll(cx).is_ready())).await;
                     let (_, idle_since) = traffic.seen();
                     if ended || idle_since.is_some() {
-                        return debug!(%peer, "the idlest connection was closed to make room for another");
+                        return debug!(%peer, "closed after being idle for longest, to make room for another connection");
                     }
                     // A request has arrived in the meantime, so the connection stays open to answer it.
                     _leaving = None;
