@@ -1,12 +1,13 @@
-//! What an idle connection costs the gateway of memory: how much its resident set grows from the first thousand bound
-//! connections to the last, for legacy clients and for sessions.
+//! Measures the memory of an idle connection: how much the gateway's resident set grows per connection between 1,000
+//! and 9,000 bound connections, for legacy clients and for sessions.
 //!
 //! ```sh
 //! cargo bench --bench idle
 //! PUSHGATE_OTHER=../other/target/release/pushgate cargo bench --bench idle
 //! ```
 //!
-//! The second compares it with another build, by turns in one run. Needs Linux's `/proc`, and as many open files.
+//! The second command compares with another build, alternating between the two in one run. Needs Linux's `/proc` and an
+//! open file for each connection.
 
 #![allow(clippy::unwrap_used, reason = "a measurement that cannot go on fails")]
 
@@ -26,7 +27,7 @@ use tokio::net::TcpStream;
 const FEW: usize = 1_000;
 const MANY: usize = 9_000;
 const ROUNDS: usize = 3;
-/// Connections that are opened at one time.
+/// The number of connections being opened at the same time.
 const AT_ONCE: usize = 32;
 
 #[derive(Clone, Copy, Debug)]
@@ -64,7 +65,7 @@ fn median(values: &mut [f64]) -> f64 {
 }
 
 async fn measure(mut command: Command, protocol: Protocol) -> f64 {
-    // Nobody answers pings here, and none are sent.
+    // The clients do not answer pings, so the gateway must not send any.
     let gateway = GatewayProcess::start_as(command.env("PUSHGATE_PING_INTERVAL", "1h"));
     let mut clients = Vec::new();
     bind(&gateway, &mut clients, FEW, protocol).await;
@@ -74,7 +75,7 @@ async fn measure(mut command: Command, protocol: Protocol) -> f64 {
     (many - few) / (MANY - FEW) as f64
 }
 
-/// Opens more connections, until there are so many that are bound, each by a user of its own.
+/// Opens connections until `count` are bound, each for a different user.
 async fn bind(gateway: &GatewayProcess, clients: &mut Vec<TcpStream>, count: usize, protocol: Protocol) {
     let opened = futures_util::stream::iter(clients.len()..count)
         .map(|number| match protocol {

@@ -1,12 +1,12 @@
-//! `PushStream` against unary `Push`: the same messages to the same connections, by turns in one run, from one HTTP/2
-//! connection to a gateway in a process of its own.
+//! Compares `PushStream` with unary `Push`. Sends the same messages to the same connections, alternating between the
+//! two in one run, over one HTTP/2 connection to a gateway in its own process.
 //!
 //! ```sh
 //! cargo bench --bench push_stream
 //! ```
 //!
-//! Counts the processor time of all, callers and readers included, and of the gateway alone. A turn ends when every
-//! connection has every byte. Needs Linux's `/proc`.
+//! Counts the CPU time of the gateway alone, and of everything including callers and readers. A turn ends when every
+//! connection has received every byte. Needs Linux's `/proc`.
 
 #![allow(clippy::unwrap_used, reason = "a measurement that cannot go on fails")]
 
@@ -28,11 +28,11 @@ use tokio::net::TcpStream;
 use tonic::transport::Channel;
 
 const MESSAGE: &str = "a small message of 32 bytes text";
-/// Messages of one turn, so many that either way takes many of the kernel's ticks.
+/// The number of messages of one turn, large enough that each way takes many of the kernel's clock ticks.
 const UNARY_MESSAGES: u32 = 15_000;
 const STREAM_MESSAGES: u32 = 120_000;
 const ROUNDS: usize = 5;
-/// Unary calls open at one time on the one connection; the gateway takes 256.
+/// The number of unary calls open at the same time on the one connection. The gateway allows 256.
 const CALLS: usize = 128;
 
 fn main() {
@@ -47,10 +47,10 @@ fn main() {
 async fn compare(connections: usize) {
     let gateway = GatewayProcess::start_as(
         pushgate()
-            // A turn is faster than its readers; what waits for them must not close them.
+            // Pushes are faster than the readers. The gateway must not close the readers for what is queued.
             .env("PUSHGATE_OUTBOX_MESSAGES_MAX", "1000000")
             .env("PUSHGATE_OUTBOX_BYTES_MAX", "1000000000")
-            // The readers answer no ping.
+            // The readers do not answer pings.
             .env("PUSHGATE_PING_INTERVAL", "1h"),
     );
     let channel = Channel::from_shared(format!("http://{}", gateway.control)).unwrap().connect().await.unwrap();
@@ -68,13 +68,14 @@ async fn compare(connections: usize) {
     let plural = if connections == 1 { "" } else { "s" };
     println!("messages of {} bytes to {connections} connection{plural}, medians of {ROUNDS} rounds", MESSAGE.len());
     println!("                                unary      stream   ratio");
-    tell("msg/s per core of all", &rounds, |cost| cost.gateway + cost.callers);
-    tell("msg/s per gateway core", &rounds, |cost| cost.gateway);
-    tell("msg/s", &rounds, |cost| cost.wall);
+    print_row("msg/s per core of all", &rounds, |cost| cost.gateway + cost.callers);
+    print_row("msg/s per gateway core", &rounds, |cost| cost.gateway);
+    print_row("msg/s", &rounds, |cost| cost.wall);
 }
 
-/// One line. The ratio is a median too: the two turns of a round have the same neighbours on the machine.
-fn tell(what: &str, rounds: &[(Cost, Cost)], of: fn(&Cost) -> Duration) {
+/// Prints one line. The ratio is the median of the ratios of all rounds, because the two turns of one round share the
+/// same load on the machine.
+fn print_row(what: &str, rounds: &[(Cost, Cost)], of: fn(&Cost) -> Duration) {
     let median = |value: &dyn Fn(f64, f64) -> f64| {
         let values = rounds.iter().map(|(unary, stream)| value(of(unary).as_secs_f64(), of(stream).as_secs_f64()));
         let mut values: Vec<_> = values.collect();
@@ -100,7 +101,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// Pushes until as many connections take it as there are readers, and reads what that left on them.
+    /// Pushes until all readers are bound, then reads the messages that these pushes sent.
     async fn until_bound(&mut self) {
         let expected = self.readers.len() as u64;
         let mut sent = 0;
@@ -111,7 +112,7 @@ impl Bench {
                 break;
             }
         }
-        // Who was bound first has more of them; in all, this much is on its way.
+        // Readers that were bound earlier got more messages. In total, this many bytes are on their way.
         let mut left = usize::try_from(sent).unwrap() * FRAME_BYTES;
         let mut buffer = vec![0; 64 * 1024];
         while left > 0 {
@@ -124,7 +125,7 @@ impl Bench {
         }
     }
 
-    /// One turn, to the last byte on the last connection, and what a message of it took.
+    /// Runs one turn, until the last byte has arrived on the last connection. Returns the cost per message.
     async fn turn(&mut self, way: Way) -> Cost {
         let messages = match way {
             Way::Unary => UNARY_MESSAGES,
@@ -199,10 +200,10 @@ fn push() -> PushRequest {
     }
 }
 
-/// A message as a client gets it: two bytes of frame header before it.
+/// The size of a message as a client receives it: two bytes of frame header, then the message.
 const FRAME_BYTES: usize = 2 + MESSAGE.len();
 
-/// Reads so many bytes.
+/// Reads this many bytes.
 async fn drain(mut stream: TcpStream, bytes: usize) -> TcpStream {
     let mut left = bytes;
     let mut buffer = vec![0; 64 * 1024];
@@ -215,7 +216,7 @@ async fn drain(mut stream: TcpStream, bytes: usize) -> TcpStream {
     stream
 }
 
-/// What a message took, or three clocks at one time.
+/// The cost of a message, or the readings of three clocks at one moment.
 #[derive(Clone, Copy)]
 struct Cost {
     wall: Duration,
@@ -223,12 +224,12 @@ struct Cost {
     callers: Duration,
 }
 
-/// What a process has used of all cores, in user and kernel mode.
+/// The CPU time that a process has used on all cores, in user and kernel mode.
 fn processor_time(process: &str) -> Duration {
-    /// What the kernel counts processor time in for programs, on every architecture.
+    /// The unit of CPU time in `/proc`, the same on every architecture.
     const TICK: Duration = Duration::from_millis(10);
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).expect("Linux's /proc is needed");
-    // The fields behind the name, which may hold anything but ends with the last bracket: the 14th and 15th of all.
+    // Reads the 14th and 15th fields. The process name before them may hold any text, but ends with the last bracket.
     let (_, fields) = stat.rsplit_once(") ").unwrap();
     let ticks: u32 = fields.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<u32>().unwrap()).sum();
     TICK * ticks

@@ -1,8 +1,8 @@
-//! The floor: the least that a server can do which speaks the legacy protocol and the JSON door, to measure others by.
+//! The floor: a minimal server for the legacy protocol and JSON pushes, as a baseline for measuring other servers.
 //!
-//! One thread, one epoll loop, a plain hash map. A push writes one prebuilt frame to each socket, and what a socket does
-//! not take at once is lost. It has no timeouts, no limits and no checks, and sends no pings: **it is the bare floor for
-//! measuring, and no server to use.**
+//! It has one thread, one epoll loop and a plain hash map. A push writes one prebuilt frame to each socket. Bytes that
+//! a socket does not accept at once are lost. The server has no timeouts, no limits and no checks, and sends no pings:
+//! **it is a baseline for measurements, not a server for real use.**
 //!
 //! ```sh
 //! cargo run --release --example floor 127.0.0.1:12346
@@ -18,12 +18,13 @@ use mio::{Events, Interest, Poll, Token};
 
 const LISTENER: Token = Token(usize::MAX);
 
-/// The key of the answer to the one `Sec-WebSocket-Key` that `pushgate bench` sends, as in RFC 6455, section 1.3.
+/// The `Sec-WebSocket-Accept` value for the only `Sec-WebSocket-Key` that `pushgate bench` sends, as in RFC 6455
+/// section 1.3.
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
 struct Peer {
     stream: TcpStream,
-    /// What came and is not complete.
+    /// The bytes of an incomplete request or frame.
     begun: Vec<u8>,
     upgraded: bool,
     bound: Option<(String, String)>,
@@ -93,7 +94,7 @@ impl Floor {
         }
     }
 
-    /// Takes what came from a peer; none ends it.
+    /// Handles the bytes that a peer sent. `None` ends the connection.
     fn take(&mut self, number: usize, bytes: &[u8]) -> Option<()> {
         let mut begun = std::mem::take(&mut self.peers[number].begun);
         let joined = !begun.is_empty();
@@ -115,7 +116,7 @@ impl Floor {
         Some(())
     }
 
-    /// Answers one request if all of it is there, and returns its length.
+    /// Answers one request if it is complete, and returns its length. Returns 0 if it is incomplete.
     fn request(&mut self, number: usize, bytes: &[u8]) -> Option<usize> {
         let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return Some(0) };
         let head = std::str::from_utf8(&bytes[..end]).ok()?;
@@ -152,10 +153,10 @@ impl Floor {
         bound.iter().filter(|number| self.peers[**number].stream.write_all(&frame).is_ok()).count()
     }
 
-    /// Does what one frame asks for if all of it is there, and returns its length.
+    /// Handles one frame if it is complete, and returns its length. Returns 0 if it is incomplete.
     fn frame(&mut self, number: usize, bytes: &[u8]) -> Option<usize> {
         let [first, second, ..] = *bytes else { return Some(0) };
-        // What clients send here is short, but a bind may be over 125 bytes.
+        // Clients send only short frames here, but a bind may have more than 125 bytes.
         let (head, length) = match (second & 0x7F, bytes.get(2..4)) {
             (126, Some(length)) => (8, usize::from(u16::from_be_bytes([length[0], length[1]]))),
             (126, None) => return Some(0),
@@ -180,7 +181,7 @@ impl Floor {
     }
 }
 
-/// A frame as a server sends it.
+/// Builds a frame as a server sends it.
 fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![first];
     match u16::try_from(payload.len()) {

@@ -1,11 +1,11 @@
-//! How much of something one peer may do: so much a second, and a burst that was saved up. It knows no clock of its own.
+//! A rate limit for one peer: an amount per second, plus a burst of unused allowance. The caller passes in the time.
 
 use std::time::Instant;
 
-/// For how many seconds a rate can be saved up: that many seconds' worth may come at once.
+/// The largest burst, in seconds of the rate. Unused allowance accumulates up to this amount.
 const BURST_SECONDS: f32 = 10.0;
 
-/// What is left of a peer's rate.
+/// A peer's remaining allowance.
 #[derive(Debug)]
 pub(crate) struct Allowance {
     per_second: f32,
@@ -14,12 +14,12 @@ pub(crate) struct Allowance {
 }
 
 impl Allowance {
-    /// Begins with a whole burst.
+    /// Starts with a full burst.
     pub(crate) fn new(per_second: u32, now: Instant) -> Self {
         Self { per_second: per_second as f32, left: per_second as f32 * BURST_SECONDS, at: now }
     }
 
-    /// Uses up `count`. Says whether that much was allowed; once it was not, the peer is over its rate.
+    /// Uses up `count` and returns whether that was allowed. `false` means that the peer exceeds its rate.
     pub(crate) fn spend(&mut self, count: u32, now: Instant) -> bool {
         let earned = now.saturating_duration_since(self.at).as_secs_f32() * self.per_second;
         self.at = now;
@@ -28,7 +28,7 @@ impl Allowance {
         self.left >= 0.0
     }
 
-    /// Allows `count` more, for something that the peer answers.
+    /// Allows `count` more, because the gateway has sent something that the peer must answer.
     pub(crate) fn earn(&mut self, count: f32) {
         self.left = (self.left + count).min(self.per_second * BURST_SECONDS);
     }

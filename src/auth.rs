@@ -1,4 +1,4 @@
-//! Who may bind and who may push: the two checks an embedder plugs in, and the stock ones.
+//! Who may bind and who may push: the two check traits that an embedder can implement, and the built-in checks.
 
 mod push_keys;
 mod token_file;
@@ -18,36 +18,36 @@ use crate::shares::Payer;
 pub use push_keys::PushKeys;
 pub use token_file::TokenFile;
 
-/// The token check: turns a client's token into a user, or refuses it.
+/// The token check: maps a client's token to a user, or refuses it.
 ///
-/// The gateway calls it for every bind, also for those of a connection that is already bound. It may take its time
-/// within `bind_timeout`; pushes go on meanwhile. A panic in it ends that one connection.
+/// The gateway calls it for every bind, including further binds of a connection that is already bound. A check may take
+/// as long as `bind_timeout` allows; pushes continue meanwhile. A panic in the check ends only that connection.
 #[async_trait]
 pub trait TokenAuthenticator: Send + Sync + 'static {
-    /// Says whom the token stands for.
+    /// Returns the identity behind the token.
     ///
     /// # Errors
-    /// Each error closes the connection with a code of its own, see [`TokenError`].
+    /// Each error closes the connection with its own code, see [`TokenError`].
     async fn authenticate(&self, attempt: &BindAttempt<'_>) -> Result<Identity, TokenError>;
 
-    /// Reads again whatever the check is made from. Open connections stay as they are.
+    /// Reloads the data behind the check. Open connections are not affected.
     ///
     /// # Errors
-    /// On an error the check must go on with what it had.
+    /// After an error the check must continue with its previous data.
     async fn reload(&self) -> Result<(), ReloadError> {
         Ok(())
     }
 }
 
-/// What a client asks for when it binds.
+/// A client's request to bind.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct BindAttempt<'a> {
-    /// The token it showed.
+    /// The token that the client sent.
     pub token: &'a Token,
-    /// The event it wants.
+    /// The event that the client wants to bind.
     pub event: &'a Event,
-    /// Where it connects from. Behind a proxy, the proxy.
+    /// The address that the client connects from. Behind a proxy, this is the proxy's address.
     pub peer: SocketAddr,
 }
 
@@ -57,7 +57,7 @@ impl<'a> BindAttempt<'a> {
     }
 }
 
-/// A secret that a client shows. Its `Debug` output does not hold it.
+/// A secret that a client or caller sends. Its `Debug` output does not contain the secret.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(String);
 
@@ -79,25 +79,26 @@ impl fmt::Debug for Token {
     }
 }
 
-/// Whom a token stands for.
+/// The identity behind a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Identity {
-    /// The user that pushes will name.
+    /// The user that pushes address.
     pub user_id: UserId,
-    /// When the token is over. The connection is then closed with 4410, unless its client has shown another token of the
-    /// same user for this event before: by binding it once more, or for all events with `refresh` in the session protocol.
+    /// When the token expires. The connection is then closed with 4410, unless the client has sent a newer token of the
+    /// same user before. It can do so for one event by binding the event again, or for all events with `refresh` in the
+    /// session protocol.
     pub expires_at: Option<SystemTime>,
 }
 
 impl Identity {
-    /// An identity with no more to it than a user.
+    /// An identity that does not expire.
     #[must_use]
     pub fn new(user_id: UserId) -> Self {
         Self { user_id, expires_at: None }
     }
 
-    /// The same, until then.
+    /// Sets when the token expires.
     #[must_use]
     pub fn expiring_at(mut self, expires_at: SystemTime) -> Self {
         self.expires_at = Some(expires_at);
@@ -108,45 +109,45 @@ impl Identity {
 /// Why a bind was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// The token is not good. Closes with 4401.
+    /// The token is not valid. Closes with 4401.
     #[error("token refused")]
     Refused,
-    /// The token is good, but not for this event. Closes with 4403.
+    /// The token is valid, but not for this event. Closes with 4403.
     #[error("not allowed to bind this event")]
     NotAllowed,
-    /// The check itself could not be made, for example because a service behind it is away. Closes with 1013, which
-    /// tells the client to try again later.
+    /// The check could not be made, for example because a service behind it is down. Closes with 1013, which tells the
+    /// client to try again later.
     #[error("token check unavailable")]
     Unavailable,
 }
 
-/// The push check: turns a caller's credentials into what it may push to, or refuses it.
+/// The push check: maps a caller's credentials to what the caller may push to, or refuses the caller.
 ///
-/// The gateway calls it once for each request at either push door, before it reads the body.
+/// The gateway calls it once for each request, JSON or gRPC, before it reads the body.
 #[async_trait]
 pub trait PushAuthorizer: Send + Sync + 'static {
-    /// Says what the caller may push to.
+    /// Returns what the caller may push to.
     ///
     /// # Errors
-    /// Answers `401` and `UNAUTHENTICATED`, or `503` and `UNAVAILABLE` when the check could not be made.
+    /// The caller gets `401` or `UNAUTHENTICATED`, and `503` or `UNAVAILABLE` when the check could not be made.
     async fn authorize(&self, credentials: &PushCredentials) -> Result<PushScope, PushRefused>;
 
-    /// Reads again whatever the check is made from.
+    /// Reloads the data behind the check.
     ///
     /// # Errors
-    /// On an error the check must go on with what it had.
+    /// After an error the check must continue with its previous data.
     async fn reload(&self) -> Result<(), ReloadError> {
         Ok(())
     }
 }
 
-/// What a caller at a push door shows.
+/// The credentials of a caller who pushes.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct PushCredentials {
-    /// The API key, from `x-api-key: KEY` or, where that is missing or empty, `authorization: Bearer KEY`.
+    /// The API key, from `x-api-key: KEY` or, if that header is missing or empty, from `authorization: Bearer KEY`.
     pub api_key: Option<Token>,
-    /// Where the caller connects from.
+    /// The address that the caller connects from.
     pub peer: SocketAddr,
 }
 
@@ -161,7 +162,7 @@ impl PushCredentials {
 pub struct PushScope {
     name: Arc<str>,
     rule: Rule,
-    /// To whom is counted what callers share.
+    /// The payer whose share of common resources the caller uses.
     payer: Payer,
 }
 
@@ -180,13 +181,14 @@ struct Patterns {
 }
 
 impl PushScope {
-    /// Every user and event. The name stands in logs.
+    /// Allows every user and event. The name appears in logs.
     #[must_use]
     pub fn everything(name: &str) -> Self {
         Self::of(name, Rule::Everything)
     }
 
-    /// Users and events that match a pattern each; `*` stands for any characters, `?` for one. The name stands in logs.
+    /// Allows users that match one of `users` and events that match one of `events`. In a pattern, `*` matches any
+    /// number of characters and `?` matches one. The name appears in logs.
     #[must_use]
     pub fn patterns<S: AsRef<str>>(name: &str, users: &[S], events: &[S]) -> Self {
         let compile = |patterns: &[S]| patterns.iter().map(|pattern| WildMatch::new(pattern.as_ref())).collect();
@@ -194,8 +196,8 @@ impl PushScope {
         Self::of(name, Rule::Patterns(Arc::new(patterns)))
     }
 
-    /// Whatever the rule allows. The user is `None` for a broadcast, the event when the caller drops all of a user's
-    /// connections.
+    /// Allows what the rule allows. The user is `None` for a broadcast. The event is `None` when the caller drops all
+    /// connections of a user. The name appears in logs.
     #[must_use]
     pub fn custom(name: &str, rule: impl Fn(Option<&UserId>, Option<&Event>) -> bool + Send + Sync + 'static) -> Self {
         Self::of(name, Rule::Custom(Arc::new(rule)))
@@ -206,7 +208,7 @@ impl PushScope {
         Self { payer: Payer::Key(name.clone()), name, rule }
     }
 
-    /// The same, counted to somebody else than to its name.
+    /// Uses the share of this payer instead of the one for its name.
     pub(crate) fn paid_by(self, payer: Payer) -> Self {
         Self { payer, ..self }
     }
@@ -223,7 +225,8 @@ impl PushScope {
 
     /// Whether the caller may push to this user and event, or drop the user's connections.
     ///
-    /// Without a user, or without an event, only a caller whose patterns match every one may.
+    /// A scope made of patterns allows a missing user only if a pattern matches every user. The same holds for a
+    /// missing event.
     #[must_use]
     pub fn allows(&self, user_id: Option<&UserId>, event: Option<&Event>) -> bool {
         match &self.rule {
@@ -253,31 +256,31 @@ impl fmt::Debug for PushScope {
 /// Why a caller was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PushRefused {
-    /// No credentials, or none that are known.
+    /// The caller sent no API key, or an unknown one.
     #[error("no API key, or one that is not known")]
     Unauthenticated,
-    /// The check itself could not be made.
+    /// The check could not be made.
     #[error("push check unavailable")]
     Unavailable,
 }
 
-/// Why a check could not be made from its source.
+/// Why the data behind a check could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum ReloadError {
     /// The file could not be read.
     #[error("cannot read {}", .path.display())]
     Unreadable {
-        /// Which file.
+        /// The path of the file.
         path: PathBuf,
-        /// What the system said.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// The file does not say what it should. No secret is in the text.
+    /// The file's content is not valid. The error text contains no secret.
     #[error("{}: {problem}", .path.display())]
     Malformed {
-        /// Which file.
+        /// The path of the file.
         path: PathBuf,
-        /// What is wrong, and where.
+        /// The problem and its place in the file.
         problem: String,
     },
     /// An embedder's own check failed.
@@ -289,7 +292,8 @@ fn read_file(path: &Path) -> Result<String, ReloadError> {
     std::fs::read_to_string(path).map_err(|source| ReloadError::Unreadable { path: path.to_owned(), source })
 }
 
-/// What is wrong with a TOML text, and on which line; toml's own rendering would quote the line, secrets and all.
+/// Describes a TOML error with its line number. The `Display` of toml's error is not used, because it quotes the line,
+/// which may hold a secret.
 fn describe(text: &str, error: &toml::de::Error) -> String {
     let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
     match line {
@@ -298,7 +302,8 @@ fn describe(text: &str, error: &toml::de::Error) -> String {
     }
 }
 
-/// For development: every token is good, and is the user. Refuses only a token that is too long for a user id.
+/// A token check for development. Every token is valid and is itself the user id. Refuses only a token that is empty or
+/// too long for a user id.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TokenIsUser;
 
@@ -309,7 +314,8 @@ impl TokenAuthenticator for TokenIsUser {
     }
 }
 
-/// Every caller may push to everyone: for a gateway whose push doors only trusted callers can reach.
+/// A push check that lets every caller push to everyone. Use it only if nobody but trusted callers can reach the
+/// gateway's push API.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OpenPush;
 

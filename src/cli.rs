@@ -1,4 +1,4 @@
-//! The command line: what there is to say, and one file for each thing to do.
+//! The command line: the arguments and the help. Each subcommand has its own file.
 
 mod bench;
 mod drop;
@@ -19,28 +19,28 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use pushgate::{Invalid, Loaded, PushKeys, ServerError, TokenFile};
 
-/// `EX_USAGE` of sysexits.h: the configuration is wrong, and starting again will not help.
+/// The exit code for a wrong configuration, which a restart does not fix. It is `EX_USAGE` of sysexits.h.
 const EXIT_CONFIG: u8 = 64;
 
-/// Nobody has a message that somebody was to have.
+/// The exit code of `push --fail-if-none` when nobody has the message.
 const EXIT_NONE: u8 = 3;
 
-/// How settings are given, at the end of the help.
+/// The end of the help: how to give settings.
 const SETTINGS_HELP: &str = "\
-Settings: each has an environment variable, PUSHGATE_ and its name in capitals, such as PUSHGATE_PING_INTERVAL=60s.
-`pushgate print-config` lists all of them with what each is for.";
+Settings: each has an environment variable: PUSHGATE_ and its name in capitals, such as PUSHGATE_PING_INTERVAL=60s.
+`pushgate print-config` lists and explains all of them.";
 
-/// What the exit codes mean.
+/// The end of the help: the meaning of the exit codes.
 const EXIT_CODES_HELP: &str = "\
 Exit codes:
-  0   done
-  1   failed; standard error says whether the gateway refused or no gateway answered
+  0   success
+  1   failure; standard error says whether the gateway refused or no gateway answered
   2   the arguments are wrong
   3   `push --fail-if-none`: nobody has the message
   64  the configuration is wrong";
 
-/// A push gateway: clients hold a WebSocket open, services push to them by gRPC or JSON, and learn what became of every
-/// message.
+/// A push gateway: clients keep a WebSocket open, and services push messages to them over gRPC or JSON and learn the
+/// outcome of each message.
 #[derive(Parser)]
 #[command(name = "pushgate", version, args_conflicts_with_subcommands = true,
     after_help = format!("{SETTINGS_HELP}\n\n{EXIT_CODES_HELP}"))]
@@ -65,25 +65,25 @@ enum Command {
     /// Bind as a client and print what arrives
     #[command(after_help = EXIT_CODES_HELP)]
     Listen(listen::Listen),
-    /// Measure a running gateway: open clients, push, and say what came of it
+    /// Benchmark a running gateway: open clients, push to them and report the results
     #[command(after_help = bench::HELP)]
     Bench(Box<bench::Bench>),
-    /// Say what is wrong with the configuration, and nothing else
+    /// Check the configuration and report every mistake
     #[command(after_help = SETTINGS_HELP)]
     CheckConfig(Settings),
-    /// Print the settings in force, with what each is for and where it came from
+    /// Print the settings in use, with the explanation and the source of each
     #[command(after_help = SETTINGS_HELP)]
     PrintConfig(Settings),
     /// Print a completion script for a shell
     Completions {
-        /// Which shell
+        /// The shell
         shell: Shell,
     },
     /// Print the manual page
     Man,
 }
 
-/// Where the settings come from. Flags override `PUSHGATE_...` environment variables, which override the file.
+/// The sources of the settings. Flags override `PUSHGATE_...` environment variables, which override the file.
 #[derive(Args, Default)]
 struct Settings {
     /// A TOML file of settings; `pushgate print-config` prints one
@@ -92,13 +92,13 @@ struct Settings {
     /// The address that clients connect to [default: 127.0.0.1:12345]
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<String>,
-    /// A second, private address for everything but clients
+    /// A separate, private address for everything except client connections
     #[arg(long, value_name = "ADDRESS")]
     control_listen: Option<String>,
-    /// The path of the WebSocket door [default: /ws]
+    /// The path for WebSocket clients [default: /ws]
     #[arg(long, value_name = "PATH")]
     ws_path: Option<String>,
-    /// The path of the JSON push door [default: /push]
+    /// The path for JSON pushes [default: /push]
     #[arg(long, value_name = "PATH")]
     push_path: Option<String>,
     /// A TOML file of token = "user" lines
@@ -148,7 +148,7 @@ pub(crate) fn main() -> ExitCode {
             print::complain(&format!("pushgate: {}", chain(&*error)));
             if is_config(&*error) {
                 ExitCode::from(EXIT_CONFIG)
-            } else if error.is::<push::NobodyHasIt>() {
+            } else if error.is::<push::NoReceiver>() {
                 ExitCode::from(EXIT_NONE)
             } else {
                 ExitCode::FAILURE
@@ -157,37 +157,37 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-/// Files that the settings name and that are not as they should be.
+/// The errors in files that the settings name.
 #[derive(Debug)]
-struct WrongFiles(String);
+struct InvalidFiles(String);
 
-impl std::fmt::Display for WrongFiles {
+impl std::fmt::Display for InvalidFiles {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl Error for WrongFiles {}
+impl Error for InvalidFiles {}
 
 /// Whether the error is in the settings or in a file that they name.
 fn is_config(error: &(dyn Error + 'static)) -> bool {
     let in_server = matches!(error.downcast_ref(), Some(ServerError::Invalid(_) | ServerError::Auth(_)));
-    in_server || error.is::<Invalid>() || error.is::<WrongFiles>()
+    in_server || error.is::<Invalid>() || error.is::<InvalidFiles>()
 }
 
-/// What a command ends with. Boxed: here an error is only ever printed.
+/// The result of a command. The error is boxed because it is only ever printed.
 type Outcome = Result<(), Box<dyn Error>>;
 
-/// An error and all that caused it, on one line each.
+/// Formats an error and its causes, one per line.
 fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        let further = error.to_string();
-        // tonic and others repeat their cause in their own text.
-        if !text.ends_with(&further) {
+        let cause_text = error.to_string();
+        // Some errors, such as tonic's, already end with the text of their cause.
+        if !text.ends_with(&cause_text) {
             text.push_str("\n  because: ");
-            text.push_str(&further);
+            text.push_str(&cause_text);
         }
         cause = error.source();
     }
@@ -197,18 +197,18 @@ fn chain(error: &dyn Error) -> String {
 fn check_config(settings: Settings) -> Outcome {
     let loaded = settings.load()?;
     for name in &loaded.unknown_environment {
-        print::complain(&format!("note: the environment variable {name} is no setting and is ignored"));
+        print::complain(&format!("note: the environment variable {name} is not a setting and is ignored"));
     }
     let tokens = loaded.config.tokens_file.as_ref().and_then(|path| TokenFile::open(path).err());
     let keys = loaded.config.push_keys_file.as_ref().and_then(|path| PushKeys::open(path).err());
-    let wrong: Vec<_> = [("tokens_file", tokens), ("push_keys_file", keys)]
+    let errors: Vec<_> = [("tokens_file", tokens), ("push_keys_file", keys)]
         .into_iter()
         .filter_map(|(name, error)| Some(format!("{name} ({}): {}", loaded.source(name), chain(&error?))))
         .collect();
-    if !wrong.is_empty() {
-        return Err(Box::new(WrongFiles(wrong.join("\n"))));
+    if !errors.is_empty() {
+        return Err(Box::new(InvalidFiles(errors.join("\n"))));
     }
-    print::result("the configuration is good");
+    print::result("the configuration is valid");
     Ok(())
 }
 

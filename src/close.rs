@@ -1,4 +1,5 @@
-//! Why a connection ended: its close code, its text, its metric label and its log level, chosen in this one place.
+//! The reasons why a connection ended. The close code, close text, metric label and log level of each are chosen only
+//! here.
 
 use tracing::Level;
 
@@ -7,27 +8,27 @@ use tracing::Level;
 pub(crate) enum CloseReason {
     /// The client sent a close frame.
     ClientClosed,
-    /// The connection was reset, or ended without a close frame.
+    /// The connection was reset or ended without a close frame.
     Reset,
     /// The client broke the WebSocket protocol.
     ProtocolError,
     /// A text frame was not UTF-8.
     NotUtf8,
-    /// A frame or message was over its limit.
+    /// A frame or message exceeded its size limit.
     TooBig,
-    /// The client sent more frames than it may.
+    /// The client exceeded its frame rate.
     TooManyFrames,
     /// A data frame was not a bind request.
     NotUnderstood,
-    /// A bind request named no token, no event, or one over its limit.
+    /// A bind request had an empty or too long token or event.
     Incomplete,
     /// The token check refused the token.
     TokenRefused,
     /// The token check could not be made.
     CheckUnavailable,
-    /// The token is good, but not for this event.
+    /// The token is valid, but not for this event.
     NotAllowed,
-    /// A second bind named another user.
+    /// A later bind named a different user.
     OtherUser,
     /// The client did not bind in time, or the token check took too long.
     BindTimeout,
@@ -37,28 +38,28 @@ pub(crate) enum CloseReason {
     TooManyEvents,
     /// A ping was not answered in time.
     PongTimeout,
-    /// The client took no byte in time.
+    /// The client read nothing within the write timeout.
     WriteTimeout,
     /// The outbox was full.
     QueueFull,
-    /// An operator or service dropped it.
+    /// An operator or service dropped the connection.
     Dropped,
-    /// The session goes on over another connection.
+    /// The session continues on another connection.
     Replaced,
-    /// The token's time is over.
+    /// The token expired.
     TokenExpired,
-    /// The gateway shuts down.
+    /// The gateway is shutting down.
     GoingAway,
-    /// The same to a client of the session protocol, which was told when to come back.
+    /// The gateway is shutting down, and this client of the session protocol was told when to reconnect.
     Drained,
-    /// The shutdown grace was over.
+    /// The connection was still open at the end of the shutdown grace period.
     Cut,
     /// A panic, most likely in an embedder's token check.
     Panicked,
 }
 
 impl CloseReason {
-    /// The close code and text that the client is sent; `None` where there is no one to send it to.
+    /// The close code and text to send to the client, or `None` if no close frame can be sent.
     pub(crate) fn frame(self) -> Option<(u16, &'static str)> {
         Some(match self {
             Self::ClientClosed | Self::Reset | Self::Cut | Self::Panicked => return None,
@@ -86,12 +87,12 @@ impl CloseReason {
         })
     }
 
-    /// Whether what is queued is written before the close frame.
+    /// Whether queued messages are written before the close frame.
     pub(crate) fn flushes(self) -> bool {
         matches!(self, Self::Dropped | Self::GoingAway | Self::Drained)
     }
 
-    /// What a client does is no more than `debug`, or clients could flood the log.
+    /// The log level. Reasons that a client can cause are logged at `debug`, so that clients cannot flood the log.
     pub(crate) fn level(self) -> Level {
         match self {
             Self::Panicked => Level::ERROR,
@@ -105,7 +106,7 @@ impl CloseReason {
 mod tests {
     use super::*;
 
-    /// Every reason: one that is left out does not compile.
+    /// Every reason. The match does not compile if one is missing.
     fn every_reason() -> Vec<CloseReason> {
         macro_rules! every {
             ($($reason:ident)+) => {{
@@ -137,15 +138,15 @@ mod tests {
         let (readme, page) = (include_str!("../README.md"), include_str!("../proto/session/pushgate.v1.json.md"));
         for reason in every_reason() {
             let Some((code, _)) = reason.frame() else { continue };
-            let is_told = |table: &str| {
+            let is_listed = |table: &str| {
                 table.lines().any(|line| {
                     let codes = line.strip_prefix("| ").and_then(|line| line.split(" | ").next()).unwrap_or_default();
-                    codes.split(", ").any(|told| told == code.to_string())
+                    codes.split(", ").any(|listed| listed == code.to_string())
                 })
             };
-            // A session alone is drained, a legacy client alone is closed without a word of when to come back.
-            assert!(is_told(page), "{code} is not on the page");
-            assert!(is_told(readme) || reason == CloseReason::Drained, "{code} is not in the README");
+            // Only sessions are drained. A legacy client is closed without being told when to reconnect.
+            assert!(is_listed(page), "{code} is not on the page");
+            assert!(is_listed(readme) || reason == CloseReason::Drained, "{code} is not in the README");
         }
     }
 }

@@ -1,16 +1,16 @@
-//! Reads JSON the way the replaced service did, so that its clients and callers need not change.
+//! Reads JSON as the legacy service did, so that its clients and callers need not change.
 //!
-//! That service used Go's `encoding/json`: keys match in any letter case, unknown keys are skipped, the last of a
-//! repeated key holds, `null` leaves a field empty, bytes that are not UTF-8 and lone surrogates become U+FFFD, and
-//! what follows the first value is not looked at. Only its limit of 10,000 nested values is not kept: the nesting is
-//! skipped without a stack, so it can do no harm.
+//! The legacy service used Go's `encoding/json`. Keys match in any letter case. Unknown keys are skipped. The last of a
+//! repeated key wins. `null` leaves a field empty. Bytes that are not UTF-8 and lone surrogates become U+FFFD. Anything
+//! after the first value is ignored. One rule is not kept: Go's limit of 10,000 nested values. Nested values are
+//! skipped here without using the stack, so deep nesting does no harm.
 
 use std::borrow::Cow;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 
-/// Why a JSON text was not understood. Holds no part of the text: it may be a token or a message.
+/// Why a JSON text was not understood. Contains no part of the text, which may be a token or a message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not understood at line {line} column {column}")]
 pub(crate) struct NotUnderstood {
@@ -18,23 +18,23 @@ pub(crate) struct NotUnderstood {
     column: usize,
 }
 
-/// The values of the named fields, in the order of the names; empty where there is none.
+/// Returns the values of the named fields, in the order of the names. A missing field gives an empty string.
 pub(crate) fn fields<const N: usize>(json: &[u8], names: [&str; N]) -> Result<[String; N], NotUnderstood> {
     let text = text(json);
     let mut deserializer = serde_json::Deserializer::from_str(&text);
-    // The end is not asked for: what follows the first value is not looked at.
+    // `Deserializer::end` is not called, because anything after the first value is ignored.
     Object { names }
         .deserialize(&mut deserializer)
         .map_err(|error| NotUnderstood { line: error.line(), column: error.column() })
 }
 
-/// The JSON as text that serde_json takes, with what Go would replace replaced.
+/// Returns the JSON as text that serde_json accepts, with the same replacements that Go makes.
 pub(crate) fn text(json: &[u8]) -> Cow<'_, str> {
     replace_lone_surrogates(replace_invalid(json))
 }
 
-/// Each byte that belongs to no UTF-8 sequence becomes one U+FFFD, as Go has it; Rust's own lossy conversion would
-/// make one of several.
+/// Replaces each byte that belongs to no UTF-8 sequence with one U+FFFD, as Go does. Rust's own lossy conversion can
+/// replace several bytes with one U+FFFD.
 fn replace_invalid(json: &[u8]) -> Cow<'_, str> {
     match std::str::from_utf8(json) {
         Ok(text) => text.into(),
@@ -49,11 +49,11 @@ fn replace_invalid(json: &[u8]) -> Cow<'_, str> {
     }
 }
 
-/// An escaped surrogate without its other half becomes an escaped U+FFFD, as Go has it; serde_json would refuse it.
+/// Replaces an escaped surrogate without its other half with an escaped U+FFFD, as Go does. serde_json would refuse it.
 fn replace_lone_surrogates(text: Cow<'_, str>) -> Cow<'_, str> {
     let mut lone = Vec::new();
     let mut at = 0;
-    // Outside of strings a backslash is no JSON, so what is done to it there does not matter.
+    // A backslash outside a string is not valid JSON, so a replacement there does no harm.
     while let Some(found) = text[at..].find('\\') {
         at += found;
         match (surrogate(&text, at), surrogate(&text, at + 6)) {
@@ -62,7 +62,7 @@ fn replace_lone_surrogates(text: Cow<'_, str>) -> Cow<'_, str> {
                 lone.push(at);
                 at += 6;
             }
-            // The backslash, and the character that it escapes.
+            // Skips the backslash and the character that it escapes.
             (None, _) => at += 1 + text[at + 1..].chars().next().map_or(0, char::len_utf8),
         }
     }
@@ -79,7 +79,7 @@ enum Half {
     Trailing,
 }
 
-/// Which half of a surrogate pair is escaped at this place, if one is.
+/// The half of a surrogate pair that is escaped at this position, if any.
 fn surrogate(text: &str, at: usize) -> Option<Half> {
     let digits = text.get(at..at + 6)?.strip_prefix("\\u")?;
     match u16::from_str_radix(digits, 16).ok()? {
@@ -130,8 +130,8 @@ impl<'de, const N: usize> Visitor<'de> for Object<'_, N> {
     }
 }
 
-/// Equal under Unicode simple case folding, for a name of ASCII letters: besides the other case, only the long s and
-/// the Kelvin sign fold to one.
+/// Whether the key equals the name under Unicode simple case folding. The name must consist of ASCII letters: apart
+/// from the other letter case, only the long s and the Kelvin sign fold to an ASCII letter.
 pub(crate) fn same_letters(key: &str, name: &str) -> bool {
     key.chars().map(fold).eq(name.chars().map(fold))
 }
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_values_nest_as_deep_as_they_like() {
+    fn unknown_values_may_nest_to_any_depth() {
         let deep = format!("{{\"x\":{}1{},\"token\":\"t\"}}", "[".repeat(5000), "]".repeat(5000));
         assert_eq!(read(deep), Some(["t".to_owned(), String::new()]));
     }

@@ -1,4 +1,4 @@
-//! The nouns of the gateway, valid by construction: who a push is for, what it carries, how it is to be treated.
+//! The core types of a push, valid by construction: its target, its payload and its delivery options.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -8,24 +8,27 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-/// A user, as the token check named it: an opaque string of 1 to [`UserId::BYTES_MAX`] bytes.
+/// A user id, as returned by the token check: an opaque string of 1 to [`UserId::BYTES_MAX`] bytes.
 ///
-/// Cloning is a reference count.
+/// Cloning it only increments a reference count.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct UserId(Arc<str>);
 
-/// What kind of message a client wants; a topic. An opaque string of 1 to [`Event::BYTES_MAX`] bytes.
+/// The topic that a client subscribes to: an opaque string of 1 to [`Event::BYTES_MAX`] bytes.
 ///
-/// Cloning is a reference count.
+/// Cloning it only increments a reference count.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Event(Arc<str>);
 
 impl UserId {
-    /// The longest user id, in bytes. Wide enough for a token that *is* the user, as legacy deployments have it.
+    /// The maximum length of a user id, in bytes. It leaves room for legacy deployments, where the token *is* the user
+    /// id.
     pub const BYTES_MAX: usize = 4096;
 
+    /// Checks the length of a user id.
+    ///
     /// # Errors
-    /// Refuses an empty user id and one over [`UserId::BYTES_MAX`].
+    /// Refuses an empty user id and one longer than [`UserId::BYTES_MAX`].
     pub fn new(user_id: impl Into<Arc<str>>) -> Result<Self, InvalidPush> {
         bounded(user_id.into(), Field::UserId, Self::BYTES_MAX).map(Self)
     }
@@ -38,11 +41,13 @@ impl UserId {
 }
 
 impl Event {
-    /// The longest event, in bytes.
+    /// The maximum length of an event, in bytes.
     pub const BYTES_MAX: usize = 1024;
 
+    /// Checks the length of an event.
+    ///
     /// # Errors
-    /// Refuses an empty event and one over [`Event::BYTES_MAX`].
+    /// Refuses an empty event and one longer than [`Event::BYTES_MAX`].
     pub fn new(event: impl Into<Arc<str>>) -> Result<Self, InvalidPush> {
         bounded(event.into(), Field::Event, Self::BYTES_MAX).map(Self)
     }
@@ -64,7 +69,7 @@ fn bounded(text: Arc<str>, field: Field, limit_bytes: usize) -> Result<Arc<str>,
     }
 }
 
-/// Prints the length only: where the token is the user, the user id is a secret.
+/// Prints only the length, because the user id is a secret where the token is the user id.
 impl fmt::Debug for UserId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "UserId({} bytes)", self.0.len())
@@ -89,7 +94,7 @@ impl std::borrow::Borrow<str> for Event {
     }
 }
 
-/// What a client receives: one WebSocket frame holding exactly this.
+/// The message that a client receives, as the whole content of one WebSocket message.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub enum Payload {
     /// Delivered as a text frame.
@@ -99,7 +104,7 @@ pub enum Payload {
 }
 
 impl Payload {
-    /// The bytes the client will see.
+    /// The bytes that the client receives.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         match self {
@@ -109,7 +114,6 @@ impl Payload {
     }
 }
 
-/// Prints the length only: message bodies never reach a log.
 impl Payload {
     /// The same bytes, to be shared.
     pub(crate) fn to_bytes(&self) -> Bytes {
@@ -120,6 +124,7 @@ impl Payload {
     }
 }
 
+/// Prints only the length, so that message bodies never reach a log.
 impl fmt::Debug for Payload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self {
@@ -148,16 +153,16 @@ impl From<Bytes> for Payload {
     }
 }
 
-/// Whom a push is for: always those bound to its event.
+/// The recipients of a push. In either case, only connections bound to its event receive it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// The connections of one user.
+    /// All connections of one user.
     User(UserId),
-    /// All connections: a broadcast.
+    /// The connections of every user: a broadcast.
     Everyone,
 }
 
-/// One message to a user's event, or to everyone's.
+/// One message for one event, addressed to one user or to everyone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Push {
     target: Target,
@@ -173,12 +178,14 @@ pub struct Push {
 }
 
 impl Push {
-    /// The longest collapse key and the longest idempotency key, in bytes.
+    /// The maximum length of a collapse key and of an idempotency key, in bytes.
     pub const KEY_BYTES_MAX: usize = 256;
 
+    /// A push to one user.
+    ///
     /// # Errors
-    /// Refuses an empty user id, event or payload, and a user id or event over its limit. The gateway's own
-    /// `message_bytes_max` is checked when the message is pushed.
+    /// Refuses an empty user id, event or payload, and a user id or event over its limit. The gateway's
+    /// `message_bytes_max` is checked later, when the message is pushed.
     pub fn new(
         user_id: impl Into<Arc<str>>,
         event: impl Into<Arc<str>>,
@@ -187,7 +194,7 @@ impl Push {
         Self::to(Target::User(UserId::new(user_id)?), event, payload)
     }
 
-    /// A broadcast.
+    /// A push to everyone.
     ///
     /// # Errors
     /// As for [`Push::new`].
@@ -195,6 +202,8 @@ impl Push {
         Self::to(Target::Everyone, event, payload)
     }
 
+    /// A push to the given target.
+    ///
     /// # Errors
     /// As for [`Push::new`].
     pub fn to(target: Target, event: impl Into<Arc<str>>, payload: impl Into<Payload>) -> Result<Self, InvalidPush> {
@@ -217,22 +226,24 @@ impl Push {
         })
     }
 
-    /// Gives the message a time to live: a connection that could not be written to by then does not get it. None at all is
-    /// for now: who is connected and takes it within a second gets it, and nothing is kept for anybody else.
+    /// Sets the time to live. A connection that could not be written to within this time does not get the message. With
+    /// a time to live of zero, only a client that is connected and takes the message within one second gets it, and
+    /// nothing is kept for anybody else.
     #[must_use]
     pub fn with_ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
         self
     }
 
-    /// Lets it overtake messages of a lower priority in the same outbox.
+    /// Sets the priority. The message overtakes messages of a lower priority in the same outbox.
     #[must_use]
     pub fn with_priority(mut self, priority: Priority) -> Self {
         self.priority = priority;
         self
     }
 
-    /// Lets it take the place of a queued older message of its event with the same key, on each connection.
+    /// Sets the collapse key. On each connection, the message replaces an older queued message of the same event with
+    /// the same key.
     ///
     /// # Errors
     /// Refuses an empty key and one over [`Push::KEY_BYTES_MAX`].
@@ -241,8 +252,9 @@ impl Push {
         Ok(self)
     }
 
-    /// Names the push, so that it is made once even when the caller, in doubt, sends it again within the config's
-    /// `idempotency_window`. The second time, what became of the first is told. Another push under the same key is refused.
+    /// Sets the idempotency key, so that a caller in doubt can send the push again. Within the config's
+    /// `idempotency_window` the push is made only once, and a repeat returns the outcome of the first. A different push
+    /// under the same key is refused.
     ///
     /// # Errors
     /// Refuses an empty key and one over [`Push::KEY_BYTES_MAX`].
@@ -251,94 +263,94 @@ impl Push {
         Ok(self)
     }
 
-    /// Says what happens where the outbox is full, instead of what the config says for its event.
+    /// Sets what happens when an outbox is full. Overrides the config's policy for the event.
     #[must_use]
     pub fn with_slow_reader_policy(mut self, policy: SlowReaderPolicy) -> Self {
         self.slow_reader_policy = Some(policy);
         self
     }
 
-    /// Sends it to this one connection only, if it is bound to the user and event.
+    /// Restricts the push to this connection, which must be bound to the user and event.
     #[must_use]
     pub fn only_to(mut self, connection_id: ConnectionId) -> Self {
         self.only = Some(connection_id);
         self
     }
 
-    /// Does not send it to these connections.
+    /// Excludes these connections.
     #[must_use]
     pub fn excluding(mut self, connection_ids: impl IntoIterator<Item = ConnectionId>) -> Self {
         self.excluded.extend(connection_ids);
         self
     }
 
-    /// How long it is worth delivering.
+    /// The time to live, if it has one.
     #[must_use]
     pub fn ttl(&self) -> Option<Duration> {
         self.ttl
     }
 
-    /// Whether it is for those alone who can take it now.
+    /// Whether its time to live is zero, so that only clients that can take it now get it.
     pub(crate) fn is_for_now(&self) -> bool {
         self.ttl.is_some_and(|ttl| ttl.is_zero())
     }
 
-    /// Which messages it overtakes.
+    /// The priority.
     #[must_use]
     pub fn priority(&self) -> Priority {
         self.priority
     }
 
-    /// The key by which a newer message takes its place.
+    /// The collapse key, if it has one. A newer message with the same key replaces this one.
     #[must_use]
     pub fn collapse_key(&self) -> Option<&str> {
         self.collapse_key.as_deref()
     }
 
-    /// The name under which it is made only once.
+    /// The idempotency key, if it has one. The push is made only once under it.
     #[must_use]
     pub fn idempotency_key(&self) -> Option<&str> {
         self.idempotency_key.as_deref()
     }
 
-    /// What happens where the outbox is full, if the push says so itself.
+    /// What happens when an outbox is full, if the push itself sets this.
     #[must_use]
     pub fn slow_reader_policy(&self) -> Option<SlowReaderPolicy> {
         self.slow_reader_policy
     }
 
-    /// Whether this connection is to have it, bound as it is.
+    /// Whether this connection, already known to be bound to the user and event, may receive it.
     pub(crate) fn is_for(&self, connection_id: ConnectionId) -> bool {
         self.only.is_none_or(|only| only == connection_id) && !self.excluded.contains(&connection_id)
     }
 
-    /// The connection that alone is to have it.
+    /// The only connection that may receive it, if it is restricted to one.
     pub(crate) fn only(&self) -> Option<ConnectionId> {
         self.only
     }
 
-    /// The connections that are not to have it, each once and in an order of their own.
+    /// The excluded connections, without duplicates and in a fixed order.
     pub(crate) fn excluded_in_order(&self) -> BTreeSet<ConnectionId> {
         self.excluded.iter().copied().collect()
     }
 
-    /// Whether it is for one connection alone.
+    /// Whether it is restricted to one connection.
     pub(crate) fn is_for_one(&self) -> bool {
         self.only.is_some()
     }
 
-    /// Whether any connection of its user will do.
+    /// Whether every connection of its target may receive it.
     pub(crate) fn is_for_any(&self) -> bool {
         self.only.is_none() && self.excluded.is_empty()
     }
 
-    /// Whom it is for.
+    /// The target.
     #[must_use]
     pub fn target(&self) -> &Target {
         &self.target
     }
 
-    /// The user it is for, unless it is for everyone.
+    /// The user it is for, or `None` for a broadcast.
     #[must_use]
     pub fn user_id(&self) -> Option<&UserId> {
         match &self.target {
@@ -353,7 +365,7 @@ impl Push {
         &self.event
     }
 
-    /// What the client will see.
+    /// The message that the client receives.
     #[must_use]
     pub fn payload(&self) -> &Payload {
         &self.payload
@@ -391,9 +403,9 @@ pub enum Field {
     Priority,
     /// The slow-reader policy.
     SlowReaderPolicy,
-    /// The connection that alone is to have it.
+    /// The only connection that may receive it.
     ConnectionId,
-    /// The connections that are not to have it.
+    /// The connections that must not receive it.
     ExcludedConnectionIds,
 }
 
@@ -417,56 +429,58 @@ impl fmt::Display for Field {
 /// Why a user id, an event or a push was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidPush {
-    /// A field that must hold something is empty.
+    /// A required field is empty.
     #[error("the {field} is empty")]
     Empty {
-        /// Which one.
+        /// The field.
         field: Field,
     },
     /// A field is over its limit.
     #[error("the {field} is over the limit of {limit_bytes} bytes")]
     TooLong {
-        /// Which one.
+        /// The field.
         field: Field,
         /// The limit, in bytes.
         limit_bytes: usize,
     },
 }
 
-/// Which of the messages in one outbox goes first. Messages of one priority keep their order.
+/// The order of messages in one outbox. Messages of the same priority keep their order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Priority {
-    /// Behind everything else.
+    /// After all other messages.
     Bulk,
     /// The default priority.
     #[default]
     Normal,
-    /// Before everything else.
+    /// Before all other messages.
     High,
 }
 
-/// What happens to a message whose outbox is full.
+/// What happens when a message meets a full outbox.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum SlowReaderPolicy {
-    /// The connection is closed with 4429: a client can notice a close and come back, but a legacy client cannot notice
-    /// a gap.
+    /// Closes the connection with 4429. A client can notice a close and reconnect, but a legacy client cannot notice a
+    /// gap.
     #[default]
     Disconnect,
-    /// This message is dropped.
+    /// Drops this message.
     DropNewest,
-    /// The oldest messages of the least priority are dropped until this one fits, none of a higher priority than its own.
+    /// Drops the oldest messages of the lowest priority until this one fits. Never drops a message of a higher priority
+    /// than this one.
     DropOldest,
-    /// The queued messages that this one supersedes are dropped: those with its collapse key, or without one, those of its
-    /// event that have none and were to be conflated too. If that is not enough, the oldest go as with `DropOldest`.
+    /// Drops the queued messages that this one supersedes. With a collapse key, these are the messages with the same
+    /// key. Without one, they are the messages of the same event that have no collapse key and the `Conflate` policy.
+    /// If that does not free enough room, the oldest messages are dropped as with `DropOldest`.
     Conflate,
 }
 
-/// A connection's name, unique over all gateways and restarts: a random number drawn when the process started, and a
-/// number that this process gives once.
+/// A connection's id, unique across all gateways and restarts. It consists of a random number drawn at process start
+/// and a number that the process uses only once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId(Id);
 
-/// A message's name, unique over all gateways and restarts.
+/// A message's id, unique across all gateways and restarts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MessageId(Id);
 
@@ -489,13 +503,13 @@ impl fmt::Display for ConnectionId {
 }
 
 impl ConnectionId {
-    /// One of so many parts, the same for this connection each time, and about as many connections for each.
+    /// Assigns the connection to one of `parts` parts, always the same one. Each part gets about as many connections.
     pub(crate) fn spread(self, parts: usize) -> usize {
         usize::try_from(self.0.number).unwrap_or_default() % parts
     }
 }
 
-/// The text is not a connection's name as its `Display` writes it.
+/// The text is not a [`ConnectionId`] as its `Display` writes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a connection id")]
 pub struct InvalidConnectionId;
@@ -508,7 +522,7 @@ impl std::str::FromStr for ConnectionId {
     }
 }
 
-/// The text is not a message's name as its `Display` writes it.
+/// The text is not a [`MessageId`] as its `Display` writes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a message id")]
 pub struct InvalidMessageId;
@@ -538,7 +552,7 @@ impl fmt::Display for MessageId {
     }
 }
 
-/// The secret by which a client goes on with its session.
+/// The secret with which a client resumes its session.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct ResumeToken(u128);
 
@@ -569,7 +583,7 @@ impl fmt::Debug for ResumeToken {
     }
 }
 
-/// Gives each connection and message a name that no other has.
+/// Generates the unique ids of connections, messages and requests.
 #[derive(Debug)]
 pub(crate) struct Names {
     process: u64,
@@ -579,8 +593,8 @@ pub(crate) struct Names {
 impl Names {
     /// Draws the process's random number.
     pub(crate) fn new() -> Self {
-        // The standard library's hasher keys are drawn from the system's randomness: enough to tell processes apart,
-        // and ids are not secrets, so no random number crate is needed.
+        // The standard library draws its hasher keys from the system's randomness. That is enough to tell processes
+        // apart. Ids are not secrets, so no random number crate is needed.
         let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id());
         Self { process: random, next: AtomicU64::new(1) }
     }
@@ -593,7 +607,7 @@ impl Names {
         MessageId(self.id())
     }
 
-    /// For a request whose caller gave it no id.
+    /// An id for a request whose caller sent none.
     pub(crate) fn request_id(&self) -> impl fmt::Display + use<> {
         self.id()
     }
@@ -626,7 +640,7 @@ mod tests {
     }
 
     #[test]
-    fn the_name_of_a_connection_or_message_reads_back() {
+    fn the_id_of_a_connection_or_message_reads_back() {
         let id = Names::new().connection_id();
         assert_eq!(id.to_string().parse(), Ok(id));
         let id = Names::new().message_id();
@@ -640,7 +654,7 @@ mod tests {
     }
 
     #[test]
-    fn names_differ_between_and_within_processes() {
+    fn ids_differ_between_and_within_processes() {
         let (one, other) = (Names::new(), Names::new());
         assert_ne!(one.connection_id(), one.connection_id());
         assert_ne!(one.message_id().to_string(), other.message_id().to_string());

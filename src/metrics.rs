@@ -1,4 +1,5 @@
-//! Every metric as a field, every label an enum. No label ever holds a user, an event or a token.
+//! All metrics of a gateway. Each metric is a field and each label is an enum. No label ever holds a user, an event or
+//! a token.
 
 mod process;
 mod text;
@@ -23,11 +24,11 @@ use crate::close::CloseReason;
 use crate::config::Config;
 use crate::outcome::{DropReason, Drops};
 
-/// Everything that is counted in one gateway. Not global, so that two gateways in one process do not mix.
+/// The metrics of one gateway. Not global, so that two gateways in one process do not share counts.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
-    /// What has a name without the gateway's own prefix.
+    /// Metrics whose names do not start with the gateway's prefix.
     common: Registry,
     readings: Readings,
     pub(crate) connections: Gauge,
@@ -71,7 +72,7 @@ pub(crate) struct Metrics {
     pub(crate) ack_seconds: Histogram,
 }
 
-/// The door a push came by.
+/// The API that a push came through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Door {
     Json,
@@ -80,16 +81,16 @@ pub(crate) enum Door {
     Library,
 }
 
-/// What a door answered.
+/// The result of a push.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum PushResult {
-    /// At least one connection took it.
+    /// At least one outbox took the message.
     Accepted,
-    /// Nobody was bound.
+    /// No connection was bound.
     Unmatched,
-    /// No connection was bound, and it is kept for one that comes.
+    /// No connection was bound, and the message is kept for a later one.
     Held,
-    /// Every connection that matched dropped it.
+    /// Every connection that matched dropped the message.
     Dropped,
     Invalid,
     Unauthenticated,
@@ -101,7 +102,7 @@ pub(crate) enum PushResult {
     CheckUnavailable,
 }
 
-/// What became of a request to upgrade.
+/// The result of a request to upgrade to WebSocket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum UpgradeResult {
     Accepted,
@@ -114,13 +115,13 @@ pub(crate) enum UpgradeResult {
 /// What an address serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Listener {
-    /// Everything: there is no other.
+    /// Everything, because there is no separate control address.
     All,
     Clients,
     Control,
 }
 
-/// Why a TCP connection was closed at once.
+/// Why a TCP connection was closed right after it was accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum RefusedReason {
     Full,
@@ -138,18 +139,18 @@ pub(crate) struct RefusedLabels {
     pub(crate) reason: RefusedReason,
 }
 
-/// What became of a bind that asked to resume a session.
+/// The result of a bind that asked to resume a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum ResumeResult {
-    /// Nothing is missing.
+    /// The session continues with all its messages.
     Recovered,
-    /// The session goes on, and something is missing.
+    /// The session continues, but some of its messages are lost.
     Gap,
-    /// The session is not known any more.
+    /// The session is no longer known.
     Unknown,
 }
 
-/// What goes on after a panic.
+/// A task whose panics are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Task {
     /// Accepting connections on one address.
@@ -158,13 +159,13 @@ pub(crate) enum Task {
     Clock,
     /// Ending the sessions that were away for too long.
     Sessions,
-    /// Telling an embedding program's journal.
+    /// Recording in an embedding program's journal.
     Journal,
-    /// Writing messages for many receivers.
+    /// Writing messages for many receivers at once.
     Flusher,
-    /// Reading tokens or push keys again.
+    /// Reloading tokens or push keys.
     Reload,
-    /// Answering one stream of pushes, which ends.
+    /// Answering one stream of pushes. Unlike the other tasks, it ends after a panic.
     PushStream,
 }
 
@@ -199,13 +200,13 @@ pub(crate) struct UpgradeLabels {
     pub(crate) result: UpgradeResult,
 }
 
-/// An enum that is a label, with every value it has.
+/// A label enum with all its values.
 trait Label: Sized + 'static {
     const ALL: &'static [Self];
 }
 
-/// A label's value is the variant's name in snake case, as Prometheus users write theirs. A variant that is left out does
-/// not compile.
+/// Implements a label. Its values are the variant names in snake case, as is usual in Prometheus. Leaving out a variant
+/// does not compile.
 macro_rules! labelled {
     ($($label:ident: $($variant:ident)+;)+) => {
         $(
@@ -246,7 +247,7 @@ labelled! {
         TokenExpired GoingAway Drained Cut Panicked;
 }
 
-/// What a gauge is set to at each scrape.
+/// A gauge and the function that reads its value at each scrape.
 type Reading = (Gauge, Box<dyn Fn() -> usize + Send + Sync>);
 
 #[derive(Default)]
@@ -264,7 +265,7 @@ impl Debug for Readings {
     }
 }
 
-/// How metrics are told.
+/// The text format of the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
     /// OpenMetrics 1.0.0.
@@ -273,19 +274,20 @@ pub(crate) enum Format {
     Plain,
 }
 
-fn at_zero<L>(family: &Family<L, Counter>, labels: impl Iterator<Item = L>)
+/// Creates the samples with these labels, at 0.
+fn init_at_zero<L>(family: &Family<L, Counter>, labels: impl Iterator<Item = L>)
 where
     L: Clone + Debug + Eq + std::hash::Hash,
 {
     labels.for_each(|labels| drop(family.get_or_create(&labels)));
 }
 
-/// Sets a gauge to a number of things.
+/// Sets a gauge to a count.
 pub(crate) fn set(gauge: &Gauge, value: usize) {
     gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
 }
 
-/// A label's value for the log, the same word as in the metrics.
+/// Shows a label value in the log by the same word as in the metrics.
 pub(crate) struct InSnakeCase<L>(pub(crate) L);
 
 impl<L: Debug> fmt::Display for InSnakeCase<L> {
@@ -351,7 +353,7 @@ impl Metrics {
             ack_seconds: Histogram::new(LATENCY_BUCKETS),
         };
         metrics.register();
-        metrics.begin();
+        metrics.init_samples();
         metrics
     }
 
@@ -375,23 +377,23 @@ impl Metrics {
         registry.register("http_connections", "TCP connections that speak HTTP", self.http_connections.clone());
         registry.register(
             "http_connections_max",
-            "What pushgate_http_connections may be, by http_connections_max and control_http_connections_max",
+            "The limit of pushgate_http_connections, from http_connections_max and control_http_connections_max",
             self.http_connections_max.clone(),
         );
-        registry.register("push_concurrency", "Requests in hand at the push doors", self.push_concurrency.clone());
+        registry.register("push_concurrency", "Push requests in progress", self.push_concurrency.clone());
         registry.register(
             "waiting_pushes",
-            "Pushes that wait, or still may, for more than acceptance",
+            "Pushes that wait, or may yet wait, for delivery beyond acceptance",
             self.waiting_pushes.clone(),
         );
         registry.register(
             "idempotency_keys",
-            "Pushes with an idempotency key that are remembered",
+            "Remembered pushes with an idempotency key",
             self.idempotency_keys.clone(),
         );
         registry.register(
             "idempotency_bytes",
-            "Bytes that remembered idempotency keys take",
+            "Memory of remembered idempotency keys, in bytes",
             self.idempotency_bytes.clone(),
         );
         registry.register("upgrades", "Requests to upgrade to WebSocket, by result", self.upgrades.clone());
@@ -400,105 +402,113 @@ impl Metrics {
         registry.register("pushes", "Pushes, by door and result", self.pushes.clone());
         registry.register("push_matched", "Connections that pushes matched", self.matched.clone());
         registry.register("push_accepted", "Connections whose outbox took a push", self.accepted.clone());
-        registry.register("push_dropped", "Connections that matched and did not take a push", self.drops.clone());
+        registry.register(
+            "push_dropped",
+            "Connections that matched a push but did not take it, by reason",
+            self.drops.clone(),
+        );
         registry.register("messages_written", "Messages handed to the kernel", self.written.clone());
         registry.register(
             "messages_undelivered",
-            "Messages accepted and never written, by why the connection ended",
+            "Messages accepted but never written because their connection ended, by reason of the end",
             self.undelivered.clone(),
         );
         registry.register(
             "messages_expired",
-            "Messages accepted and not written because their time to live was over",
+            "Messages accepted but not written because their time to live had passed",
             self.expired.clone(),
         );
         registry.register(
             "messages_displaced",
-            "Messages accepted and not written because a newer one took their place or their room",
+            "Messages accepted but not written because a newer message replaced them or needed their room",
             self.displaced.clone(),
         );
         registry.register("messages_acked", "Messages that clients acknowledged", self.acked.clone());
         registry.register(
             "messages_held",
-            "Messages kept for a session that is away, or for a user of whom nobody was bound to their event",
+            "Messages kept for a session that is away, or for a user without a connection bound to the event",
             self.held.clone(),
         );
         registry.register(
             "messages_forgotten",
-            "Messages held, or left behind by a connection, that the journal gave up before any client had them",
+            "Messages held, or left over from an ended connection, that the journal removed before any client got them",
             self.forgotten.clone(),
         );
         registry.register("resumes", "Binds that asked to resume a session, by result", self.resumes.clone());
         registry.register(
             "idempotency_keys_forgotten",
-            "Idempotency keys that were forgotten before their window was over, for want of room",
+            "Idempotency keys forgotten before the end of their window to make room",
             self.idempotency_keys_forgotten.clone(),
         );
         registry.register(
             "sessions_away",
-            "Sessions without a connection that may come back",
+            "Sessions without a connection that can still be resumed",
             self.sessions_away.clone(),
         );
         registry.register("journal_messages", "Messages in the journal", self.journal_messages.clone());
-        registry.register("journal_bytes", "Bytes that the journal takes", self.journal_bytes.clone());
+        registry.register("journal_bytes", "Memory of the journal, in bytes", self.journal_bytes.clone());
         registry.register(
             "http_refused",
-            "TCP connections closed at once because the listener's places, or the address's share of them, were in use",
+            "TCP connections closed right after accept because the listener, or the peer address's share of it, was full",
             self.http_refused.clone(),
         );
         registry.register(
             "http_evicted",
-            "TCP connections without a request in hand whose place was given to a new one",
+            "TCP connections without a request in progress that were closed to make room for a new one",
             self.http_evicted.clone(),
         );
         registry.register("accept_errors", "Failures to accept a TCP connection", self.accept_errors.clone());
         registry.register(
             "task_panics",
-            "Panics in tasks that the gateway cannot do without and that went on, by task",
+            "Panics caught in background tasks and push streams, by task",
             self.task_panics.clone(),
         );
         registry.register_with_unit(
             "push",
-            "From the push's arrival in the gateway to its outcome",
+            "Time from a push's arrival in the gateway to its outcome",
             Unit::Seconds,
             self.push_seconds.clone(),
         );
         registry.register_with_unit(
             "delivery",
-            "From a message's acceptance to its last byte in the kernel",
+            "Time from a message's acceptance to handing its last byte to the kernel",
             Unit::Seconds,
             self.delivery_seconds.clone(),
         );
         registry.register_with_unit(
             "ack",
-            "From a message's acceptance to its client's acknowledgement",
+            "Time from a message's acceptance to the client's acknowledgement",
             Unit::Seconds,
             self.ack_seconds.clone(),
         );
         let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
-        registry.register("build", "What runs, as labels", version);
+        registry.register("build", "The running version, as a label", version);
         self.common.register_collector(Box::new(process::Process));
     }
 
-    /// Makes every sample that there can be, at 0: a counter that is not there before it counts has no increase then.
-    fn begin(&self) {
-        at_zero(&self.closes, CloseReason::ALL.iter().map(|&reason| CloseLabels { reason }));
-        at_zero(&self.undelivered, CloseReason::ALL.iter().map(|&reason| CloseLabels { reason }));
-        at_zero(&self.drops, DropReason::ALL.iter().map(|&reason| DropLabels { reason }));
-        at_zero(&self.upgrades, UpgradeResult::ALL.iter().map(|&result| UpgradeLabels { result }));
-        at_zero(&self.resumes, ResumeResult::ALL.iter().map(|&result| ResumeLabels { result }));
-        at_zero(&self.task_panics, Task::ALL.iter().map(|&task| TaskLabels { task }));
+    /// Creates every possible counter sample at 0. Without this, the first increase of a counter would not be visible,
+    /// because the sample would first appear with its new value.
+    fn init_samples(&self) {
+        init_at_zero(&self.closes, CloseReason::ALL.iter().map(|&reason| CloseLabels { reason }));
+        init_at_zero(&self.undelivered, CloseReason::ALL.iter().map(|&reason| CloseLabels { reason }));
+        init_at_zero(&self.drops, DropReason::ALL.iter().map(|&reason| DropLabels { reason }));
+        init_at_zero(&self.upgrades, UpgradeResult::ALL.iter().map(|&result| UpgradeLabels { result }));
+        init_at_zero(&self.resumes, ResumeResult::ALL.iter().map(|&result| ResumeLabels { result }));
+        init_at_zero(&self.task_panics, Task::ALL.iter().map(|&task| TaskLabels { task }));
         for &listener in Listener::ALL {
-            at_zero(&self.http_refused, RefusedReason::ALL.iter().map(|&reason| RefusedLabels { listener, reason }));
+            init_at_zero(
+                &self.http_refused,
+                RefusedReason::ALL.iter().map(|&reason| RefusedLabels { listener, reason }),
+            );
         }
-        at_zero(&self.http_evicted, Listener::ALL.iter().map(|&listener| ListenerLabels { listener }));
-        at_zero(&self.accept_errors, Listener::ALL.iter().map(|&listener| ListenerLabels { listener }));
+        init_at_zero(&self.http_evicted, Listener::ALL.iter().map(|&listener| ListenerLabels { listener }));
+        init_at_zero(&self.accept_errors, Listener::ALL.iter().map(|&listener| ListenerLabels { listener }));
         for &door in Door::ALL {
-            at_zero(&self.pushes, PushResult::ALL.iter().map(|&result| PushLabels { door, result }));
+            init_at_zero(&self.pushes, PushResult::ALL.iter().map(|&result| PushLabels { door, result }));
         }
     }
 
-    /// Tells the limits beside what they limit: there may be as much of `X` as `X_max` says.
+    /// Adds a metric for each limit: `X_max` is the limit of the metric `X`.
     pub(crate) fn tell_limits(&mut self, config: &Config) {
         for (of, setting, limit) in [
             ("connections", "connections_max", config.connections_max),
@@ -514,23 +524,23 @@ impl Metrics {
         }
     }
 
-    /// Tells one limit beside what it limits.
+    /// Adds the metric of one limit.
     pub(crate) fn tell_limit(&mut self, of: &str, setting: &str, limit: usize) {
         let gauge = Gauge::default();
         set(&gauge, limit);
         self.registry.register(
             format!("{of}_max"),
-            format!("What pushgate_{of} may be, by the setting {setting}"),
+            format!("The limit of pushgate_{of}, from the setting {setting}"),
             gauge,
         );
     }
 
-    /// Sets a gauge at each scrape to what is read then, so that nothing is kept in step by hand.
+    /// Sets a gauge from `read` at each scrape, so that no code has to keep the gauge up to date.
     pub(crate) fn read(&self, gauge: &Gauge, read: impl Fn() -> usize + Send + Sync + 'static) {
         self.readings.lock().push((gauge.clone(), Box::new(read)));
     }
 
-    /// Tells with the rest how many log lines the program lost.
+    /// Adds the number of log lines that the program lost.
     pub(crate) fn tell_log_lines_lost(&mut self, lost: LogLinesLost) {
         self.registry.register_collector(Box::new(lost));
     }
@@ -576,7 +586,7 @@ impl Metrics {
         }
     }
 
-    /// All of it as text.
+    /// Returns all metrics as text.
     pub(crate) fn encode(&self, format: Format) -> String {
         for (gauge, read) in &*self.readings.lock() {
             set(gauge, read());
@@ -585,7 +595,7 @@ impl Metrics {
         let encoded = encode_registry(&mut text, &self.common)
             .and_then(|()| encode_registry(&mut text, &self.registry))
             .and_then(|()| encode_eof(&mut text));
-        // Writing to a String fails only if a metric's own encoding does, which would be a bug of the library's.
+        // Writing to a String fails only if a metric's own encoding fails, which would be a bug in the library.
         encoded.expect("a metric that cannot be encoded was registered");
         match format {
             Format::OpenMetrics => text,
@@ -594,7 +604,7 @@ impl Metrics {
     }
 }
 
-/// How many lines of its log the program lost, as the program says when it is asked.
+/// Asks the program how many lines of its log it lost.
 pub(crate) struct LogLinesLost(pub(crate) Box<dyn Fn() -> u64 + Send + Sync>);
 
 impl Debug for LogLinesLost {
@@ -606,11 +616,11 @@ impl Debug for LogLinesLost {
 impl Collector for LogLinesLost {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let lost = ConstCounter::new((self.0)());
-        let help = "Lines of the log that could not be written, or found too many waiting";
+        let help = "Log lines that could not be written, or were dropped because too many were waiting";
         lost.encode(encoder.encode_descriptor("log_lines_lost", help, None, lost.metric_type())?)
     }
 }
 
-/// From 50 µs, where a push on one machine starts, to 10 s, where the timeouts are.
+/// From 50 µs, the fastest push within one machine, to 10 s, the length of the timeouts.
 const LATENCY_BUCKETS: [f64; 16] =
     [0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];

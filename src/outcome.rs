@@ -1,67 +1,67 @@
-//! What became of a push, in counts and on each connection.
+//! The outcome of a push, in total and on each connection.
 
 use std::time::Duration;
 
 use crate::message::{ConnectionId, MessageId};
 
-/// How far a message got. No level says more than happened.
+/// How far a message got. Each level claims only what is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// It is in the connection's outbox.
+    /// The message is in the connection's outbox.
     #[default]
     Accepted,
-    /// It was handed to the kernel.
+    /// The message was handed to the kernel.
     Written,
-    /// The client said that it has it. Only clients of the session protocol can.
+    /// The client acknowledged the message. Only clients of the session protocol can do so.
     Acked,
 }
 
-/// What became of one push. `matched` is always `accepted` plus [`Outcome::dropped`], and `accepted` is `written` plus
-/// [`Outcome::lost`] plus what is still on its way.
+/// The outcome of one push. `matched` is always `accepted` plus [`Outcome::dropped`]. `accepted` is `written` plus
+/// [`Outcome::lost`] plus the messages still on their way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Outcome {
-    /// The gateway's name for the message.
+    /// The id that the gateway gave the message.
     pub message_id: MessageId,
-    /// How far the counts were followed: what is beyond this level is not counted.
+    /// The level up to which the message was followed. Nothing beyond this level is counted.
     pub level: Level,
-    /// Connections that were bound to the user and event, and that it was for.
+    /// Connections that were bound to the user and event and that the push did not rule out.
     pub matched: u64,
     /// Connections whose outbox took the message.
     pub accepted: u64,
-    /// Connections that matched but did not take it, by reason.
+    /// Connections that matched but whose outbox did not take the message, by reason.
     pub drops: Drops,
-    /// Accepted ones whose message was handed to the kernel.
+    /// Of the `accepted` connections, those whose message was handed to the kernel.
     pub written: u64,
-    /// Written ones whose client said that it has the message.
+    /// Of the `written` connections, those whose client acknowledged the message.
     pub acked: u64,
-    /// Written ones whose client has no way to say so: what is known of them ends with `written`.
+    /// Of the `written` connections, those whose client cannot acknowledge. For them `written` is the last level.
     pub cannot_ack: u64,
-    /// Kept for a client that is not connected: each session that is away, or the user as a whole. Not in `matched` as
-    /// long as it is kept.
+    /// Copies kept for clients that are not connected: one for each session that is away, or one for the user as a
+    /// whole. A copy is not in `matched` as long as it is kept.
     pub held: u64,
-    /// Accepted ones that will never be written, by reason.
+    /// Of the `accepted` connections, those whose message will never be written, by reason.
     pub losses: Drops,
-    /// Each connection by itself, when that was asked for.
+    /// The outcome on each connection, if the caller asked for it.
     pub connections: Vec<ConnectionOutcome>,
-    /// Whether this is about an earlier push with the same idempotency key, and nothing was sent this time.
+    /// Whether this is the outcome of an earlier push with the same idempotency key. If so, nothing was sent this time.
     pub replayed: bool,
 }
 
 impl Outcome {
-    /// Connections that matched but did not take the message.
+    /// Connections that matched but whose outbox did not take the message.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.drops.total()
     }
 
-    /// Connections that took the message and lost it before it was written.
+    /// Connections whose outbox took the message but lost it before it was written.
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.losses.total()
     }
 
-    /// Counts what happened on each connection.
+    /// Adds up the outcomes of all connections.
     pub(crate) fn count(message_id: MessageId, level: Level, connections: Vec<ConnectionOutcome>) -> Self {
         let mut outcome = Self {
             message_id,
@@ -107,17 +107,17 @@ impl Outcome {
     }
 }
 
-/// What became of a message on one connection.
+/// The outcome of a message on one connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConnectionOutcome {
-    /// Which one.
+    /// The connection.
     pub connection_id: ConnectionId,
-    /// How far it got.
+    /// How far the message got.
     pub progress: Progress,
-    /// Messages that were waiting in the outbox before this one.
+    /// How many messages were in the outbox before this one.
     pub queued_before: usize,
-    /// Whether its client has no way to acknowledge, so that `Written` is the end. Known once it is written.
+    /// Whether the client cannot acknowledge, so that `Written` is the last level. Known once the message is written.
     pub cannot_ack: bool,
 }
 
@@ -131,43 +131,43 @@ impl ConnectionOutcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Progress {
-    /// The outbox did not take it.
+    /// The outbox did not take the message.
     Dropped(DropReason),
-    /// The client's session is away, and the message is kept for its return.
+    /// The client's session is away. The message is kept for its return.
     Held,
-    /// The outbox has it.
+    /// The message is in the outbox.
     Accepted,
-    /// It was handed to the kernel.
+    /// The message was handed to the kernel.
     Written {
-        /// How long that took from when it was accepted.
+        /// The time from acceptance to the write.
         after: Duration,
     },
-    /// The client said that it has it.
+    /// The client acknowledged the message.
     Acked {
-        /// How long it took to be written, from when it was accepted.
+        /// The time from acceptance to the write.
         written_after: Duration,
-        /// How long it took to be acknowledged, from when it was accepted.
+        /// The time from acceptance to the acknowledgement.
         after: Duration,
     },
-    /// The outbox had it, and it will never be written.
+    /// The message was in the outbox, but will never be written.
     Lost(DropReason),
 }
 
-/// Why a message did not get further on a connection.
+/// Why a message was dropped or lost on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DropReason {
     /// The outbox was full.
     QueueFull,
-    /// The connection was closing, or ended.
+    /// The connection was closing or had ended.
     Closed,
-    /// The message's time to live was over.
+    /// The message's time to live had passed.
     Expired,
-    /// A newer message with the same collapse key took its place, or a conflated one of its event did.
+    /// A newer message replaced it: one with the same collapse key, or a conflated one of the same event.
     Superseded,
 }
 
-/// How many connections did not get a message, by reason.
+/// The number of connections that did not get a message, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Drops {
@@ -182,13 +182,13 @@ pub struct Drops {
 }
 
 impl Drops {
-    /// All of them.
+    /// The sum of all reasons.
     #[must_use]
     pub fn total(&self) -> u64 {
         self.by_reason().into_iter().map(|(_, count)| count).sum()
     }
 
-    /// Each reason with its count, 0 included.
+    /// Each reason with its count, including counts of 0.
     #[must_use]
     pub fn by_reason(&self) -> [(DropReason, u64); 4] {
         [

@@ -1,4 +1,4 @@
-//! Pushes that were made under an idempotency key, so that a caller who repeats one is told of the first.
+//! Remembers pushes made under an idempotency key, so that a repeated push returns the outcome of the first.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, Hash, RandomState};
@@ -10,24 +10,24 @@ use crate::message::{Field, Push};
 use crate::metrics::Metrics;
 use crate::outcome::Outcome;
 
-/// The pushes of the last while, as many as the limits allow.
+/// The recent pushes with an idempotency key, within the limits.
 #[derive(Debug)]
 pub(crate) struct Replays {
     limits: Limits,
-    /// Of this process alone, so that nobody can find two pushes with one fingerprint.
+    /// Randomly keyed for this process, so that nobody can construct two pushes with the same fingerprint.
     hasher: RandomState,
     metrics: Arc<Metrics>,
-    /// A std mutex, held while one such push is offered, so that the same key at the same time waits and is then known. No
-    /// other room's lock is taken meanwhile that could wait for this one.
+    /// A std mutex, held while a push with a key is offered to its outboxes. A concurrent push with the same key waits
+    /// and then finds the first. Lock order: this lock before every other lock that a push takes.
     known: Mutex<Known>,
 }
 
-/// What is remembered.
+/// The limits on what is remembered.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     pub(crate) window: Duration,
     pub(crate) keys_max: usize,
-    /// Over it the oldest go, but never the latest.
+    /// Past this limit the oldest keys are forgotten, but never the newest.
     pub(crate) bytes_max: usize,
 }
 
@@ -46,7 +46,7 @@ struct Remembered {
     bytes: usize,
 }
 
-/// A caller's own name for a push. Two callers may use the same.
+/// A caller's idempotency key. Different callers may use the same key text.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
     caller: Arc<str>,
@@ -54,22 +54,22 @@ struct Key {
 }
 
 impl Key {
-    /// What a key takes with the push that was made under it: its places in the map, which has up to twice those it needs,
-    /// and in the queue, and its texts.
+    /// The memory of a key and its push, in bytes: its slots in the map and in the queue, and its texts. The map's slot
+    /// counts twice, because the map can have up to twice the slots that it needs.
     fn memory(&self) -> usize {
         let texts = self.caller.len() + self.key.len() + 4 * size_of::<usize>();
         2 * size_of::<(Self, Remembered)>() + size_of::<(Instant, Self)>() + texts
     }
 }
 
-/// A push that was made: who took it, and if it is followed, how far it gets.
+/// A push that was made: its outcome, and a receipt if its progress is followed.
 #[derive(Clone, Debug)]
 pub(crate) struct Made {
     pub(crate) outcome: Outcome,
     pub(crate) receipt: Option<Arc<Receipt>>,
 }
 
-/// The parts of a push that a key stands for. What its caller asks to be told is not among them.
+/// The parts of a push that must match when a key is reused. What the caller asks to have reported is not among them.
 const PARTS: [Field; 9] = [
     Field::UserId,
     Field::Event,
@@ -82,7 +82,7 @@ const PARTS: [Field; 9] = [
     Field::ExcludedConnectionIds,
 ];
 
-/// A push in little: one hash for each of [`PARTS`], so that it can be told which of them differs.
+/// One hash for each of [`PARTS`] of a push, so that the part that differs can be named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Fingerprint([u64; PARTS.len()]);
 
@@ -102,8 +102,8 @@ impl Fingerprint {
         }))
     }
 
-    /// The first part in which another push differs.
-    fn differs_from(&self, other: &Self) -> Option<Field> {
+    /// The first part in which the pushes differ.
+    fn first_difference(&self, other: &Self) -> Option<Field> {
         let mut parts = PARTS.into_iter().zip(self.0.iter().zip(&other.0));
         parts.find_map(|(part, (one, other))| (one != other).then_some(part))
     }
@@ -118,10 +118,10 @@ impl Replays {
         Self { limits, hasher: RandomState::new(), metrics, known: Mutex::default() }
     }
 
-    /// Makes a push, unless it was made under this key within the window: then says what became of it.
+    /// Makes a push once. If it was already made under this key within the window, returns the first push instead.
     ///
     /// # Errors
-    /// Says in what the push that was made under this key differs from this one, which is not made.
+    /// Refuses a push that differs from the one made under this key, and returns the first part that differs.
     pub(crate) fn once(
         &self,
         caller: &str,
@@ -137,7 +137,7 @@ impl Replays {
         if let Some(remembered) = known.pushes.get(&key) {
             let Made { outcome, receipt } = remembered.made.clone();
             let replayed = Made { outcome: Outcome { replayed: true, ..outcome }, receipt };
-            return fingerprint.differs_from(&remembered.fingerprint).map_or(Ok(replayed), Err);
+            return fingerprint.first_difference(&remembered.fingerprint).map_or(Ok(replayed), Err);
         }
         let made = make();
         let bytes = key.memory() + made.receipt.as_ref().map_or(0, |receipt| receipt.memory());
@@ -147,7 +147,7 @@ impl Replays {
         Ok(made)
     }
 
-    /// How many keys are remembered, and the bytes that they take.
+    /// The number of remembered keys and their memory in bytes.
     pub(crate) fn usage(&self) -> (usize, usize) {
         let known = self.known();
         (known.pushes.len(), known.bytes)
@@ -167,7 +167,7 @@ impl Known {
         }
     }
 
-    /// Remembers a push, and says how many had to be forgotten for it before their time.
+    /// Remembers a push. Returns how many others were forgotten before their window was over to make room.
     fn remember(&mut self, key: Key, remembered: Remembered, now: Instant, limits: Limits) -> u64 {
         let mut forgotten = 0;
         let is_full =
@@ -216,7 +216,7 @@ mod tests {
         Made { outcome, receipt: delivery.receipt() }
     }
 
-    /// Whether the push is made, and not one that was made before.
+    /// Whether the push was made now rather than replayed.
     fn is_made(replays: &Replays, caller: &str, key: &str, now: Instant, receivers: usize) -> bool {
         let made = replays.once(caller, key, &push(), now, || made(receivers)).expect("the same push");
         !made.outcome.replayed

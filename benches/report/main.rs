@@ -1,5 +1,5 @@
-//! The figures of the README: the gateway beside the floor server of `examples/floor.rs`, by turns, each measured by
-//! `pushgate bench`.
+//! Produces the figures of the README. Compares the gateway with the floor server of `examples/floor.rs`, alternating
+//! between the two, each measured by `pushgate bench`.
 //!
 //! ```sh
 //! cargo bench --locked --bench report
@@ -7,8 +7,8 @@
 //! cargo bench --locked --bench report -- row4 row6
 //! ```
 //!
-//! Prints a table in Markdown. The first also writes `benches/report.json` and `benches/report.svg`. Needs Linux's
-//! `/proc`, and 20,000 open files.
+//! Prints a table in Markdown. The first command also writes `benches/report.json` and `benches/report.svg`. Needs
+//! Linux's `/proc` and 20,000 open files.
 
 #![allow(clippy::unwrap_used, reason = "a measurement that cannot go on fails")]
 
@@ -23,32 +23,32 @@ use std::process::Command;
 use process::{GatewayProcess, Process, pushgate};
 use rows::{ROWS, Row, Server, Value};
 
-/// Rounds of a whole run. A ratio is the median of those of the rounds, whose two runs have the same neighbours on the
-/// machine.
+/// The number of rounds of a full run. The ratio is the median of the ratios of all rounds, because the two runs of one
+/// round share the same load on the machine.
 const ROUNDS: usize = 5;
-/// A row that is measured for longer than this has fewer.
+/// A row that is measured for longer than this has fewer rounds.
 const LONG_SECONDS: f64 = 10.0;
 
 fn main() {
     let arguments: Vec<_> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let quick = arguments.iter().any(|argument| argument == "--quick");
     let names: Vec<_> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
-    let is_asked_for = |row: &&Row| names.is_empty() || names.iter().any(|name| *name == row.name);
-    let rows: Vec<_> = ROWS.iter().filter(is_asked_for).collect();
+    let is_selected = |row: &&Row| names.is_empty() || names.iter().any(|name| *name == row.name);
+    let rows: Vec<_> = ROWS.iter().filter(is_selected).collect();
     assert!(!rows.is_empty(), "no such row: {names:?}");
     let bench = Bench { quick, floor: floor() };
     println!("| what | | gateway | floor | ratio |\n|---|---|---|---|---|");
-    let mut told = Vec::new();
+    let mut results = Vec::new();
     for row in rows {
-        told.extend(bench.row(row));
+        results.extend(bench.row(row));
     }
     if !quick && names.is_empty() {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/report.json");
-        std::fs::write(file, format!("{:#}\n", serde_json::Value::from(told))).unwrap();
+        std::fs::write(file, format!("{:#}\n", serde_json::Value::from(results))).unwrap();
     }
 }
 
-/// Builds the floor server, and returns its program.
+/// Builds the floor server and returns the path of its program.
 fn floor() -> std::path::PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let built = Command::new(cargo)
@@ -78,16 +78,16 @@ impl Bench {
             let other = row.other.map(|(server, arguments)| self.run(server, row, arguments));
             runs.push((ours, other));
         }
-        row.values.iter().map(|value| tell(row, value, &runs)).collect()
+        row.values.iter().map(|value| print_row(row, value, &runs)).collect()
     }
 
-    /// One run on a server of its own, and what the command says of it.
+    /// Starts a server, runs `pushgate bench` against it and returns its report.
     fn run(&self, server: Server, row: &Row, arguments: &str) -> serde_json::Value {
         let (process, address) = match server {
             Server::Gateway => {
                 let gateway = GatewayProcess::start_as(
                     pushgate()
-                        // A reader that is slow because all of this shares a machine must not be closed.
+                        // Clients may be slow because everything shares one machine. They must not be closed for that.
                         .env("PUSHGATE_OUTBOX_MESSAGES_MAX", "1000000")
                         .env("PUSHGATE_OUTBOX_BYTES_MAX", if row.name == "row11" { "1MiB" } else { "1000000000" }),
                 );
@@ -118,8 +118,8 @@ impl Bench {
     }
 }
 
-/// One line of the table.
-fn tell(row: &Row, value: &Value, runs: &[(serde_json::Value, Option<serde_json::Value>)]) -> serde_json::Value {
+/// Prints one line of the table and returns its values.
+fn print_row(row: &Row, value: &Value, runs: &[(serde_json::Value, Option<serde_json::Value>)]) -> serde_json::Value {
     let read = |run: &serde_json::Value| run.pointer(value.pointer)?.as_f64().map(value.of);
     let ours = median(runs.iter().filter_map(|(ours, _)| read(ours)));
     let other = median(runs.iter().filter_map(|(_, other)| read(other.as_ref()?)));

@@ -1,6 +1,6 @@
-//! What is measured: a row for each question, as arguments of `pushgate bench`.
+//! The rows of the report. Each is a run of `pushgate bench`, given by its arguments.
 
-/// What a row is measured on.
+/// The server that a row is measured on.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Server {
     Gateway,
@@ -8,23 +8,23 @@ pub(crate) enum Server {
 }
 
 pub(crate) struct Row {
-    /// What selects it on the command line.
+    /// The name that selects the row on the command line.
     pub(crate) name: &'static str,
     pub(crate) title: &'static str,
-    /// Arguments of `pushgate bench`.
+    /// The arguments of `pushgate bench`.
     pub(crate) arguments: &'static str,
-    /// How long it is measured.
+    /// The duration of the measurement.
     pub(crate) seconds: f64,
     pub(crate) values: &'static [Value],
-    /// What it is compared with, by which arguments.
+    /// The server and the arguments of the run to compare with.
     pub(crate) other: Option<(Server, &'static str)>,
 }
 
 pub(crate) struct Value {
     pub(crate) name: &'static str,
-    /// Where it is in what the command prints.
+    /// The JSON pointer of the value in the report of `pushgate bench`.
     pub(crate) pointer: &'static str,
-    /// Makes of it what is told.
+    /// Converts the value for the table.
     pub(crate) of: fn(f64) -> f64,
 }
 
@@ -36,7 +36,7 @@ const BYTES: Value = value("bytes of memory a connection", "/server/resident_byt
 const PER_PUSH: Value = value("us of CPU a push", "/server/cpu_us_per_push");
 const PER_DELIVERY: Value = value("us of CPU a delivery", "/server/cpu_us_per_delivery");
 
-/// A row that the floor has too, with the same arguments.
+/// A row that is compared with the floor server, with the same arguments.
 const fn beside_floor(
     name: &'static str,
     title: &'static str,
@@ -76,7 +76,7 @@ pub(crate) const ROWS: &[Row] = &[
         "row3",
         "10,000 idle connections, a ping every 25 s",
         "--hold --to many --connections 10000",
-        // Two pings of each, whatever moment they begin at.
+        // Long enough for two pings on each connection, whenever they start.
         50.0,
         &[value("us of CPU a second and connection", "/server/idle_cpu_us_per_connection_second")],
     ),

@@ -1,11 +1,11 @@
-//! A client of few bytes: what a WebSocket library would cost is not of interest in a measurement of the gateway.
+//! A minimal WebSocket client. The cost of a WebSocket library must not be part of a measurement of the gateway.
 
 use std::net::SocketAddr;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// Connects, upgrades with these further header lines, and sends one text.
+/// Connects, upgrades with these additional header lines and sends one text message.
 pub(crate) async fn connect(address: SocketAddr, headers: &str, text: &str) -> TcpStream {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.set_nodelay(true).unwrap();
@@ -18,7 +18,7 @@ pub(crate) async fn connect(address: SocketAddr, headers: &str, text: &str) -> T
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.unwrap());
     }
-    // A final text frame, masked with nought.
+    // A final text frame, masked with a zero key.
     let mut frame = vec![0x81, 0x80 | u8::try_from(text.len()).unwrap(), 0, 0, 0, 0];
     frame.extend(text.as_bytes());
     stream.write_all(&frame).await.unwrap();

@@ -9,21 +9,21 @@ use subtle::ConstantTimeEq;
 
 use super::{PushAuthorizer, PushCredentials, PushRefused, PushScope, ReloadError};
 
-/// The shortest key, in characters: 16 random characters from 64 make 96 bits.
+/// The minimum length of a key, in characters. 16 random characters out of 64 give 96 bits.
 const KEY_CHARS_MIN: usize = 16;
 
-/// A push check made from a TOML file of API keys:
+/// A push check backed by a TOML file of API keys:
 ///
 /// ```toml
 /// [[key]]
-/// name = "billing"             # stands in logs
+/// name = "billing"             # appears in logs
 /// key = "a-long-random-secret" # at least 16 letters, digits or ASCII punctuation
 /// users = ["customer-*"]       # optional, default ["*"]
 /// events = ["invoice.*"]       # optional, default ["*"]
 /// ```
 ///
-/// Several keys may be good at once, so that they can be rotated. [`PushAuthorizer::reload`] reads the file again; a
-/// file with a mistake leaves the keys as they were.
+/// Several keys can be valid at once, so that keys can be rotated. [`PushAuthorizer::reload`] reads the file again. If
+/// the file has an error, the previous keys stay in use.
 #[derive(Debug)]
 pub struct PushKeys {
     path: PathBuf,
@@ -67,7 +67,7 @@ impl PushKeys {
     /// Reads the file.
     ///
     /// # Errors
-    /// When it cannot be read, or says something else than it should.
+    /// The file cannot be read, or its content is not valid.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, ReloadError> {
         let path = path.into();
         let keys = read(&path)?;
@@ -84,7 +84,7 @@ impl PushAuthorizer for PushKeys {
     async fn authorize(&self, credentials: &PushCredentials) -> Result<PushScope, PushRefused> {
         let shown = credentials.api_key.as_ref().ok_or(PushRefused::Unauthenticated)?.expose().as_bytes();
         let keys = self.current();
-        // Every key is compared, and each in constant time, so that the time taken says nothing about any of them.
+        // Compares every key, each in constant time, so that the time taken reveals nothing about any key.
         let good = keys
             .iter()
             .fold(None, |good, key| if bool::from(key.secret.as_bytes().ct_eq(shown)) { Some(key) } else { good });
@@ -95,7 +95,7 @@ impl PushAuthorizer for PushKeys {
         let keys = read(&self.path)?;
         let count = keys.len();
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
-        tracing::info!(path = %self.path.display(), keys = count, "push keys read again");
+        tracing::info!(path = %self.path.display(), keys = count, "push keys reloaded");
         Ok(())
     }
 }
@@ -110,17 +110,17 @@ fn read(path: &Path) -> Result<Arc<[Key]>, ReloadError> {
     for (number, entry) in file.key.iter().enumerate() {
         let earlier = &file.key[..number];
         if earlier.iter().any(|earlier| earlier.name == entry.name) {
-            return Err(malformed(format!("the name {:?} stands twice", entry.name)));
+            return Err(malformed(format!("the name {:?} is used twice", entry.name)));
         }
         if earlier.iter().any(|earlier| earlier.key == entry.key) {
-            return Err(malformed(format!("the key of {:?} is also another's", entry.name)));
+            return Err(malformed(format!("the key of {:?} is used twice", entry.name)));
         }
     }
     file.key
         .into_iter()
         .map(|entry| {
             if !entry.key.bytes().all(|b| b.is_ascii_graphic()) {
-                // Whatever else a header could carry, some client or proxy would change on the way.
+                // A header can carry other characters, but some client or proxy would alter them on the way.
                 return Err(malformed(format!(
                     "the key of {:?} has characters besides letters, digits and ASCII punctuation",
                     entry.name
@@ -178,11 +178,11 @@ mod tests {
             ("[[key]]\nname = \"a\"\nkey = \"s3cret s3cret-s3cret\"", "the key of \"a\" has characters besides"),
             (
                 "[[key]]\nname = \"a\"\nkey = \"s3cret-s3cret-s3cret\"\n[[key]]\nname = \"a\"\nkey = \"s3cret-s3cret-s3cre2\"",
-                "the name \"a\" stands twice",
+                "the name \"a\" is used twice",
             ),
             (
                 "[[key]]\nname = \"a\"\nkey = \"s3cret-s3cret-s3cret\"\n[[key]]\nname = \"b\"\nkey = \"s3cret-s3cret-s3cret\"",
-                "the key of \"b\" is also another's",
+                "the key of \"b\" is used twice",
             ),
         ] {
             std::fs::write(&path, text).expect("written");

@@ -1,4 +1,4 @@
-//! Tokens from a TOML file, `token = "user"` a line.
+//! Tokens from a TOML file of `token = "user"` lines.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -9,10 +9,10 @@ use async_trait::async_trait;
 use super::{BindAttempt, Identity, ReloadError, TokenAuthenticator, TokenError};
 use crate::message::UserId;
 
-/// A token check made from a TOML file of `token = "user"` lines.
+/// A token check backed by a TOML file of `token = "user"` lines.
 ///
-/// Several tokens may stand for one user. [`TokenAuthenticator::reload`] reads the file again; a file with a mistake
-/// leaves the tokens as they were. Open connections stay, also those whose token is gone.
+/// A user can have several tokens. [`TokenAuthenticator::reload`] reads the file again. If the file has an error, the
+/// previous tokens stay in use. Open connections stay open, even if their token was removed.
 #[derive(Debug)]
 pub struct TokenFile {
     path: PathBuf,
@@ -31,20 +31,20 @@ impl TokenFile {
     /// Reads the file.
     ///
     /// # Errors
-    /// When it cannot be read, or a line of it is not `token = "user"`.
+    /// The file cannot be read, or one of its lines is not `token = "user"`.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, ReloadError> {
         let path = path.into();
         let tokens = read(&path)?;
         Ok(Self { path, tokens: RwLock::new(Arc::new(tokens)) })
     }
 
-    /// How many tokens there are.
+    /// The number of tokens.
     #[must_use]
     pub fn len(&self) -> usize {
         self.current().0.len()
     }
 
-    /// Whether there is no token, so that nobody can bind.
+    /// Whether the file holds no token, so that nobody can bind.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -66,7 +66,7 @@ impl TokenAuthenticator for TokenFile {
         let tokens = read(&self.path)?;
         let count = tokens.0.len();
         *self.tokens.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(tokens);
-        tracing::info!(path = %self.path.display(), tokens = count, "tokens read again");
+        tracing::info!(path = %self.path.display(), tokens = count, "tokens reloaded");
         Ok(())
     }
 }
@@ -77,7 +77,7 @@ fn read(path: &Path) -> Result<Tokens, ReloadError> {
     let table: toml::Table = toml::from_str(&text).map_err(|error| malformed(super::describe(&text, &error)))?;
     let mut tokens = HashMap::with_capacity(table.len());
     for (number, (token, user)) in table.into_iter().enumerate() {
-        // The tokens are secrets, so an entry is named by its place among the sorted keys' users, never by itself.
+        // Tokens are secrets, so an error names an entry by its position among the sorted keys, never by its token.
         let user = user
             .as_str()
             .ok_or_else(|| malformed(format!("entry {} is not of the form token = \"user\"", number + 1)))

@@ -1,4 +1,4 @@
-//! `pushgate bench`: what is to be measured, and whether that can be.
+//! `pushgate bench`: the arguments of a benchmark and their checks.
 
 mod calls;
 mod clients;
@@ -28,23 +28,23 @@ use clients::Introduction;
 use run::Run;
 use target::Target;
 
-/// Files for what is neither a client nor a caller.
-const FILES_APART: usize = 64;
-/// The most clients that can be asked for, far above what one process can open.
+/// Open files reserved for everything but clients and callers.
+const RESERVED_FILES: usize = 64;
+/// The largest value of `--connections`, far more than one process can open.
 const CONNECTIONS_MAX: u64 = 10_000_000;
 
-/// What measures and how, at the end of the help.
+/// The end of the help: what a server must support, examples, and the meaning of `--rate`.
 pub(super) const HELP: &str = "\
-The clients speak the legacy protocol, each with its user as the token, so the server must run without a tokens file.
-Any server will do that takes {\"token\":USER,\"event\":EVENT} at --url, and JSON at --push-url for `--door json`.
+The clients speak the legacy protocol and use their user as the token, so the server must run without a tokens file.
+Any server works that accepts {\"token\":USER,\"event\":EVENT} at --url and, with `--door json`, JSON at --push-url.
 
 Examples:
-  pushgate bench                                          100 clients of one user, 1 caller, as fast as it goes
+  pushgate bench                                          100 clients of one user, 1 caller, as fast as possible
   pushgate bench --connections 10000 --to many --callers 16
-  pushgate bench --connections 10 --to many --rate 2000   2,000 pushes a second, whatever the server does
+  pushgate bench --connections 10 --to many --rate 2000   2,000 pushes a second, however slow the server is
   pushgate bench --connections 15000 --to many --hold     memory and CPU of idle connections
 
-With --rate, a push that is sent late counts from when it was to be sent.";
+With --rate, the latency of a push counts from its scheduled time, even if it is sent later.";
 
 #[derive(Args)]
 pub(super) struct Bench {
@@ -52,65 +52,65 @@ pub(super) struct Bench {
     #[arg(short = 'n', long, value_name = "N", default_value_t = 100,
         value_parser = clap::value_parser!(u64).range(1..=CONNECTIONS_MAX))]
     connections: u64,
-    /// Who gets the pushes
+    /// Who receives the pushes
     #[arg(long, value_enum, default_value_t = Shape::One)]
     to: Shape,
-    /// With `--to many`, whose turn it is
+    /// With `--to many`, the order in which users get pushes
     #[arg(long, value_enum, default_value_t = Order::Turn)]
     order: Order,
     /// How to push
     #[arg(long, value_enum, default_value_t = Door::Json)]
     door: Door,
-    /// Callers that push at one time; by the stream door, pushes in flight. With --rate, the most of them
+    /// Callers that push at the same time; with `--door stream`, pushes in flight. With --rate, the maximum of either
     #[arg(short = 'c', long, value_name = "C", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     callers: Option<u32>,
-    /// Pushes a second, at times fixed beforehand; without it, each caller pushes when its last push was answered
+    /// Pushes a second, at times fixed in advance; without it, each caller pushes as soon as its last push was answered
     #[arg(short = 'r', long, value_name = "R", value_parser = rate)]
     rate: Option<f64>,
-    /// Pushes in one call by the batch door
+    /// Pushes in one call with `--door batch`
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..))]
     batch: u16,
-    /// Bytes of a message
+    /// The size of a message in bytes
     #[arg(long, value_name = "N", default_value_t = 32,
         value_parser = clap::value_parser!(u32).range(wire::MESSAGE_BYTES_MIN as i64..=1 << 20))]
     bytes: u32,
-    /// How many of a hundred clients stop reading once they are bound
+    /// The percentage of clients that stop reading once they are bound
     #[arg(long, value_name = "PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..100))]
     stalled: u32,
-    /// Push nothing: measure what open connections cost
+    /// Push nothing, only measure the cost of open connections
     #[arg(long, conflicts_with_all = ["rate", "callers", "door", "stalled", "plot", "warm_up"])]
     hold: bool,
-    /// Bind by the protocol of sessions, which needs --hold
+    /// Bind with the session protocol; needs --hold
     #[arg(long, requires = "hold")]
     session: bool,
     /// How long to measure
     #[arg(short = 'd', long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
     duration: Duration,
-    /// How long to push before that
+    /// How long to push before measuring
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = humantime::parse_duration)]
     warm_up: Duration,
-    /// How long to wait for what makes no progress: an opened client, a receipt that is missing
+    /// How long to wait without progress for clients to bind and for messages to arrive
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     patience: Duration,
-    /// The server's WebSocket door
+    /// The server's WebSocket URL
     #[arg(long, value_name = "URL", default_value = "ws://127.0.0.1:12345/ws")]
     url: String,
-    /// The server's push door, for gRPC without a path [default: the host of --url, and /push]
+    /// The server's push URL, for gRPC without a path [default: the host of --url, and /push]
     #[arg(long, value_name = "URL")]
     push_url: Option<String>,
-    /// An API key, where the server asks for one; an empty one is none
+    /// An API key, if the server requires one; an empty one counts as none
     #[arg(long, value_name = "KEY", env = "PUSHGATE_KEY", hide_env_values = true)]
     key: Option<String>,
-    /// The user; with `--to many`, what each user begins with
+    /// The user; with `--to many`, the prefix of all users
     #[arg(long, default_value = "bench", value_parser = NonEmptyStringValueParser::new())]
     user: String,
     /// The event to bind and push
     #[arg(long, default_value = "bench", value_parser = NonEmptyStringValueParser::new())]
     event: String,
-    /// The server's process, for its CPU and memory [default: the one that listens there, on this machine]
+    /// The server's process, to measure its CPU and memory [default: the process on this machine that listens at --url]
     #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
     pid: Option<i32>,
-    /// Measure memory per connection from so many clients on [default: an eighth of them]
+    /// Measure memory per connection from this many clients on [default: an eighth of --connections]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=CONNECTIONS_MAX))]
     memory_from: Option<u64>,
     /// Print one JSON object instead of the table
@@ -123,13 +123,13 @@ pub(super) struct Bench {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Door {
-    /// JSON `POST`, one kept connection for each caller
+    /// JSON `POST`, over one keep-alive connection for each caller
     Json,
-    /// Unary `Push`, or `Broadcast`, by one connection for all callers
+    /// Unary `Push` or `Broadcast`, over one connection for all callers
     Grpc,
-    /// `PushBatch`, by one connection for all callers
+    /// `PushBatch`, over one connection for all callers
     Batch,
-    /// One `PushStream`
+    /// A single `PushStream`
     Stream,
 }
 
@@ -139,15 +139,15 @@ enum Shape {
     One,
     /// A user for each connection
     Many,
-    /// Everyone bound to the event, by `Broadcast`
+    /// Everyone bound to the event, with `Broadcast`
     Broadcast,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Order {
-    /// One after the other
+    /// One after another
     Turn,
-    /// At random, the same in every run
+    /// Random, but the same in every run
     Random,
 }
 
@@ -174,8 +174,8 @@ impl Shape {
 
 impl Bench {
     pub(super) fn run(self) -> Outcome {
-        if let Err(wrong) = self.check() {
-            super::Cli::command().error(ErrorKind::ArgumentConflict, wrong).exit();
+        if let Err(conflict) = self.check() {
+            super::Cli::command().error(ErrorKind::ArgumentConflict, conflict).exit();
         }
         self.fit_open_files()?;
         let (address, path) = address(&self.url, "ws")?;
@@ -202,10 +202,10 @@ impl Bench {
         runtime.block_on(Run { bench: self, target, pid }.go(introduction))
     }
 
-    /// What clap cannot say: arguments that each are right but not together.
+    /// Checks for conflicts between arguments that clap cannot express.
     fn check(&self) -> Result<(), String> {
         if self.to == Shape::Broadcast && self.door != Door::Grpc && !self.hold {
-            return Err("`--to broadcast` needs `--door grpc`: no other door has broadcasts".to_owned());
+            return Err("`--to broadcast` needs `--door grpc`: only that one can broadcast".to_owned());
         }
         if self.order == Order::Random && self.to != Shape::Many {
             return Err("`--order` chooses among users, which needs `--to many`".to_owned());
@@ -219,8 +219,8 @@ impl Bench {
     fn fit_open_files(&self) -> Result<(), String> {
         let files = rlimit::increase_nofile_limit(rlimit::INFINITY)
             .map_err(|error| format!("cannot raise the limit of open files: {error}"))?;
-        // Each caller has a timer too.
-        let needed = self.connections + 2 * u64::from(self.callers()) + FILES_APART as u64;
+        // Each caller also uses a file for its timer.
+        let needed = self.connections + 2 * u64::from(self.callers()) + RESERVED_FILES as u64;
         if needed > files {
             return Err(format!(
                 "{} clients need {needed} open files, and this process may have {files}: raise the limit (`ulimit -Hn`), \
@@ -232,7 +232,7 @@ impl Bench {
     }
 
     fn callers(&self) -> u32 {
-        // In an open loop there must be one free when a push is due.
+        // With a rate, some caller must be free whenever a push is due.
         self.callers.unwrap_or(match (self.door, self.rate) {
             (Door::Stream, _) => 256,
             (_, None) => 1,
@@ -275,10 +275,10 @@ fn address_of_push(url: &str) -> Result<(SocketAddr, String), String> {
     Ok((address, if path == "/" { "/push".to_owned() } else { path }))
 }
 
-/// Where a URL of this scheme leads, and its path.
+/// Resolves a URL of this scheme to an address and a path.
 fn address(url: &str, scheme: &str) -> Result<(SocketAddr, String), String> {
     let Some(rest) = url.strip_prefix(scheme).and_then(|rest| rest.strip_prefix("://")) else {
-        return Err(format!("no address of a server: {url}: must begin with {scheme}://"));
+        return Err(format!("not a server address: {url}: must begin with {scheme}://"));
     };
     let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     let with_port = if host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) {
@@ -286,10 +286,10 @@ fn address(url: &str, scheme: &str) -> Result<(SocketAddr, String), String> {
     } else {
         format!("{host}:80")
     };
-    let found = with_port.to_socket_addrs().map_err(|error| format!("no address of a server: {url}: {error}"))?;
+    let found = with_port.to_socket_addrs().map_err(|error| format!("not a server address: {url}: {error}"))?;
     let found: Vec<_> = found.collect();
-    // Loopback servers of the gateway's default listen by IPv4 alone.
+    // Prefers IPv4, because by default the gateway listens on the IPv4 loopback address only.
     let address = found.iter().find(|address| address.is_ipv4()).or(found.first());
-    let address = *address.ok_or_else(|| format!("no address of a server: {url}"))?;
+    let address = *address.ok_or_else(|| format!("not a server address: {url}"))?;
     Ok((address, if path.is_empty() { "/".to_owned() } else { path.to_owned() }))
 }

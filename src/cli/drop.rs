@@ -10,7 +10,7 @@ use super::remote::Remote;
 pub(super) struct Drop {
     /// The user whose connections to close
     user: String,
-    /// Only connections bound to this event; without it, all of the user's
+    /// Close only connections bound to this event; without it, close all connections of the user
     event: Option<String>,
     #[command(flatten)]
     remote: Remote,

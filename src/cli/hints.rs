@@ -1,11 +1,11 @@
-//! What to try first, in words that work for whoever started this gateway.
+//! The hints printed at start: commands to try that match this gateway's configuration.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use pushgate::{Address, Config, Server};
 
-/// What the hints depend on.
+/// The settings that the hints depend on.
 pub(super) struct Hints {
     ws_path: String,
     push_path: String,
@@ -27,7 +27,7 @@ impl Hints {
         let Self { ws_path, push_path, tokens_file, push_keys_file } = self;
         let addresses = [server.address(), server.control_address()];
         if addresses.iter().any(|address| matches!(address, Address::Unix(_))) {
-            // What could be tried depends on which programs can reach a Unix socket.
+            // No commands are suggested, because not every program can reach a Unix socket.
             let [clients, control] = addresses;
             return format!("pushgate is up. Clients: {clients}   Services: {control}\nInterrupt to stop.\n");
         }
@@ -43,10 +43,10 @@ impl Hints {
                curl -d '{{\"userId\":\"{user}\",\"event\":\"mail\",\"message\":\"hello\"}}'{header} http://{control}{push_path}\n"
         );
         if let Some(file) = tokens_file {
-            text.push_str(&format!("TOKEN is one of those in {}, USER the user beside it.\n", file.display()));
+            text.push_str(&format!("TOKEN is one of the tokens in {}, and USER is its user.\n", file.display()));
         }
         if let Some(file) = push_keys_file {
-            text.push_str(&format!("KEY is one of those in {}.\n", file.display()));
+            text.push_str(&format!("KEY is one of the keys in {}.\n", file.display()));
         }
         if server.has_page() {
             text.push_str(&format!("Or open http://{control}/ in a browser.\n"));
@@ -56,7 +56,7 @@ impl Hints {
     }
 }
 
-/// What starts this program in a shell: its name where the PATH leads to it, else the way it was started.
+/// The shell command that starts this program: its name if it is on the PATH, otherwise its path.
 fn program() -> String {
     let Some(own) = std::env::current_exe().ok().and_then(|path| path.canonicalize().ok()) else {
         return "pushgate".to_owned();
@@ -77,7 +77,7 @@ fn find_on_path(name: &OsStr) -> Option<PathBuf> {
     std::env::split_paths(&folders).map(|folder| folder.join(name)).find(|path| path.is_file())
 }
 
-/// As one word of a shell.
+/// Quotes a word for the shell if needed.
 fn quoted(word: &str) -> String {
     let is_plain = word.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+".contains(c));
     if is_plain { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }

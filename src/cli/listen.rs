@@ -18,13 +18,13 @@ pub(super) struct Listen {
     #[arg(long, value_name = "TOKEN", env = "PUSHGATE_TOKEN", hide_env_values = true,
         value_parser = NonEmptyStringValueParser::new())]
     token: String,
-    /// The event to bind; give it again for more
+    /// The event to bind; repeat the flag to bind several
     #[arg(long = "event", value_name = "EVENT", required = true)]
     events: Vec<String>,
-    /// End after this many messages
+    /// Exit after this many messages
     #[arg(long, value_name = "N")]
     count: Option<u64>,
-    /// The gateway's WebSocket door
+    /// The gateway's WebSocket URL
     #[arg(long, value_name = "URL", default_value = "ws://127.0.0.1:12345/ws")]
     url: String,
 }
@@ -44,7 +44,7 @@ impl Listen {
             let bind = serde_json::json!({ "token": self.token, "event": event });
             socket.send(Message::text(bind.to_string())).await?;
         }
-        super::print::complain(&format!("listening to {}, interrupt to end", self.events.join(", ")));
+        super::print::complain(&format!("listening to {}, interrupt to stop", self.events.join(", ")));
         let mut left = self.count;
         while left != Some(0) {
             let message = tokio::select! {
@@ -65,7 +65,7 @@ impl Listen {
                 Some(Err(error)) => return Err(format!("the connection to the gateway broke: {error}").into()),
             };
             match printed {
-                // The reader has seen enough, as `head` has.
+                // The reader, such as `head`, wants no more.
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,
                 printed => printed?,
             }
@@ -76,12 +76,12 @@ impl Listen {
     }
 }
 
-/// Why there is no connection: what the gateway answered, told from what broke on the way to it.
+/// Describes why there is no connection. A refusal by the server reads differently from a failure to reach it.
 fn unreachable(url: &str, error: &WsError) -> String {
     match error {
         WsError::Http(answer) => {
             let body = answer.body().as_deref().map(String::from_utf8_lossy).unwrap_or_default();
-            format!("what answers at {url} refused with {}: {}", answer.status(), body.trim())
+            format!("the server at {url} refused with {}: {}", answer.status(), body.trim())
         }
         WsError::Url(UrlError::TlsFeatureNotEnabled) => format!(
             "cannot reach a gateway at {url}: this command does not speak TLS; give the address of the gateway itself, \

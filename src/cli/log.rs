@@ -1,5 +1,5 @@
-//! Log lines on their way to standard error. A line can be lost, which is counted and said; no line decides anything,
-//! and none waits for its reader.
+//! Writes log lines to standard error. A line can be lost; lost lines are counted and reported. Logging never blocks on
+//! a slow reader and never affects what the gateway does.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{self, ErrorKind, IsTerminal, Write};
@@ -15,16 +15,17 @@ use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuild
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Lines that wait for a reader; what comes on top is lost. At a few hundred bytes a line, about two MiB.
+/// The maximum number of lines that wait to be written. Further lines are lost. At a few hundred bytes per line, the
+/// queue takes about 2 MiB.
 const QUEUE_LINES_MAX: usize = 8192;
 
-/// How long the end of the process waits for the last lines to be taken.
+/// How long the process waits at its end for the last lines to be written.
 const LAST_LINES_PATIENCE: Duration = Duration::from_secs(1);
 
-/// A loss is said at most this often, so that a slow reader gets lines and not only losses.
-const LOSSES_TOLD_EVERY: Duration = Duration::from_secs(1);
+/// The minimum time between two reports of lost lines, so that a slow reader gets lines and not only reports.
+const LOSS_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long writing rests where standard error is a pipe that does not block and is full.
+/// How long to pause before writing again when standard error is a full, non-blocking pipe.
 const FULL_PAUSE: Duration = Duration::from_millis(10);
 
 /// The log of this process.
@@ -33,7 +34,7 @@ pub(super) struct Log {
     counts: Arc<Counts>,
 }
 
-/// What became of the lines.
+/// Counts of lines since the start.
 #[derive(Default)]
 struct Counts {
     /// Lines that were logged.
@@ -42,7 +43,7 @@ struct Counts {
     left: AtomicU64,
     /// Lines that could not be written.
     failed: AtomicU64,
-    /// Lines that found the queue full.
+    /// Counts the lines that were lost because the queue was full.
     dropped: OnceLock<ErrorCounter>,
 }
 
@@ -61,35 +62,37 @@ impl Counts {
 }
 
 impl Log {
-    /// Logs what the config asks for from here on, panics included.
+    /// Starts logging as the config says, including panics.
     pub(super) fn start(config: &Config) -> Self {
         let counts = Arc::new(Counts::default());
         let writer = Writer::new(io::stderr(), config.log_format, counts.clone());
         let queue = NonBlockingBuilder::default().buffered_lines_limit(QUEUE_LINES_MAX).thread_name("log");
         let (lines, guard) = queue.finish(writer);
-        // Its drop prints to standard output when the queue is full, which can block or panic. `finish` does its work.
+        // When the queue is full, the guard's drop prints to standard output, which can block or panic. `finish`
+        // replaces it.
         std::mem::forget(guard);
         let _first = counts.dropped.set(lines.error_counter());
         let queue = Queue { lines, counts: counts.clone() };
-        // Validated with the rest of the config, so this cannot fall back.
+        // The filter was validated with the rest of the config, so nothing in it is ignored here.
         let filter = EnvFilter::builder().parse_lossy(&config.log);
-        // Without internal errors: they are printed to standard error, past the queue.
+        // Internal errors are turned off, because they would be printed to standard error directly and not through the
+        // queue.
         let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(queue).log_internal_errors(false);
         match config.log_format {
             LogFormat::Text => lines.with_ansi(io::stderr().is_terminal()).init(),
             LogFormat::Json => lines.json().init(),
         }
-        // The usual hook writes to standard error itself.
+        // The default hook would write to standard error directly.
         std::panic::set_hook(Box::new(log_panic));
         Self { counts }
     }
 
-    /// How many lines were lost so far.
+    /// The number of lines lost so far.
     pub(super) fn lost(&self) -> u64 {
         self.counts.lost()
     }
 
-    /// Waits until the lines so far are taken, or have had their time.
+    /// Waits until all lines so far are written, but at most [`LAST_LINES_PATIENCE`].
     pub(super) fn finish(&self) {
         let deadline = Instant::now() + LAST_LINES_PATIENCE;
         while !self.counts.is_empty() && Instant::now() < deadline {
@@ -98,7 +101,8 @@ impl Log {
     }
 }
 
-/// Says where it happened. The text only where it is a literal: a formatted one may hold what must not be logged.
+/// Logs a panic and its location. Logs the panic's text only if it is a literal, because a formatted text may contain a
+/// secret.
 fn log_panic(panic: &PanicHookInfo<'_>) {
     let location = panic.location().map(tracing::field::display);
     let text = panic.payload().downcast_ref::<&'static str>().copied();
@@ -108,7 +112,7 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
     error!(location, text, thread = thread.name(), backtrace, "panicked");
 }
 
-/// The end of the queue that lines are logged to.
+/// The input end of the queue.
 #[derive(Clone)]
 struct Queue {
     lines: NonBlocking,
@@ -134,35 +138,35 @@ impl<'a> MakeWriter<'a> for Queue {
     }
 }
 
-/// The end of the queue that writes, in a thread of its own. It is given one line at a time, and never fails.
+/// The output end of the queue. Runs in its own thread, gets one line at a time and never returns an error.
 struct Writer<W> {
     out: W,
     format: LogFormat,
     counts: Arc<Counts>,
-    /// How many losses were said, and when.
-    told: u64,
-    told_at: Option<Instant>,
-    /// Whether the last line was cut short.
+    /// How many lost lines were reported, and when the last report was.
+    reported: u64,
+    reported_at: Option<Instant>,
+    /// Whether the last line was written only in part.
     is_torn: bool,
 }
 
 impl<W: Write> Writer<W> {
     fn new(out: W, format: LogFormat, counts: Arc<Counts>) -> Self {
-        Self { out, format, counts, told: 0, told_at: None, is_torn: false }
+        Self { out, format, counts, reported: 0, reported_at: None, is_torn: false }
     }
 
-    /// Says what was lost since the last time it was said.
-    fn tell_losses(&mut self) -> bool {
+    /// Reports the lines lost since the last report. Returns `false` if the report could not be written.
+    fn report_losses(&mut self) -> bool {
         let lost = self.counts.lost();
-        let is_due = self.told_at.is_none_or(|told_at| told_at.elapsed() >= LOSSES_TOLD_EVERY);
-        if lost == self.told || !is_due {
+        let is_due = self.reported_at.is_none_or(|reported_at| reported_at.elapsed() >= LOSS_REPORT_INTERVAL);
+        if lost == self.reported || !is_due {
             return true;
         }
-        let is_told = self.put(loss(self.format, lost - self.told).as_bytes());
-        if is_told {
-            (self.told, self.told_at) = (lost, Some(Instant::now()));
+        let is_written = self.put(loss_report(self.format, lost - self.reported).as_bytes());
+        if is_written {
+            (self.reported, self.reported_at) = (lost, Some(Instant::now()));
         }
-        is_told
+        is_written
     }
 
     fn put(&mut self, line: &[u8]) -> bool {
@@ -186,7 +190,7 @@ impl<W: Write> Writer<W> {
 
 impl<W: Write> Write for Writer<W> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if !self.tell_losses() || !self.put(line) {
+        if !self.report_losses() || !self.put(line) {
             self.counts.failed.fetch_add(1, Ordering::Relaxed);
         }
         self.counts.left.fetch_add(1, Ordering::Release);
@@ -198,8 +202,8 @@ impl<W: Write> Write for Writer<W> {
     }
 }
 
-/// The line that says how many were lost, as the other lines are.
-fn loss(format: LogFormat, lines: u64) -> String {
+/// The line that reports lost lines, in the same format as the other lines.
+fn loss_report(format: LogFormat, lines: u64) -> String {
     let (time, message) = (humantime::format_rfc3339_micros(SystemTime::now()), "log lines were lost");
     let target = module_path!();
     match format {
@@ -218,7 +222,7 @@ fn loss(format: LogFormat, lines: u64) -> String {
 mod tests {
     use super::*;
 
-    /// Takes so many bytes, and then fails until it is mended.
+    /// Takes `room` bytes, then fails until it is given more room.
     #[derive(Default)]
     struct Disk {
         text: Vec<u8>,
@@ -239,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_cannot_be_written_are_counted_and_said_once_lines_go_again() {
+    fn lines_that_cannot_be_written_are_counted_and_reported_once_writing_works_again() {
         for format in [LogFormat::Text, LogFormat::Json] {
             let counts = Arc::new(Counts::default());
             let mut writer = Writer::new(Disk { room: 10, ..Disk::default() }, format, counts.clone());

@@ -1,5 +1,5 @@
-//! What a command prints, beside its log. Where printing is not what the command is for, it can fail or hang, and
-//! nothing else changes.
+//! The output of commands, apart from the log. If output is not the purpose of a command, the command is not affected
+//! when printing fails or hangs.
 
 use std::io::{self, ErrorKind, Write};
 use std::sync::mpsc;
@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use super::Outcome;
 
-/// How long a note waits for its reader.
+/// How long to wait for the reader of a note.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Prints what the command is for, and takes it as it is when the reader has seen enough, as `head` has.
+/// Prints output that is the purpose of the command. It is not an error if the reader, such as `head`, wants no more.
 pub(super) fn product(bytes: &[u8]) -> Outcome {
     match write(&mut io::stdout(), bytes) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(format!("cannot print: {error}").into()),
@@ -19,12 +19,12 @@ pub(super) fn product(bytes: &[u8]) -> Outcome {
     }
 }
 
-/// Prints what came of it, a line. What was done is done, whether or not it can be said.
+/// Prints the result of a command as one line. Ignores errors, because the command itself has already succeeded.
 pub(super) fn result(line: &str) {
-    let _said = write(&mut io::stdout(), format!("{line}\n").as_bytes());
+    let _ignored = write(&mut io::stdout(), format!("{line}\n").as_bytes());
 }
 
-/// A note on standard output on its way to a reader, who may be away or asleep.
+/// A note that is being printed in its own thread, because its reader may be gone or stuck.
 pub(super) struct Note(mpsc::Receiver<()>);
 
 impl Note {
@@ -35,21 +35,21 @@ impl Note {
     fn to<W: Write>(open: impl FnOnce() -> W + Send + 'static, text: String) -> Self {
         let (done, note) = mpsc::channel();
         let printing = move || {
-            let _said = write(&mut open(), text.as_bytes());
+            let _ignored = write(&mut open(), text.as_bytes());
             let _nobody_waits = done.send(());
         };
-        // Without a thread it is not said.
-        let _not_said = thread::Builder::new().name("note".to_owned()).spawn(printing);
+        // If no thread can be started, the note is not printed.
+        let _ignored = thread::Builder::new().name("note".to_owned()).spawn(printing);
         Self(note)
     }
 
-    /// Waits until it is printed or cannot be, but not for long.
+    /// Waits until the note is printed or has failed, but at most [`PATIENCE`].
     pub(super) fn wait(self) {
-        let _said = self.0.recv_timeout(PATIENCE);
+        let _ignored = self.0.recv_timeout(PATIENCE);
     }
 }
 
-/// Says something on standard error, a line.
+/// Prints one line on standard error.
 pub(super) fn complain(line: &str) {
     Note::to(io::stderr, format!("{line}\n")).wait();
 }

@@ -19,39 +19,39 @@ pub(super) struct Push {
     event: String,
     /// The message; `-` reads it from standard input
     message: String,
-    /// How far to follow the message before answering
+    /// How far to follow the message before the command returns
     #[arg(long, value_enum, default_value_t = WaitFor::Accepted)]
     wait_for: WaitFor,
-    /// Keep the message this long for those who are not connected, such as 10m
+    /// Keep the message this long for clients that are not connected, such as 10m
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     ttl: Option<Duration>,
-    /// Exit with 3 when nobody has the message: no connection took it and nothing is held; with `--wait-for written` or
-    /// `acked`, none was written to or acknowledged
+    /// Exit with 3 when nobody has the message: no connection took it and nothing is held; with `--wait-for written`,
+    /// it was written to no connection; with `--wait-for acked`, no client acknowledged it
     #[arg(long)]
     fail_if_none: bool,
     #[command(flatten)]
     remote: Remote,
 }
 
-/// What `--fail-if-none` fails with.
+/// The error of `--fail-if-none`.
 #[derive(Debug)]
-pub(super) struct NobodyHasIt(&'static str);
+pub(super) struct NoReceiver(&'static str);
 
-impl fmt::Display for NobodyHasIt {
+impl fmt::Display for NoReceiver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.0)
     }
 }
 
-impl Error for NobodyHasIt {}
+impl Error for NoReceiver {}
 
 #[derive(Clone, Copy, ValueEnum)]
 enum WaitFor {
-    /// It is in the connections' outboxes
+    /// The message is in the connections' outboxes
     Accepted,
-    /// It was handed to the kernel
+    /// The message was handed to the kernel
     Written,
-    /// The clients that can said that they have it
+    /// All clients that can acknowledge have acknowledged the message
     Acked,
 }
 
@@ -78,23 +78,23 @@ impl Push {
         let response = self
             .remote
             .call(|mut client, caller| async move { Ok(client.push(caller.request(push)).await?.into_inner()) })?;
-        super::print::result(&told(&response));
-        let none = if self.fail_if_none { nobody(&response, wait_for) } else { None };
+        super::print::result(&summary(&response));
+        let none = if self.fail_if_none { no_receiver(&response, wait_for) } else { None };
         none.map_or(Ok(()), |none| Err(none.into()))
     }
 }
 
-/// Whether nobody has the message as far as it was to get.
-fn nobody(response: &PushResponse, wait_for: Level) -> Option<NobodyHasIt> {
+/// The error if the message reached the requested level on no connection.
+fn no_receiver(response: &PushResponse, wait_for: Level) -> Option<NoReceiver> {
     let (count, none) = match wait_for {
         Level::Acked => (response.acked, "no client acknowledged the message"),
         Level::Written => (response.written, "the message was written to no connection"),
         _ => (response.accepted + response.held, "no connection took the message"),
     };
-    (count == 0).then_some(NobodyHasIt(none))
+    (count == 0).then_some(NoReceiver(none))
 }
 
-fn told(response: &PushResponse) -> String {
+fn summary(response: &PushResponse) -> String {
     let connections = if response.matched == 1 { "connection" } else { "connections" };
     let mut text = format!(
         "accepted by {} of {} {connections}, message {}",

@@ -1,4 +1,4 @@
-//! A running gateway, as `push` and `drop` reach it.
+//! The connection of `push` and `drop` to a running gateway.
 
 use std::error::Error;
 use std::time::Duration;
@@ -10,23 +10,23 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, TimeoutExpired};
 
-/// How long a call may take, and the way to the gateway before it.
+/// The time limit of connecting to the gateway, and of the call after it.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Where the gateway is, and the key to its push doors.
+/// The gateway's address and an API key.
 #[derive(Args)]
 pub(super) struct Remote {
     /// The gateway's control address, as a URL, HOST:PORT or unix:/path
     #[arg(long, value_name = "URL", env = "PUSHGATE_ADDRESS", default_value = "http://127.0.0.1:12345",
         value_parser = NonEmptyStringValueParser::new())]
     address: String,
-    /// An API key, where the gateway asks for one; an empty one is none
+    /// An API key, if the gateway requires one; an empty one counts as none
     #[arg(long, value_name = "KEY", env = "PUSHGATE_KEY", hide_env_values = true)]
     key: Option<String>,
 }
 
 impl Remote {
-    /// Makes one call on a runtime of its own, within ten seconds.
+    /// Connects and makes one call, on a runtime of its own. Each of the two may take [`PATIENCE`].
     pub(super) fn call<T, F>(
         self,
         call: impl FnOnce(PushServiceClient<Channel>, Caller) -> F,
@@ -40,14 +40,14 @@ impl Remote {
         let address = self.address;
         let url = url(&address)?;
         let endpoint = Endpoint::from_shared(url)
-            .map_err(|error| format!("no address of a gateway: {address}: {error}"))?
+            .map_err(|error| format!("not a gateway address: {address}: {error}"))?
             .connect_timeout(PATIENCE);
         super::serve::runtime()?.block_on(async {
             let channel = endpoint
                 .connect()
                 .await
                 .map_err(|error| format!("cannot reach a gateway at {address}: {}", super::chain(&error)))?;
-            call(PushServiceClient::new(channel), caller).await.map_err(|status| described(&address, &status).into())
+            call(PushServiceClient::new(channel), caller).await.map_err(|status| describe(&address, &status).into())
         })
     }
 }
@@ -63,12 +63,12 @@ fn url(address: &str) -> Result<String, String> {
              itself, as http://{rest}"
         )),
         Some(_) => {
-            Err(format!("no address of a gateway: {address}: must be HOST:PORT, unix:/path or begin with http://"))
+            Err(format!("not a gateway address: {address}: must be HOST:PORT, unix:/path or begin with http://"))
         }
     }
 }
 
-/// Who calls.
+/// The credentials of the caller.
 pub(super) struct Caller {
     key: Option<MetadataValue<Ascii>>,
 }
@@ -84,24 +84,24 @@ impl Caller {
     }
 }
 
-/// What the gateway answered, told from what broke on the way to it.
-fn described(address: &str, status: &Status) -> String {
-    // A status that came from the other side has no cause on this one.
+/// Describes a failed call. An error that the gateway returned reads differently from a failure to reach it.
+fn describe(address: &str, status: &Status) -> String {
+    // A status that the server sent has no local cause.
     let Some(cause) = status.source() else {
         let (code, message) = (status.code(), status.message());
-        // tonic's words for an answer that is not one of gRPC.
+        // These are tonic's texts for a response that is not gRPC.
         let is_grpc = !message.starts_with("grpc-status header missing") && !message.contains("missing grpc-status");
         return if is_grpc {
             format!("the gateway answered {code:?}: {message}")
         } else {
-            format!("what answered at {address} is no gateway: {message}")
+            format!("the server at {address} is not a gateway: {message}")
         };
     };
     if is_timeout(cause) {
         return format!("no answer from a gateway at {address} within {}", humantime::format_duration(PATIENCE));
     }
     let text = super::chain(cause);
-    // Whoever speaks HTTP/1 or TLS sends bytes that make no frame.
+    // A server that speaks HTTP/1 or TLS sends bytes that are not a valid HTTP/2 frame.
     let guess = if text.contains("frame with invalid size") { " (is it HTTP/2 without TLS?)" } else { "" };
     format!("no answer from a gateway at {address}{guess}: {text}")
 }

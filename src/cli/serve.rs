@@ -1,4 +1,4 @@
-//! `pushgate serve`: the life of the process.
+//! `pushgate serve`: starts, runs and stops the gateway process.
 
 use std::convert::Infallible;
 use std::io;
@@ -15,8 +15,8 @@ use super::print::Note;
 use super::systemd::Systemd;
 use super::{Outcome, Settings};
 
-/// Files for what is neither a client nor a caller: listeners, logs, configuration, the runtime.
-const FILES_APART: usize = 64;
+/// Open files reserved for everything but clients and callers: listeners, logs, configuration, the runtime.
+const RESERVED_FILES: usize = 64;
 
 pub(super) fn run(settings: Settings) -> Outcome {
     let loaded = settings.load()?;
@@ -24,7 +24,7 @@ pub(super) fn run(settings: Settings) -> Outcome {
     survive_full_files(&runtime)?;
     let log = Log::start(&loaded.config);
     for name in &loaded.unknown_environment {
-        warn!(name, "this environment variable is no setting and is ignored");
+        warn!(name, "this environment variable is not a setting and is ignored");
     }
     let mut config = loaded.config;
     fit_open_files(&mut config);
@@ -35,13 +35,13 @@ pub(super) fn run(settings: Settings) -> Outcome {
     outcome
 }
 
-/// A log file that may not grow is an error of its write, as on a full disk. Left alone, the kernel's signal for it would
-/// end the process at the first such line.
+/// Handles `SIGXFSZ`. The kernel sends it when the log file reaches the limit on file size, and by default it ends the
+/// process. With a handler, the write only fails, as on a full disk.
 fn survive_full_files(runtime: &Runtime) -> io::Result<()> {
-    /// `SIGXFSZ` where it is not known by name: the same number on all systems that this is built for.
+    /// `SIGXFSZ`, which tokio does not know by name. The number is the same on all systems that this is built for.
     const FILE_SIZE_EXCEEDED: i32 = 25;
     let _entered = runtime.enter();
-    // The handler stays when this is dropped, and does nothing.
+    // The handler stays installed after the `Signal` is dropped, and does nothing.
     signal(SignalKind::from_raw(FILE_SIZE_EXCEEDED)).map(drop)
 }
 
@@ -52,7 +52,7 @@ pub(super) fn runtime() -> io::Result<Runtime> {
 async fn serve(config: Config, log: &Log, systemd: &Systemd) -> Outcome {
     let prints_hints = config.log_format == LogFormat::Text;
     let hints = Hints::new(&config);
-    // From here on these signals are ours to act on, not the end of the process.
+    // From here on these signals no longer end the process.
     let mut stop_signals =
         StopSignals { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? };
     let hangup = signal(SignalKind::hangup())?;
@@ -73,7 +73,7 @@ async fn serve(config: Config, log: &Log, systemd: &Systemd) -> Outcome {
     };
     let report = tokio::select! {
         report = server.run(async { stopped.await.unwrap_or_default() }) => report,
-        // In this task, as all that must not end before the gateway does.
+        // These run in this task, so that they cannot end before the gateway does.
         never = reload_on_hangup(hangup, &gateway, systemd) => match never {},
         never = systemd.keep_alive() => match never {},
         () = second_signal => {
@@ -104,14 +104,14 @@ impl StopSignals {
     }
 }
 
-/// Reads tokens and push keys again on each SIGHUP. A file with a mistake is logged, and what it said before holds.
+/// Reloads tokens and push keys on each SIGHUP. If a file has an error, logs it; the previous content stays in use.
 async fn reload_on_hangup(mut hangup: Signal, gateway: &Gateway, systemd: &Systemd) -> Infallible {
     while hangup.recv().await.is_some() {
         systemd.reloading();
         let errors = gateway.reload().await;
         systemd.ready();
         for error in &errors {
-            error!(error = super::chain(error), "not reloaded, what this file said before still holds");
+            error!(error = super::chain(error), "not reloaded, the previous content of this file stays in use");
         }
         if errors.is_empty() {
             info!("reloaded");
@@ -120,8 +120,8 @@ async fn reload_on_hangup(mut hangup: Signal, gateway: &Gateway, systemd: &Syste
     std::future::pending().await
 }
 
-/// Raises the limit of open files as far as it goes, and lowers the limits of connections to what fits under it: a
-/// client over a limit is told so, one over the number of files just hangs.
+/// Raises the limit of open files to its maximum and lowers the connection limits to fit. A client past a connection
+/// limit gets an answer, but a client past the limit of open files would just hang.
 fn fit_open_files(config: &mut Config) {
     let files = match rlimit::increase_nofile_limit(rlimit::INFINITY) {
         Ok(files) => usize::try_from(files).unwrap_or(usize::MAX),
@@ -132,19 +132,22 @@ fn fit_open_files(config: &mut Config) {
     }
     config.http_connections_max = config.http_connections_max.min(files / 8).max(1);
     config.control_http_connections_max = config.control_http_connections_max.min(files / 16).max(1);
-    let apart = files_needed(config) - config.connections_max;
-    config.connections_max = config.connections_max.min(files.saturating_sub(apart)).max(1);
+    let others = files_needed(config) - config.connections_max;
+    config.connections_max = config.connections_max.min(files.saturating_sub(others)).max(1);
     info!(
         files,
         connections_max = config.connections_max,
         http_connections_max = config.http_connections_max,
         control_http_connections_max = config.control_http_connections_max,
-        "limits of connections lowered to what the limit of open files allows"
+        "connection limits lowered to fit the limit of open files"
     );
 }
 
-/// Files with all limits of connections reached, so that none of them can take what another was promised.
+/// The number of open files with all connection limits reached, so that no kind of connection can use up another's
+/// files.
 fn files_needed(config: &Config) -> usize {
     let control = if config.control_listen.is_some() { config.control_http_connections_max } else { 0 };
-    [config.connections_max, config.http_connections_max, control].into_iter().fold(FILES_APART, usize::saturating_add)
+    [config.connections_max, config.http_connections_max, control]
+        .into_iter()
+        .fold(RESERVED_FILES, usize::saturating_add)
 }

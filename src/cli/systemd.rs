@@ -1,5 +1,5 @@
-//! Tells systemd, or whoever set `NOTIFY_SOCKET`, how far the process is. Without one it does nothing; with one that does
-//! not take what it is told, nothing waits for it.
+//! Notifies systemd, or whichever supervisor set `NOTIFY_SOCKET`, of the state of the process. Does nothing if the
+//! variable is not set. The gateway never waits for a supervisor that does not read its notifications.
 
 use std::convert::Infallible;
 use std::io;
@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-/// Messages that wait for systemd; what comes on top is not told.
+/// The maximum number of queued notifications. Further ones are dropped.
 const MESSAGES_MAX: usize = 16;
 
-/// How long the end of the process waits for systemd to take the last message.
+/// How long the process waits at its end for systemd to read the last notification.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How far the process is.
+/// A notification of the state of the process.
 #[derive(Clone, Copy)]
 enum Message {
     Ready,
@@ -24,70 +24,71 @@ enum Message {
     Alive,
 }
 
-/// The way to systemd.
+/// The connection to systemd.
 pub(super) struct Systemd {
     messages: SyncSender<Message>,
-    told: Receiver<()>,
+    done: Receiver<()>,
 }
 
 impl Systemd {
     pub(super) fn new() -> Self {
         let (messages, queue) = mpsc::sync_channel(MESSAGES_MAX);
-        let (done, told) = mpsc::channel::<()>();
-        // A thread of its own, because a socket whose reader sleeps holds up its writer. Without one nothing is told.
-        let _not_told = thread::Builder::new().name("systemd".to_owned()).spawn(move || {
-            let _dropped_at_the_end = done;
+        let (finished, done) = mpsc::channel::<()>();
+        // Uses its own thread, because a socket blocks its writer while the reader is stuck. If no thread can be
+        // started, nothing is sent.
+        let _ignored = thread::Builder::new().name("systemd".to_owned()).spawn(move || {
+            let _dropped_at_the_end = finished;
             for message in queue {
-                let _not_taken = tell(message);
+                let _ignored = notify(message);
             }
         });
-        Self { messages, told }
+        Self { messages, done }
     }
 
-    /// The listeners are open.
+    /// Reports that the listeners are open.
     pub(super) fn ready(&self) {
-        self.tell(Message::Ready);
+        self.send(Message::Ready);
     }
 
-    /// Files are being read again, until [`Systemd::ready`].
+    /// Reports that files are being reloaded, until [`Systemd::ready`].
     pub(super) fn reloading(&self) {
-        self.tell(Message::Reloading);
+        self.send(Message::Reloading);
     }
 
-    /// The gateway was told to stop.
+    /// Reports that the gateway is stopping.
     pub(super) fn stopping(&self) {
-        self.tell(Message::Stopping);
+        self.send(Message::Stopping);
     }
 
-    /// Says as often as systemd wants to hear it that the runtime is alive, for ever.
+    /// Reports that the runtime is alive, as often as systemd's watchdog requires. Never returns.
     pub(super) async fn keep_alive(&self) -> Infallible {
         if let Some(limit) = sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero()) {
             let mut interval = tokio::time::interval(limit / 2);
             loop {
                 interval.tick().await;
-                // Proof that the runtime's workers still take up tasks.
+                // Proves that the runtime's workers still run tasks.
                 let _ended = tokio::spawn(async {}).await;
-                self.tell(Message::Alive);
+                self.send(Message::Alive);
             }
         }
         std::future::pending().await
     }
 
-    /// Waits until the last message is taken, but not for long.
+    /// Waits until the last notification is sent, but at most [`PATIENCE`].
     pub(super) fn finish(self) {
         drop(self.messages);
-        let _taken = self.told.recv_timeout(PATIENCE);
+        let _ignored = self.done.recv_timeout(PATIENCE);
     }
 
-    fn tell(&self, message: Message) {
+    fn send(&self, message: Message) {
         let _too_many = self.messages.try_send(message);
     }
 }
 
-fn tell(message: Message) -> io::Result<()> {
+fn notify(message: Message) -> io::Result<()> {
     match message {
         Message::Ready => sd_notify::notify(&[NotifyState::Ready]),
-        // In one message, as `Type=notify-reload` asks for.
+        // Both fields go in one notification, as `Type=notify-reload` requires.
         Message::Reloading => sd_notify::notify(&[NotifyState::Reloading, NotifyState::monotonic_usec_now()?]),
         Message::Stopping => sd_notify::notify(&[NotifyState::Stopping]),
         Message::Alive => sd_notify::notify(&[NotifyState::Watchdog]),

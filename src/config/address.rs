@@ -1,22 +1,22 @@
-//! An address to listen on, as people write it.
+//! An address to listen on, and its text form.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::net::SocketAddr as UnixAddress;
 use std::path::PathBuf;
 
-/// Where a gateway listens.
+/// An address that a gateway listens on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
-    /// An address and a port; port 0 is any that is free.
+    /// A TCP address and port. Port 0 stands for any free port.
     Tcp(SocketAddr),
-    /// A Unix socket by the path of its file. Peers on it have the address `127.0.0.1:0`.
+    /// A Unix socket, by the path of its file. Its peers have the address `127.0.0.1:0`.
     Unix(PathBuf),
 }
 
 impl Address {
-    /// Reads `127.0.0.1:12345`, `localhost:12345`, `:12345` or `unix:/path`. No name is looked up: `localhost` is
-    /// 127.0.0.1, so that it means the same everywhere.
+    /// Parses `127.0.0.1:12345`, `localhost:12345`, `:12345` or `unix:/path`. No name is looked up. `localhost` is
+    /// always 127.0.0.1, so that it means the same on every machine.
     pub(super) fn read(text: &str) -> Option<Self> {
         if let Some(path) = text.strip_prefix("unix:") {
             return path.starts_with('/').then(|| Self::Unix(path.into()));
@@ -28,7 +28,7 @@ impl Address {
         }
     }
 
-    /// Whether the system can have a socket there: it keeps the path in a field of fixed size.
+    /// Whether the path of a Unix socket is short enough. The system stores it in a field of fixed size.
     pub(super) fn can_be_bound(&self) -> bool {
         match self {
             Self::Tcp(_) => true,
@@ -36,7 +36,7 @@ impl Address {
         }
     }
 
-    /// Whether only this machine reaches it.
+    /// Whether only this machine can reach the address.
     pub(crate) fn is_loopback(&self) -> bool {
         match self {
             Self::Tcp(address) => address.ip().is_loopback(),
@@ -44,12 +44,12 @@ impl Address {
         }
     }
 
-    /// Whether it is the same each time it is listened on.
+    /// Whether the address is the same each time the gateway listens, which port 0 is not.
     pub(super) fn is_fixed(&self) -> bool {
         !matches!(self, Self::Tcp(address) if address.port() == 0)
     }
 
-    /// Its IP address and port, of a Unix socket those that its peers have.
+    /// The IP address and port. For a Unix socket, those of its peers.
     pub(crate) fn ip_address(&self) -> SocketAddr {
         match self {
             Self::Tcp(address) => *address,
@@ -58,7 +58,7 @@ impl Address {
     }
 }
 
-/// What stands for a peer on a Unix socket, which has no address: it is on this machine.
+/// The address used for a peer on a Unix socket. Such a peer has no address of its own, but is on this machine.
 pub(crate) const UNIX_PEER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 impl From<SocketAddr> for Address {

@@ -1,4 +1,5 @@
-//! Where settings come from: flags over environment over file over defaults, and every mistake told at once.
+//! Loads the settings. Flags override the environment, the environment overrides the file, and the file overrides the
+//! defaults. All mistakes are reported at once.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -10,7 +11,7 @@ use super::{Config, SETTINGS};
 /// Where a setting's value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// Nobody set it.
+    /// The setting was not set.
     Default,
     /// The config file.
     File(PathBuf),
@@ -31,7 +32,7 @@ impl fmt::Display for Source {
     }
 }
 
-/// One thing wrong with the settings: the key, the value, and what would be right.
+/// One mistake in the settings: the key, the value and what would be valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistake {
     name: String,
@@ -45,7 +46,7 @@ impl Mistake {
         Self { name: name.to_owned(), value, expected: expected.to_owned(), source: Source::Default }
     }
 
-    /// The setting.
+    /// The name of the setting.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -65,7 +66,7 @@ impl fmt::Display for Mistake {
     }
 }
 
-/// Everything that is wrong with the settings, a line each.
+/// All mistakes in the settings, one per line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Invalid(Vec<Mistake>);
 
@@ -74,7 +75,7 @@ impl Invalid {
         if mistakes.is_empty() { Ok(()) } else { Err(Self(mistakes)) }
     }
 
-    /// The mistakes, one for each setting or unknown key that is wrong.
+    /// The mistakes, one for each wrong setting or unknown key.
     #[must_use]
     pub fn mistakes(&self) -> &[Mistake] {
         &self.0
@@ -90,25 +91,25 @@ impl fmt::Display for Invalid {
 
 impl std::error::Error for Invalid {}
 
-/// A valid configuration, and where each of its values came from.
+/// A valid configuration with the source of each value.
 #[derive(Clone, Debug)]
 pub struct Loaded {
     /// The settings.
     pub config: Config,
     sources: HashMap<&'static str, Source>,
-    /// Environment variables that start with `PUSHGATE_` and are no setting. Not a mistake: Kubernetes sets such
-    /// variables for a service that is named pushgate.
+    /// Environment variables that start with `PUSHGATE_` but are not a setting. They are not a mistake, because
+    /// Kubernetes sets such variables for a service named pushgate.
     pub unknown_environment: Vec<String>,
 }
 
-/// Variables that the command reads besides the settings.
+/// Environment variables that the command reads and that are not settings.
 const OTHER_VARIABLES: [&str; 4] = ["PUSHGATE_CONFIG", "PUSHGATE_ADDRESS", "PUSHGATE_KEY", "PUSHGATE_TOKEN"];
 
 impl Loaded {
-    /// Reads the file, then the environment, then the flags; each overrides the one before.
+    /// Reads the file, then the environment, then the flags. Each overrides the ones before.
     ///
     /// # Errors
-    /// Every mistake of every source at once, with the key, the value and what would be right.
+    /// Reports all mistakes of all sources at once, each with the key, the value and what would be valid.
     pub fn new(
         file: Option<&Path>,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
@@ -135,7 +136,7 @@ impl Loaded {
                     Ok(value) => layers.set(&setting, &toml::Value::String(value), Source::Environment(name)),
                     Err(value) => {
                         let shown = toml::Value::String(value.to_string_lossy().into_owned());
-                        layers.wrong(&setting, &shown, "must be UTF-8".to_owned(), Source::Environment(name));
+                        layers.report(&setting, &shown, "must be UTF-8".to_owned(), Source::Environment(name));
                     }
                 }
             } else if !OTHER_VARIABLES.contains(&name.as_str()) {
@@ -155,7 +156,7 @@ impl Loaded {
         self.sources.get(name).unwrap_or(&Source::Default)
     }
 
-    /// The settings as a TOML file that says what each is for and where its value came from.
+    /// The settings as a TOML file, with the documentation and the source of each.
     #[must_use]
     pub fn print(&self) -> String {
         let mut text = String::new();
@@ -182,17 +183,17 @@ struct Layers {
 impl Layers {
     fn file(&mut self, path: &Path) {
         let source = Source::File(path.to_owned());
-        let mut whole = |problem: String| {
+        let mut report = |problem: String| {
             let mistake = Mistake::new("config", path.display().to_string(), &problem);
             self.mistakes.push(mistake);
         };
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
-            Err(error) => return whole(format!("cannot be read: {error}")),
+            Err(error) => return report(format!("cannot be read: {error}")),
         };
         let table: toml::Table = match toml::from_str(&text) {
             Ok(table) => table,
-            Err(error) => return whole(format!("is not TOML: {}", error.to_string().trim_end())),
+            Err(error) => return report(format!("is not TOML: {}", error.to_string().trim_end())),
         };
         for (name, value) in table {
             self.set(&name, &value, source.clone());
@@ -208,15 +209,15 @@ impl Layers {
             }
             Some(Err(expected)) => expected,
             None => match nearest(name) {
-                Some(near) => format!("is not a setting; is {near} meant?"),
+                Some(near) => format!("is not a setting; did you mean {near}?"),
                 None => "is not a setting; `pushgate print-config` lists them all".to_owned(),
             },
         };
-        self.wrong(name, raw, problem, source);
+        self.report(name, raw, problem, source);
     }
 
-    /// One mistake for each setting: a later source that overrides the value would not make the earlier one right.
-    fn wrong(&mut self, name: &str, raw: &toml::Value, expected: String, source: Source) {
+    /// Adds a mistake. A mistake in one source stays a mistake even if a later source overrides the value.
+    fn report(&mut self, name: &str, raw: &toml::Value, expected: String, source: Source) {
         self.mistakes.push(Mistake { name: name.to_owned(), value: super::value::show(raw), expected, source });
     }
 
@@ -224,7 +225,7 @@ impl Layers {
         if let Err(Invalid(found)) = self.loaded.config.validate() {
             let unread: Vec<String> = self.mistakes.iter().map(|mistake| mistake.name.clone()).collect();
             for mut mistake in found {
-                // A setting that could not be read has its default, about which there is nothing more to say.
+                // A setting that could not be read has its default value, so a second mistake would not help.
                 if !unread.contains(&mistake.name) {
                     mistake.source = self.loaded.source(&mistake.name).clone();
                     self.mistakes.push(mistake);
@@ -236,7 +237,7 @@ impl Layers {
     }
 }
 
-/// The setting whose name is at most two edits away.
+/// The setting with the most similar name, at most two edits away.
 fn nearest(name: &str) -> Option<&'static str> {
     let name = name.to_lowercase().replace('-', "_");
     SETTINGS
@@ -319,7 +320,7 @@ mod tests {
         let text = Loaded::new(Some(file.path()), variables, []).expect_err("wrong").to_string();
         let path = file.path().display();
         assert!(text.contains(&format!("connections_max = -1 ({path}): must be a whole number, 0 or more")), "{text}");
-        assert!(text.contains("is not a setting; is ping_interval meant?"), "{text}");
+        assert!(text.contains("is not a setting; did you mean ping_interval?"), "{text}");
         assert!(text.contains("must be a duration with its unit"), "{text}");
         assert!(
             text.contains("listen = \"here\" (environment variable PUSHGATE_LISTEN): must be an address"),

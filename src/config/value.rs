@@ -1,4 +1,4 @@
-//! How each kind of setting is written in a file, an environment variable or a flag.
+//! Reads and writes the value of each kind of setting, as it stands in a file, an environment variable or a flag.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,10 +8,10 @@ use wildmatch::WildMatch;
 use super::Address;
 use crate::message::{Event, SlowReaderPolicy};
 
-/// When the page to try the gateway from is served.
+/// When the gateway serves its test page.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Page {
-    /// While the address that serves it is a loopback address.
+    /// Only on a loopback address.
     #[default]
     Auto,
     /// Always.
@@ -20,24 +20,25 @@ pub enum Page {
     Off,
 }
 
-/// How log lines are written.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
     /// For people.
     #[default]
     Text,
-    /// For machines: one JSON object a line.
+    /// For machines: one JSON object per line.
     Json,
 }
 
-/// Slow-reader policies for events that match a pattern; the first that matches holds.
+/// Slow-reader policies by event pattern. The first pattern that matches applies.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct EventPolicies(Vec<(WildMatch, SlowReaderPolicy)>);
 
 impl Eq for EventPolicies {}
 
 impl EventPolicies {
-    /// From patterns (`*` stands for any characters, `?` for one) and what holds for them.
+    /// Builds the list from pairs of a pattern and its policy. In a pattern, `*` matches any number of characters and
+    /// `?` matches one.
     pub fn new<S: AsRef<str>>(policies: impl IntoIterator<Item = (S, SlowReaderPolicy)>) -> Self {
         Self(policies.into_iter().map(|(pattern, policy)| (WildMatch::new(pattern.as_ref()), policy)).collect())
     }
@@ -47,10 +48,11 @@ impl EventPolicies {
     }
 }
 
-/// A kind of setting. An error says what the value must be.
+/// A kind of setting. An error states what the value must be.
 pub(super) trait Value: Sized {
-    /// Whether a setting of this kind guards something, or names what does, so that an empty text must not pass for one
-    /// that is left out: an environment variable that holds nothing would switch off what a file asked for.
+    /// Whether a setting of this kind protects something, or names a file that does. An empty text is then an error and
+    /// does not mean "not set". Otherwise an empty environment variable would turn off a protection that the file asks
+    /// for.
     const GUARDS: bool = false;
 
     fn from_toml(raw: &toml::Value) -> Result<Self, String>;
@@ -73,7 +75,8 @@ impl Value for Address {
     }
 }
 
-/// The empty text stands for "not set", so that an environment variable can undo what a file says, but for what guards.
+/// An empty text means "not set", so that an environment variable can undo a setting of the file. Settings that
+/// [guard](Value::GUARDS) something refuse it.
 impl<V: Value> Value for Option<V> {
     fn from_toml(raw: &toml::Value) -> Result<Self, String> {
         match raw.as_str().map(str::trim) {
@@ -194,7 +197,7 @@ impl Value for LogFormat {
     }
 }
 
-/// Each policy and how it is written.
+/// The policies and their names.
 const POLICIES: [(SlowReaderPolicy, &str); 4] = [
     (SlowReaderPolicy::Disconnect, "disconnect"),
     (SlowReaderPolicy::DropNewest, "drop_newest"),
@@ -241,7 +244,7 @@ impl Value for EventPolicies {
     }
 }
 
-/// What a size may be written in.
+/// The units of a size, in bytes.
 const UNITS: [(&str, u64); 7] = [
     ("GiB", 1 << 30),
     ("MiB", 1 << 20),
@@ -252,7 +255,7 @@ const UNITS: [(&str, u64); 7] = [
     ("B", 1),
 ];
 
-/// A number of bytes as a text with or without a unit, as the number it stands for. Anything else stays as it is.
+/// Converts a text with a number of bytes, with or without a unit, to a number. Leaves any other value as it is.
 pub(super) fn size(raw: &toml::Value) -> Result<toml::Value, String> {
     let Some(text) = raw.as_str().map(str::trim) else { return Ok(raw.clone()) };
     let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
@@ -269,14 +272,14 @@ pub(super) fn size(raw: &toml::Value) -> Result<toml::Value, String> {
     })
 }
 
-/// A number of bytes, in the largest unit that gives a whole number.
+/// Writes a number of bytes in the largest unit that gives a whole number.
 pub(super) fn show_size(bytes: String) -> String {
     let number = bytes.parse::<u64>().unwrap_or(0);
     let unit = UNITS[..3].iter().find(|(_, unit)| number > 0 && number.is_multiple_of(*unit));
     unit.map_or(bytes, |(name, unit)| quoted(&format!("{}{name}", number / unit)))
 }
 
-/// A TOML basic string.
+/// Writes a text as a TOML basic string.
 fn quoted(text: &str) -> String {
     let mut quoted = String::with_capacity(text.len() + 2);
     quoted.push('"');
@@ -291,7 +294,7 @@ fn quoted(text: &str) -> String {
     quoted
 }
 
-/// A value as the person who wrote it would know it.
+/// Shows a value in an error message, in the form in which it was written.
 pub(super) fn show(raw: &toml::Value) -> String {
     match raw {
         toml::Value::String(text) => quoted(text),

@@ -1,4 +1,4 @@
-//! The WebSocket door: admits and upgrades a request, and hands the socket to its connection's task.
+//! The WebSocket endpoint: admits and upgrades a request, then hands the socket to the task of its connection.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,17 +24,18 @@ use crate::doors::{Body, empty, listed, lists, text, try_later};
 use crate::metrics::UpgradeResult;
 use crate::registry::{AdmitError, Registry};
 
-/// What the door needs to turn a request into a connection.
+/// What is needed to turn an upgrade request into a connection.
 pub(crate) struct WebSocketDoor {
     pub(crate) registry: Arc<Registry>,
     pub(crate) shared: Arc<Shared>,
-    /// hyper forgets an upgraded connection, so a shutdown waits for the tasks that are tracked here.
+    /// Tracks the tasks of upgraded connections. A shutdown waits for them here, because hyper does not wait for
+    /// upgraded connections.
     pub(crate) tasks: TaskTracker,
 }
 
 impl WebSocketDoor {
-    /// Answers an upgrade request. `Served` is the stream that hyper serves; the connection goes on with what
-    /// `into_stream` makes of it.
+    /// Answers an upgrade request. `Served` is the stream that hyper serves. The connection continues on the stream
+    /// that `into_stream` returns.
     pub(crate) fn upgrade<Served, S>(
         &self,
         mut request: Request<Incoming>,
@@ -70,7 +71,7 @@ impl WebSocketDoor {
             response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SESSION_PROTOCOL));
         }
         let upgrade = hyper::upgrade::on(&mut request);
-        // Nothing else of the request goes into the task: a header kept there would keep hyper's read buffer alive.
+        // The task must not keep any part of the request, because a single header would keep hyper's read buffer alive.
         drop(request);
         let shared = self.shared.clone();
         self.tasks.spawn(async move {
@@ -81,7 +82,7 @@ impl WebSocketDoor {
                     return debug!(%error, "upgrade failed");
                 }
             };
-            // From a connection whose HTTP version was told by its first bytes, or from one that is HTTP/1 only.
+            // The type of the upgraded stream depends on whether hyper detected the HTTP version or served HTTP/1 only.
             let (io, already_read) = match downcast::<TokioIo<Served>>(upgraded) {
                 Ok(parts) => (parts.io, parts.read_buf),
                 Err(upgraded) => match upgraded.downcast::<TokioIo<Served>>() {
@@ -95,7 +96,8 @@ impl WebSocketDoor {
     }
 }
 
-/// What the client wants to speak. One that offers other subprotocols gets the legacy protocol, and can see that it does.
+/// The protocol that the client offers. A client that offers only other subprotocols gets the legacy protocol, and can
+/// see this in the response.
 fn protocol(headers: &HeaderMap) -> Protocol {
     if listed(headers, &SEC_WEBSOCKET_PROTOCOL).any(|offer| offer == SESSION_PROTOCOL) {
         Protocol::Session
@@ -104,7 +106,7 @@ fn protocol(headers: &HeaderMap) -> Protocol {
     }
 }
 
-/// What makes a request no WebSocket upgrade, by RFC 6455 section 4.2.1.
+/// Why a request is not a valid WebSocket upgrade, by RFC 6455 section 4.2.1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 enum Malformed {
     #[error("the method is not GET")]
@@ -121,7 +123,7 @@ enum Malformed {
     Key,
 }
 
-/// What answers the request's key, if it is an upgrade.
+/// Checks the upgrade request and returns the value of `Sec-WebSocket-Accept`.
 fn accept_key<B>(request: &Request<B>) -> Result<String, Malformed> {
     let headers = request.headers();
     let refuse_unless = |holds: bool, malformed| if holds { Ok(()) } else { Err(malformed) };
@@ -136,7 +138,7 @@ fn accept_key<B>(request: &Request<B>) -> Result<String, Malformed> {
     Ok(derive_accept_key(key.as_bytes()))
 }
 
-/// The value of a header that must stand there once.
+/// The value of a header that must occur exactly once.
 fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     let mut lines = headers.get_all(name).iter();
     let line = lines.next()?;
@@ -165,7 +167,7 @@ impl Malformed {
             headers.insert(ALLOW, HeaderValue::from_static("GET"));
         }
         if status == StatusCode::UPGRADE_REQUIRED {
-            // RFC 9110 section 7.8 and RFC 6455 section 4.4: say what would be understood.
+            // RFC 9110 section 7.8 and RFC 6455 section 4.4 require the response to name what the server supports.
             headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
             headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
             headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));

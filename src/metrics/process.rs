@@ -1,4 +1,4 @@
-//! The `process_` metrics, under the names that every Prometheus client library gives them. Linux alone tells them.
+//! The `process_` metrics, with the names that all Prometheus client libraries use. They exist only on Linux.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use prometheus_client::{
     metrics::{counter::ConstCounter, gauge::ConstGauge},
 };
 
-/// Reads them when asked.
+/// Reads the metrics at each scrape.
 #[derive(Debug)]
 pub(super) struct Process;
 
@@ -24,14 +24,14 @@ impl Collector for Process {
 #[cfg(target_os = "linux")]
 impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        // Where /proc is not to be read, there is nothing to tell.
+        // If /proc cannot be read, there are no values to report.
         let Ok(read) = Read::now() else { return Ok(()) };
         let cpu = ConstCounter::new(read.cpu_seconds);
         let help = "User and system CPU time in seconds";
         cpu.encode(encoder.encode_descriptor("process_cpu_seconds", help, None, cpu.metric_type())?)?;
         for (name, help, value) in [
-            ("process_open_fds", "Open files", read.open_files),
-            ("process_max_fds", "Files that may be open", read.files_max),
+            ("process_open_fds", "Open file descriptors", read.open_files),
+            ("process_max_fds", "The limit of open file descriptors", read.files_max),
             ("process_virtual_memory_bytes", "Bytes of virtual memory", read.virtual_bytes),
             ("process_resident_memory_bytes", "Bytes of resident memory", read.resident_bytes),
             ("process_start_time_seconds", "When the process started, in seconds since 1970", read.started_at),

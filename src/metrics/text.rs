@@ -1,10 +1,10 @@
-//! The text format 0.0.4 of Prometheus, made from OpenMetrics text for scrapers that know no other.
+//! Converts OpenMetrics text to the Prometheus text format 0.0.4, for scrapers that know only that format.
 
-/// Rewrites OpenMetrics text. There, a family is named without the suffix of its samples, and what ends in `# EOF` may have
-/// units; here, each is named as its samples are.
+/// Converts OpenMetrics text. OpenMetrics names a family without the suffix of its samples, may state units, and ends
+/// with `# EOF`. The Prometheus format names a family like its samples and has neither units nor `# EOF`.
 pub(super) fn plain(open: &str) -> String {
     let mut plain = String::with_capacity(open.len() + open.len() / 16);
-    // The suffix of a family's samples is known with its type, which comes after its help.
+    // The suffix of a family's samples follows from its type, which comes after its help.
     let mut help = None;
     for line in open.lines() {
         let Some(comment) = line.strip_prefix("# ") else {
@@ -26,7 +26,7 @@ pub(super) fn plain(open: &str) -> String {
                 }
                 push(&mut plain, &["# TYPE ", name, suffix, " ", kind]);
             }
-            // `# UNIT` and `# EOF`.
+            // `# UNIT` and `# EOF` are left out.
             _ => {}
         }
     }

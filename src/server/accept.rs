@@ -1,4 +1,4 @@
-//! Accepts TCP connections and speaks HTTP on each, until it ends, upgrades or is told to stop.
+//! Accepts TCP connections and serves HTTP on each, until the connection ends, is upgraded or must stop.
 
 use std::future::poll_fn;
 use std::io;
@@ -25,24 +25,25 @@ use crate::metrics::{ListenerLabels, Metrics, RefusedLabels, RefusedReason, set}
 use super::places::{Found, NoPlace, Places};
 use super::route::{Router, Serves, too_many_keyless};
 use super::socket::{Accepted, Socket};
-use super::traffic::{Answered, Due, Noted, Timeouts, Traffic};
+use super::traffic::{Due, Timeouts, TrackedBody, TrackedStream, Traffic};
 
-/// How long accepting rests when the process is out of files or memory. Short, because a file may come free at once.
+/// How long to pause before accepting again when the process is out of files or memory. Short, because a file can
+/// become free at any moment.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Flow control of a stream and of a connection. h2 counts small unread frames against half of the connection's
-/// window and cuts a connection that goes over; sixteen times the stream's window keeps honest streams of small
-/// messages below that while one of them is not being read.
+/// The flow-control windows of an HTTP/2 stream and of a connection. h2 limits small unread frames to half of the
+/// connection's window and cuts a connection past that limit. A connection window of 16 stream windows keeps honest
+/// streams of small messages below the limit even while one of them is not being read.
 const HTTP2_STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 
-/// A caller's dead HTTP/2 connection is found within twice this.
+/// The interval and the timeout of HTTP/2 keep-alive pings. A dead connection is detected within twice this time.
 const HTTP2_KEEP_ALIVE: Duration = Duration::from_secs(20);
 
-/// A listener that cannot accept says so this often.
-const COMPLAINT_INTERVAL: Duration = Duration::from_secs(1);
+/// The minimum time between two warnings that a listener cannot accept.
+const WARNING_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A listener, and what it has for itself: nothing that happens on another takes any of it.
+/// A listener with its own connection limits and counters. Load on one listener does not affect another.
 pub(super) struct Port {
     socket: Socket,
     serves: Serves,
@@ -66,8 +67,8 @@ impl Port {
             |reason| metrics.http_refused.get_or_create_owned(&RefusedLabels { listener: listener_label, reason });
         let labels = ListenerLabels { listener: listener_label };
         set(&metrics.http_connections_max.get_or_create_owned(&labels), places.limit());
-        let seen = places.clone();
-        metrics.read(&metrics.http_connections.get_or_create_owned(&labels), move || seen.taken());
+        let counted = places.clone();
+        metrics.read(&metrics.http_connections.get_or_create_owned(&labels), move || counted.taken());
         Self {
             socket,
             serves,
@@ -80,16 +81,16 @@ impl Port {
     }
 }
 
-/// What all HTTP connections of a server share.
+/// The state shared by all HTTP connections of a server.
 pub(super) struct Http {
-    /// HTTP/1 and HTTP/2, told apart by how a connection begins.
+    /// Serves HTTP/1 and HTTP/2. The first bytes of a connection decide which.
     builder: auto::Builder<TokioExecutor>,
     http1: http1::Builder,
     router: Arc<Router>,
     timeouts: Timeouts,
-    /// Told when no new request is wanted.
+    /// Cancelled when no further requests are accepted.
     pub(super) stop: CancellationToken,
-    /// Told when the grace is over.
+    /// Cancelled at the end of the shutdown grace period.
     pub(super) cut: CancellationToken,
     pub(super) tasks: TaskTracker,
 }
@@ -98,8 +99,8 @@ impl Http {
     pub(super) fn new(router: Arc<Router>, config: &Config) -> Self {
         let head_bytes_max = config.http_head_bytes_max;
         let mut builder = auto::Builder::new(TokioExecutor::new());
-        // hyper's own timeout of a head counts the time before the head begins; the deadlines here are kept by `drive`.
-        // A caller that has said all it has to say may close its side, and is still answered.
+        // hyper's own header timeout includes the time before the head begins, so `drive` keeps the deadlines instead.
+        // With `half_close`, a caller that closes its sending side after a request still gets the answer.
         builder
             .http1()
             .timer(TokioTimer::new())
@@ -123,7 +124,7 @@ impl Http {
             .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES)
             .max_concurrent_streams(u32::try_from(config.http2_streams_max).unwrap_or(u32::MAX))
             .max_header_list_size(u32::try_from(head_bytes_max).unwrap_or(u32::MAX))
-            // hyper's own defaults, spelled out because they are what stands against reset floods.
+            // These are hyper's defaults. They are explicit because they protect against reset floods.
             .max_pending_accept_reset_streams(20)
             .max_local_error_reset_streams(1024);
         Self {
@@ -137,9 +138,9 @@ impl Http {
         }
     }
 
-    /// Accepts until told to stop. A failure to accept never ends it, and pauses this listener alone.
+    /// Accepts connections until `stop`. A failure to accept does not end the loop and pauses only this listener.
     pub(super) async fn accept(self: Arc<Self>, port: &Port) {
-        let mut complained: Option<Instant> = None;
+        let mut warned_at: Option<Instant> = None;
         loop {
             let accepted = tokio::select! {
                 accepted = port.socket.accept() => accepted,
@@ -153,11 +154,11 @@ impl Http {
                     }
                     self.admit(port, stream, peer).await;
                 }
-                Err(error) if is_the_peers(&error) => {}
+                Err(error) if is_peer_error(&error) => {}
                 Err(error) => {
                     port.accept_errors.inc();
-                    if complained.is_none_or(|at| at.elapsed() >= COMPLAINT_INTERVAL) {
-                        complained = Some(Instant::now());
+                    if warned_at.is_none_or(|at| at.elapsed() >= WARNING_INTERVAL) {
+                        warned_at = Some(Instant::now());
                         warn!(%error, listener = ?port.serves, "cannot accept a connection");
                     }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -166,7 +167,7 @@ impl Http {
         }
     }
 
-    /// Serves a connection in a task of its own, if there is a place for it.
+    /// Serves a connection in its own task, if there is a place for it.
     async fn admit<S>(self: &Arc<Self>, port: &Port, stream: S, peer: SocketAddr)
     where
         S: Transport,
@@ -193,14 +194,14 @@ impl Http {
         });
     }
 
-    /// Speaks HTTP on one stream. Returns when it ends or is upgraded.
+    /// Serves HTTP on one stream. Returns when the connection ends or is upgraded.
     pub(super) async fn serve<S>(&self, stream: S, peer: SocketAddr, serves: Serves, traffic: Arc<Traffic>)
     where
         S: Transport,
     {
         let service = service_fn(|request| {
             let mut in_hand = traffic.begin();
-            let is_refused = self.router.needs_no_key(&request) && !in_hand.keyless();
+            let is_refused = self.router.is_keyless(&request) && !in_hand.count_keyless();
             let router = self.router.clone();
             async move {
                 let answer = if is_refused {
@@ -208,12 +209,12 @@ impl Http {
                 } else {
                     router.route::<S>(serves, request, peer).await
                 };
-                Ok::<_, std::convert::Infallible>(answer.map(|body| Answered::new(body, in_hand)))
+                Ok::<_, std::convert::Infallible>(answer.map(|body| TrackedBody::new(body, in_hand)))
             }
         });
-        let io = TokioIo::new(Noted::new(stream, traffic.clone()));
+        let io = TokioIo::new(TrackedStream::new(stream, traffic.clone()));
         match serves {
-            // Clients have no use for HTTP/2, so there they cannot abuse it either.
+            // Clients do not need HTTP/2, so it is off here and cannot be abused.
             Serves::Clients => {
                 let connection = self.http1.serve_connection(io, service).with_upgrades();
                 self.drive(connection, |connection| connection.graceful_shutdown(), peer, &traffic).await;
@@ -225,20 +226,20 @@ impl Http {
         }
     }
 
-    /// Runs a connection to its end, which comes soon once no new request is wanted.
+    /// Runs a connection to its end. After `stop`, the connection ends as soon as its requests are answered.
     async fn drive<C, E>(&self, connection: C, finish: fn(Pin<&mut C>), peer: SocketAddr, traffic: &Traffic)
     where
         C: Future<Output = Result<(), E>>,
         E: std::fmt::Display,
     {
-        // Given back last of all, once the connection's file is closed.
+        // Declared first, so that it is dropped last, after the connection's file is closed.
         let mut _leaving = None;
         let mut connection = pin!(connection);
         let mut alarm = pin!(tokio::time::sleep(self.timeouts.head.min(self.timeouts.idle)));
         let (mut is_finishing, mut is_evicted) = (false, false);
         loop {
             tokio::select! {
-                // The connection first: a request that has come already is not idle.
+                // Polls the connection first, because a connection whose next request has already arrived is not idle.
                 biased;
                 result = &mut connection => {
                     if let Err(error) = result {
@@ -252,13 +253,13 @@ impl Http {
                     _leaving = permit;
                     is_evicted = true;
                     finish(connection.as_mut());
-                    // Once more, to bring out the farewell of HTTP/2.
+                    // Polls once more, so that an HTTP/2 connection sends its GOAWAY.
                     let ended = poll_fn(|cx| Poll::Ready(connection.as_mut().poll(cx).is_ready())).await;
                     let (_, idle_since) = traffic.seen();
                     if ended || idle_since.is_some() {
-                        return debug!(%peer, "idle for longest, and its place was needed");
+                        return debug!(%peer, "closed after being idle for longest, to make room for another connection");
                     }
-                    // It stays for the request that came in the meantime.
+                    // A request has arrived in the meantime, so the connection stays open to answer it.
                     _leaving = None;
                 }
                 due = poll_fn(|cx| traffic.poll_due(self.timeouts, alarm.as_mut(), cx)) => match due {
@@ -276,8 +277,8 @@ impl Http {
     }
 }
 
-/// Whether the fault is the peer's, who gave up before being accepted, and not ours.
-fn is_the_peers(error: &io::Error) -> bool {
+/// Whether the peer caused the error, for example by giving up before it was accepted.
+fn is_peer_error(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }

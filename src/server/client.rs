@@ -1,4 +1,4 @@
-//! The client for browsers and Node.js, one ES module with its types, as every gateway serves it.
+//! Serves the client for browsers and Node.js: one ES module and its types.
 
 use bytes::Bytes;
 use http::header::{ACCESS_CONTROL_ALLOW_ORIGIN, CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
@@ -15,7 +15,7 @@ pub(super) struct File {
     text: &'static str,
 }
 
-/// The module and its types. Every connection may ask for them, so nothing is made for each.
+/// The module and its types. Both are built once, because every connection may request them.
 pub(super) struct Client {
     module: File,
     types: File,
@@ -44,10 +44,10 @@ impl File {
         Self { kind: HeaderValue::from_static(kind), tag: tag.expect("quotes and hexadecimal digits"), text }
     }
 
-    /// The file, or that the asker has it already.
-    pub(super) fn answer(&self, asked: &HeaderMap) -> Response<Body> {
+    /// Answers with the file, or with 304 if the client already has it.
+    pub(super) fn answer(&self, request_headers: &HeaderMap) -> Response<Body> {
         let tag = self.tag.to_str().expect("made from a string");
-        let mut tags = listed(asked, &IF_NONE_MATCH);
+        let mut tags = listed(request_headers, &IF_NONE_MATCH);
         let is_known = tags.any(|known| known == "*" || known.trim_start_matches("W/") == tag);
         let mut response = if is_known {
             empty(StatusCode::NOT_MODIFIED)
@@ -57,16 +57,16 @@ impl File {
             whole
         };
         let headers = response.headers_mut();
-        // Modules of other origins are loaded by CORS alone, and there is nothing secret in this one.
+        // Browsers load a module of another origin only if CORS allows it. The module holds nothing secret.
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
-        // Asked for again each time, so that a page and the gateway it talks to stay of one version.
+        // The browser must revalidate each time, so that a page uses the same version as its gateway.
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
         headers.insert(ETAG, self.tag.clone());
         response
     }
 }
 
-/// FNV-1a, which is the same in every build: two gateways behind one name agree on the tag.
+/// FNV-1a. It is the same in every build, so that two gateways behind one name use the same tag.
 fn fingerprint(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }

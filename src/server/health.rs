@@ -1,4 +1,4 @@
-//! `grpc.health.v1`: what is served, asked once or watched.
+//! `grpc.health.v1`: the status of each service, for single checks and for watches.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -11,14 +11,14 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_server::Health as HealthApi;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
-/// The statuses of all services. A clone is the same statuses.
+/// The statuses of all services. Clones share them.
 #[derive(Clone)]
 pub(super) struct Health(Arc<watch::Sender<Statuses>>);
 
 #[derive(Default)]
 struct Statuses {
     by_service: HashMap<&'static str, ServingStatus>,
-    /// Whether whoever watches has been told all there is.
+    /// Whether watches end after the current status.
     is_over: bool,
 }
 
@@ -33,14 +33,14 @@ impl Health {
         Self(Arc::new(watch::Sender::default()))
     }
 
-    /// Sets a service's status, and tells whoever watches it.
+    /// Sets the status of a service and notifies its watches.
     pub(super) fn set_service_status(&self, service: &'static str, status: ServingStatus) {
         self.0.send_modify(|statuses| {
             statuses.by_service.insert(service, status);
         });
     }
 
-    /// Ends every watch, once each has been told the status it watches.
+    /// Ends every watch after it has sent the current status.
     pub(super) fn end_watches(&self) {
         self.0.send_modify(|statuses| statuses.is_over = true);
     }
@@ -62,16 +62,16 @@ impl HealthApi for Health {
     async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let service = request.into_inner().service;
         let watching = (self.0.subscribe(), None);
-        let told = stream::unfold(watching, move |(mut statuses, told)| {
+        let responses = stream::unfold(watching, move |(mut statuses, last_sent)| {
             let service = service.clone();
             async move {
                 loop {
                     let (status, is_over) = {
                         let statuses = statuses.borrow_and_update();
-                        // A service that is not known now may be later, so the watch goes on.
+                        // A service that is unknown now may be added later, so the watch continues.
                         (statuses.of(&service).unwrap_or(ServingStatus::ServiceUnknown), statuses.is_over)
                     };
-                    if told != Some(status) {
+                    if last_sent != Some(status) {
                         return Some((Ok(response(status)), (statuses, Some(status))));
                     }
                     if is_over {
@@ -81,6 +81,6 @@ impl HealthApi for Health {
                 }
             }
         });
-        Ok(Response::new(Box::pin(told)))
+        Ok(Response::new(Box::pin(responses)))
     }
 }

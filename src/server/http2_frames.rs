@@ -1,65 +1,67 @@
-//! The heads of the HTTP/2 frames of one connection, read beside hyper, which answers pings and settings without end.
+//! A rate limit on the HTTP/2 control frames of one connection. It parses frame heads independently of hyper, which
+//! answers any number of pings and settings.
 
 use std::time::Instant;
 
 use crate::allowance::Allowance;
 
-/// RFC 9113 section 3.4.
+/// The connection preface, RFC 9113 section 3.4.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// RFC 9113 section 4.1.
+/// The length of a frame's head, RFC 9113 section 4.1.
 const HEAD_BYTES: usize = 9;
 
-/// RFC 9113 section 6.
+/// Frame types and a flag, RFC 9113 section 6.
 const DATA: u8 = 0x0;
 const HEADERS: u8 = 0x1;
 const CONTINUATION: u8 = 0x9;
 const END_HEADERS: u8 = 0x4;
 
-/// GOAWAY with ENHANCE_YOUR_CALM, RFC 9113 sections 6.8 and 7. It names the highest stream there can be: any request may
-/// have been carried out.
+/// GOAWAY with ENHANCE_YOUR_CALM, RFC 9113 sections 6.8 and 7. It names the highest possible stream, because any
+/// request may have been processed.
 pub(super) const CALM_DOWN: [u8; 17] = [0, 0, 8, 0x7, 0, 0, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0xb];
 
-/// Frames that carry no request (SETTINGS, PING, WINDOW_UPDATE, PRIORITY, RST_STREAM, unknown ones, DATA without data),
-/// beside those that honest traffic explains. A caller that only keeps its connection alive sends a few in a minute.
+/// The allowed rate of control frames, that is, frames that carry no request: SETTINGS, PING, WINDOW_UPDATE, PRIORITY,
+/// RST_STREAM, unknown types, and DATA without data. Frames that honest traffic causes are allowed in addition. A
+/// caller that only keeps its connection alive sends a few per minute.
 const FRAMES_PER_SECOND: u32 = 200;
 
-/// What a request explains: its reset, its window, a ping that measures the way.
+/// The control frames allowed for each request: its reset, its window updates, and a ping to measure the round trip.
 const FRAMES_PER_REQUEST: f32 = 4.0;
 
-/// What a part of a request's body explains.
+/// The control frames allowed for each DATA frame of a request's body.
 const FRAMES_PER_DATA: f32 = 2.0;
 
-/// So many bytes of answers explain one: windows are given back, and libraries ping to measure the way. More than the
-/// answer to a ping, so that a ping does not explain the next one.
+/// The bytes of answers that allow one control frame, because callers send window updates and libraries ping to measure
+/// the round trip. This is more than the answer to a ping, so that a ping does not earn the next one.
 const BYTES_PER_FRAME: f32 = 128.0;
 
-/// Watches one connection, HTTP/2 or not.
+/// Watches the frames of one connection, which may or may not speak HTTP/2.
 #[derive(Debug)]
 pub(super) struct Http2Frames {
     state: State,
-    /// What goes to the caller.
+    /// The frames that go to the caller.
     sent: Heads,
     allowance: Allowance,
 }
 
-/// What a connection's first bytes say of its protocol.
+/// The protocol of a connection, as detected from its first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Protocol {
     Unknown,
     Http1,
-    /// The preface and the head of a frame have come.
+    /// The preface and the head of a frame have arrived.
     Http2,
 }
 
-/// The caller is over its rate.
+/// The caller exceeds its rate of control frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("more HTTP/2 frames than its requests and answers explain")]
 pub(super) struct TooManyFrames;
 
 #[derive(Debug)]
 enum State {
-    /// So many bytes of the preface have come.
+    /// This many bytes of the preface have arrived.
     Preface(usize),
     Frames(Heads),
     /// Not HTTP/2.
@@ -72,7 +74,7 @@ impl Http2Frames {
         Self { state: State::Preface(0), sent: Heads::default(), allowance }
     }
 
-    /// What the connection speaks, as far as it is known.
+    /// The protocol, as far as it is known.
     pub(super) fn protocol(&self) -> Protocol {
         match &self.state {
             State::Other => Protocol::Http1,
@@ -81,7 +83,7 @@ impl Http2Frames {
         }
     }
 
-    /// Reads on.
+    /// Parses the next bytes from the caller.
     pub(super) fn read(&mut self, mut bytes: &[u8]) -> Result<(), TooManyFrames> {
         if let State::Preface(seen) = &mut self.state {
             let taken = bytes.len().min(PREFACE.len() - *seen);
@@ -107,36 +109,37 @@ impl Http2Frames {
         is_allowed.then_some(()).ok_or(TooManyFrames)
     }
 
-    /// These bytes of answers went to the caller.
-    pub(super) fn wrote(&mut self, bytes: &[u8]) {
+    /// Records bytes that were sent to the caller.
+    pub(super) fn note_sent(&mut self, bytes: &[u8]) {
         self.allowance.earn(bytes.len() as f32 / BYTES_PER_FRAME);
         if !matches!(self.state, State::Other) {
             self.sent.read(bytes, |_, _| {});
         }
     }
 
-    /// Whether a frame may be put behind what went to the caller: what hyper has begun is whole, its SETTINGS first of all.
-    pub(super) fn may_add(&self) -> bool {
+    /// Whether a frame can be inserted into the bytes that go to the caller. hyper must have sent its SETTINGS and must
+    /// not be in the middle of a frame or a header section.
+    pub(super) fn can_insert_frame(&self) -> bool {
         self.protocol() == Protocol::Http2 && self.sent.is_between()
     }
 }
 
-/// Finds the heads of the frames that go one way.
+/// Finds the heads of the frames in one direction.
 #[derive(Debug, Default)]
 struct Heads {
-    /// Whether there was a whole one.
+    /// Whether a complete head has been seen.
     has_begun: bool,
     head: [u8; HEAD_BYTES],
-    /// Bytes of the head that have come.
+    /// The bytes of the current head seen so far.
     seen: usize,
-    /// Bytes of the payload that are to come.
+    /// The bytes of the current payload still to come.
     payload: usize,
-    /// Whether the fields of a header section go on in the next frame, and nothing else may come between.
+    /// Whether a header section continues in the next frame, so that no other frame may come between.
     continues: bool,
 }
 
 impl Heads {
-    /// Reads on, and tells the kind and the length of each frame that begins.
+    /// Parses the next bytes and calls `begins` with the kind and the length of each new frame.
     fn read(&mut self, mut bytes: &[u8], mut begins: impl FnMut(u8, usize)) {
         while !bytes.is_empty() {
             let taken = if self.payload > 0 {
@@ -165,7 +168,8 @@ impl Heads {
         begins(kind, self.payload);
     }
 
-    /// Whether another frame may come now, which is never the first.
+    /// Whether the stream is between two frames, so that another frame can be inserted. Never true before the first
+    /// frame.
     fn is_between(&self) -> bool {
         self.has_begun && self.seen == 0 && self.payload == 0 && !self.continues
     }
@@ -199,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_that_carry_nothing_are_bounded_however_they_are_cut() {
+    fn control_frames_are_limited_however_their_bytes_are_split() {
         for kind in [PING, 0x4, 0x8, 0x2, 0xfa] {
             for cut in [1, 7, 4096] {
                 let mut frames = begun();
@@ -212,41 +216,41 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_is_added_only_between_two_that_are_whole() {
+    fn a_frame_is_inserted_only_between_two_complete_ones() {
         let mut frames = begun();
         assert_eq!(frames.read(&frame(0x4, 0)), Ok(()));
-        assert!(!frames.may_add(), "SETTINGS come first");
+        assert!(!frames.can_insert_frame(), "SETTINGS come first");
         for byte in frame(0x4, 6) {
-            assert!(!frames.may_add());
-            frames.wrote(&[byte]);
+            assert!(!frames.can_insert_frame());
+            frames.note_sent(&[byte]);
         }
-        assert!(frames.may_add());
-        // Without END_HEADERS, as `frame` sets no flag.
-        frames.wrote(&frame(HEADERS, 10));
-        assert!(!frames.may_add(), "the header section goes on");
+        assert!(frames.can_insert_frame());
+        // `frame` sets no flags, so END_HEADERS is missing.
+        frames.note_sent(&frame(HEADERS, 10));
+        assert!(!frames.can_insert_frame(), "the header section goes on");
         let mut last = frame(CONTINUATION, 10);
         last[4] = END_HEADERS;
-        frames.wrote(&last);
-        assert!(frames.may_add());
-        frames.wrote(&frame(DATA, 100)[..50]);
-        assert!(!frames.may_add());
+        frames.note_sent(&last);
+        assert!(frames.can_insert_frame());
+        frames.note_sent(&frame(DATA, 100)[..50]);
+        assert!(!frames.can_insert_frame());
     }
 
     #[test]
-    fn requests_their_bodies_and_answers_explain_what_comes_with_them() {
+    fn requests_their_bodies_and_answers_allow_the_control_frames_they_cause() {
         let mut frames = begun();
         for _ in 0..100_000 {
             let request = [frame(HEADERS, 60), frame(DATA, 100), frame(PING, 8), frame(0x8, 4), frame(0x3, 4)].concat();
             assert_eq!(frames.read(&request), Ok(()));
         }
         for _ in 0..100_000 {
-            frames.wrote(&frame(DATA, 4096 - HEAD_BYTES));
+            frames.note_sent(&frame(DATA, 4096 - HEAD_BYTES));
             assert_eq!(frames.read(&frame(0x8, 4).repeat(8)), Ok(()));
         }
     }
 
     #[test]
-    fn what_is_not_http2_is_not_looked_at() {
+    fn other_protocols_are_not_limited() {
         let mut frames = Http2Frames::new(Instant::now());
         assert_eq!(frames.read(b"PRI"), Ok(()));
         assert_eq!(frames.protocol(), Protocol::Unknown);

@@ -1,4 +1,4 @@
-//! The page to try the gateway from: one HTML file, told the addresses and paths that this server has.
+//! The test page: one HTML file, filled in with the addresses and paths of this server.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -6,15 +6,16 @@ use bytes::Bytes;
 
 use crate::config::Config;
 
-/// Everything the page may do: its own inline style and script, the client module, and requests to the gateway. The
-/// WebSocket may be on another address than the page, so it is not held to `'self'`.
+/// The Content-Security-Policy of the page. It allows the page's inline style and script, the client module, and
+/// requests to the gateway. The WebSocket is not limited to `'self'`, because it may be on a different address than the
+/// page.
 pub(super) const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; \
      script-src 'self' 'unsafe-inline'; connect-src 'self' ws: wss:; img-src data:; base-uri 'none'; form-action 'none'; \
      frame-ancestors 'none'";
 
-/// Where the WebSocket door is when it is not where the page is. The host that the browser knows the page by will do for it
-/// too, unless that is bound to another.
-fn apart(clients: SocketAddr, control: SocketAddr) -> serde_json::Value {
+/// The address of the WebSocket endpoint when it differs from that of the page. The host is `None` if the browser can
+/// use the host of the page for both.
+fn websocket_address(clients: SocketAddr, control: SocketAddr) -> serde_json::Value {
     let same_host = clients.ip() == control.ip() || clients.ip().is_unspecified();
     let host = (!same_host).then(|| match clients.ip() {
         IpAddr::V4(ip) => ip.to_string(),
@@ -23,14 +24,16 @@ fn apart(clients: SocketAddr, control: SocketAddr) -> serde_json::Value {
     serde_json::json!({ "host": host, "port": clients.port() })
 }
 
-/// The page, for clients that connect to `clients`, on a server that serves the page at `control`.
+/// Builds the page, for clients that connect to `clients`, on a server that serves the page at `control`.
 pub(super) fn page(config: &Config, clients: SocketAddr, control: SocketAddr) -> Bytes {
-    let told = serde_json::json!({
+    let settings = serde_json::json!({
         "wsUrl": config.public_ws_url,
-        "wsAt": (clients != control).then(|| apart(clients, control)),
+        "wsAt": (clients != control).then(|| websocket_address(clients, control)),
         "wsPath": config.ws_path,
         "pushPath": config.push_path,
     });
-    // `<` cannot end the script element from inside a JSON string that holds none.
-    include_str!("page.html").replace("{\"told\":\"by the server\"}", &told.to_string().replace('<', "\\u003c")).into()
+    // Escapes `<`, so that no JSON string can end the script element.
+    include_str!("page.html")
+        .replace("{\"told\":\"by the server\"}", &settings.to_string().replace('<', "\\u003c"))
+        .into()
 }

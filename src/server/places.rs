@@ -1,4 +1,5 @@
-//! The places of one listener: how many connections that speak HTTP it keeps, and which of them goes when they are full.
+//! The connection limit of one listener. Each HTTP connection takes one of its places, and when all are taken, an idle
+//! connection is evicted.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -9,15 +10,15 @@ use tokio::time::Instant;
 
 use super::traffic::Traffic;
 
-/// Connections that one arrival looks at to find one that is idle. More than one is needed only while many have made
-/// requests since they were looked at last.
-const LOOKS_MAX: usize = 32;
+/// The maximum number of connections that one arrival checks to find an idle one. More than one check is needed only if
+/// connections have made requests since their last check.
+const CHECKS_MAX: usize = 32;
 
-/// Connections that were told to go and still have their files. An arrival that would make them more waits, so that a
+/// The maximum number of evicted connections that still have their files. An arrival past this limit waits, so that a
 /// burst of arrivals never holds many more files than there are places.
 const LEAVING_MAX: usize = 16;
 
-/// A listener's places. Nothing of them is shared with another listener.
+/// The places of one listener. Listeners share no places.
 pub(super) struct Places {
     limit: usize,
     /// 0 for no limit.
@@ -31,16 +32,16 @@ struct Taken {
     next_id: u64,
     by_id: HashMap<u64, Occupant>,
     by_address: HashMap<IpAddr, BTreeSet<Rank>>,
-    /// Every address once, by how many places it has.
+    /// Every address once, ordered by how many places it has.
     by_count: BTreeSet<(usize, IpAddr)>,
 }
 
-/// Which of an address's connections goes first: one that never made a request, then the one that has been idle for
-/// longest. Both as they were seen last: a connection may have become busy since, never the other way round, so that the
-/// first whose rank is still right is the one to go.
+/// The order in which the connections of an address are evicted: first those that never made a request, then those idle
+/// for longest. A rank is as of the last check of the connection. Since then the rank can only have become worse,
+/// because the connection made a request. So the first connection whose rank is still right is the one to evict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Rank {
-    has_asked: bool,
+    has_requested: bool,
     seen_active: Instant,
     id: u64,
 }
@@ -51,24 +52,24 @@ struct Occupant {
     rank: Rank,
 }
 
-/// A taken place, free again when this is dropped.
+/// A taken place. Dropping it frees the place.
 pub(super) struct Place {
     places: Arc<Places>,
     id: u64,
 }
 
-/// How a connection came to its place.
+/// How a place was found for a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {
     Free,
-    /// The connection that was idle for longest is told to go.
+    /// An idle connection was evicted to make room.
     Evicted,
 }
 
-/// Why there is no place.
+/// Why no place was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NoPlace {
-    /// All are taken by connections with a request in hand.
+    /// All places are taken by connections with a request in hand.
     Full,
     FullForAddress,
 }
@@ -79,9 +80,10 @@ impl Places {
         Arc::new(Self { limit, per_address_max, taken: Mutex::default(), leaving })
     }
 
-    /// Takes a place for a connection from this address. If need be it is one of the address that has the most, so that
-    /// whoever floods a listener pays for it: there of a connection that never made a request, else of the one that has been
-    /// idle for longest. Waits while many that were told to go have not gone yet.
+    /// Takes a place for a connection from this address. If all places are taken, evicts an idle connection of the
+    /// address with the most places, so that whoever floods a listener pays for it. Among these, a connection that
+    /// never made a request goes first, then the one idle for longest. Waits while [`LEAVING_MAX`] evicted connections
+    /// have not closed yet.
     pub(super) async fn take(
         self: &Arc<Self>,
         address: IpAddr,
@@ -107,7 +109,7 @@ impl Places {
         self.limit
     }
 
-    /// How many places are taken.
+    /// The number of taken places.
     pub(super) fn taken(&self) -> usize {
         self.lock().by_id.len()
     }
@@ -121,7 +123,7 @@ impl Taken {
     fn add(&mut self, traffic: Arc<Traffic>, address: IpAddr) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
-        let rank = Rank { has_asked: false, seen_active: Instant::now(), id };
+        let rank = Rank { has_requested: false, seen_active: Instant::now(), id };
         self.change(address, |ranks| ranks.insert(rank));
         self.by_id.insert(id, Occupant { traffic, address, rank });
         id
@@ -133,7 +135,7 @@ impl Taken {
         Some(occupant)
     }
 
-    /// Changes what an address has, and keeps the count of it.
+    /// Changes the ranks of an address and updates `by_count`.
     fn change(&mut self, address: IpAddr, change: impl FnOnce(&mut BTreeSet<Rank>) -> bool) {
         let ranks = self.by_address.entry(address).or_default();
         let before = ranks.len();
@@ -150,18 +152,18 @@ impl Taken {
         }
     }
 
-    /// Tells a connection to go. `None` when none that was looked at is idle.
+    /// Evicts a connection. Returns `None` if none of the checked connections is idle.
     fn evict(&mut self, mut leaving: Option<OwnedSemaphorePermit>) -> Option<()> {
-        let mut looks = 0;
-        let addresses: Vec<IpAddr> = self.by_count.iter().rev().take(LOOKS_MAX).map(|(_, address)| *address).collect();
+        let mut checks = 0;
+        let addresses: Vec<IpAddr> = self.by_count.iter().rev().take(CHECKS_MAX).map(|(_, address)| *address).collect();
         for address in addresses {
             let of_address = self.by_address.get(&address).map_or(0, BTreeSet::len);
-            // Once to see what they are like by now, and once more to find the first of them.
+            // The first pass over the connections updates their ranks, the second finds the first of them.
             for _ in 0..2 * of_address {
-                if looks == LOOKS_MAX {
+                if checks == CHECKS_MAX {
                     return None;
                 }
-                looks += 1;
+                checks += 1;
                 if self.evict_from(address, &mut leaving)? {
                     return Some(());
                 }
@@ -170,12 +172,12 @@ impl Taken {
         None
     }
 
-    /// Looks at the connection of an address that is to go first, and says whether it went.
+    /// Checks the connection of an address that is first in the eviction order. Returns whether it was evicted.
     fn evict_from(&mut self, address: IpAddr, leaving: &mut Option<OwnedSemaphorePermit>) -> Option<bool> {
         let rank = *self.by_address.get(&address)?.first()?;
         let occupant = self.by_id.get_mut(&rank.id)?;
-        let (has_asked, idle_since) = occupant.traffic.seen();
-        let now = Rank { has_asked, seen_active: idle_since.unwrap_or_else(Instant::now), id: rank.id };
+        let (has_requested, idle_since) = occupant.traffic.seen();
+        let now = Rank { has_requested, seen_active: idle_since.unwrap_or_else(Instant::now), id: rank.id };
         if idle_since.is_some() && now <= rank {
             self.remove(rank.id)?.traffic.evict(leaving.take());
             return Some(true);
@@ -190,7 +192,7 @@ impl Taken {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        // One that was evicted has no place any more.
+        // An evicted connection no longer has a place.
         let _evicted_before = self.places.lock().remove(self.id);
     }
 }
@@ -204,7 +206,7 @@ mod tests {
     const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
     #[tokio::test]
-    async fn the_one_that_is_idle_for_longest_goes_and_one_with_a_request_stays() {
+    async fn the_connection_idle_for_longest_is_evicted_and_one_with_a_request_stays() {
         let places = Places::new(3, 0);
         let traffic: [Arc<Traffic>; 5] = std::array::from_fn(|_| Traffic::new());
         let take = |at: usize| places.take(HERE, traffic[at].clone());
@@ -218,7 +220,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_place_is_free_again_and_one_that_was_evicted_frees_no_other() {
+    async fn a_dropped_place_is_free_again_and_an_evicted_one_frees_no_other() {
         let places = Places::new(1, 0);
         let (first, _) = places.take(HERE, Traffic::new()).await.expect("free");
         let second = places.take(HERE, Traffic::new()).await.expect("the first is idle");
@@ -236,7 +238,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_address_that_has_the_most_pays_for_a_new_connection_first_with_one_that_never_asked() {
+    async fn the_address_with_the_most_places_loses_one_first_of_a_connection_that_made_no_request() {
         let places = Places::new(4, 0);
         let traffic: [Arc<Traffic>; 6] = std::array::from_fn(|_| Traffic::new());
         let take = |at: usize, address: [u8; 4]| places.take(address.into(), traffic[at].clone());
@@ -253,7 +255,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_is_idle_is_found_among_connections_that_all_have_asked_since_they_came() {
+    async fn an_idle_connection_is_found_even_if_all_have_made_requests_since_they_were_accepted() {
         let places = Places::new(3, 0);
         let traffic: [Arc<Traffic>; 3] = std::array::from_fn(|_| Traffic::new());
         let mut taken = Vec::new();
@@ -268,7 +270,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_has_its_share() {
+    async fn an_address_has_its_own_limit() {
         let places = Places::new(3, 1);
         let first = places.take(HERE, Traffic::new()).await.expect("free");
         assert_eq!(places.take(HERE, Traffic::new()).await.err(), Some(NoPlace::FullForAddress));
@@ -278,7 +280,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_arrival_waits_while_many_that_were_told_to_go_still_have_their_files() {
+    async fn an_arrival_waits_while_many_evicted_connections_still_have_their_files() {
         let places = Places::new(1, 0);
         let mut traffic: Vec<_> = (0..=LEAVING_MAX).map(|_| Traffic::new()).collect();
         let mut taken = Vec::new();

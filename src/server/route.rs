@@ -1,4 +1,4 @@
-//! Which path leads where, on each of the two addresses.
+//! Routes requests by path, on each of the two addresses.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -27,16 +27,16 @@ use super::health::Health;
 use super::page::PAGE_POLICY;
 use super::scrape::{self, Scrapes};
 use super::stack::{Peer, PushStack, is_grpc_push, is_of};
-use super::traffic::Noted;
+use super::traffic::TrackedStream;
 
 /// What an address serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Serves {
     /// Everything.
     All,
-    /// The WebSocket door, and the module for clients.
+    /// The WebSocket endpoint and the client module.
     Clients,
-    /// Everything but the WebSocket door.
+    /// Everything except the WebSocket endpoint.
     Control,
 }
 
@@ -50,7 +50,7 @@ impl Serves {
     }
 }
 
-/// All that requests can reach.
+/// All services that requests can reach.
 pub(super) struct Router {
     pub(super) gateway: Gateway,
     pub(super) websocket: WebSocketDoor,
@@ -59,7 +59,7 @@ pub(super) struct Router {
     pub(super) reflection: Reflection,
     pub(super) client: Client,
     pub(super) scrapes: Scrapes,
-    /// The page to try the gateway from, where it is on.
+    /// The test page, if it is turned on.
     pub(super) page: Option<Bytes>,
 }
 
@@ -68,17 +68,17 @@ const HEALTH_WATCH: &str = "/grpc.health.v1.Health/Watch";
 const REFLECTION_V1: &str = "grpc.reflection.v1.ServerReflection";
 const REFLECTION_V1ALPHA: &str = "grpc.reflection.v1alpha.ServerReflection";
 
-/// Server reflection in both versions: grpcurl asks for v1 first, older tools know only v1alpha.
+/// Server reflection in both versions. grpcurl tries v1 first, and older tools know only v1alpha.
 pub(super) struct Reflection {
     pub(super) v1: GrpcService,
     pub(super) v1alpha: GrpcService,
 }
 
-/// A gRPC service whose type tonic does not name.
+/// A gRPC service whose type has no name in tonic.
 pub(super) type GrpcService = BoxCloneSyncService<Request<Incoming>, Response<Body>, Infallible>;
 
 impl Router {
-    /// Answers one request. `S` is the stream under the one it came on, which an upgrade takes over.
+    /// Answers one request. `S` is the stream inside the connection's [`TrackedStream`]; an upgrade takes it over.
     pub(super) async fn route<S>(
         self: Arc<Self>,
         serves: Serves,
@@ -88,24 +88,24 @@ impl Router {
     where
         S: Transport,
     {
-        if let Err(wrong) = check_host(&request) {
-            return text(StatusCode::BAD_REQUEST, wrong);
+        if let Err(problem) = check_host(&request) {
+            return text(StatusCode::BAD_REQUEST, problem);
         }
         let config = &self.gateway.rooms().config;
         let path = request.uri().path();
         if serves != Serves::Control && path == config.ws_path {
-            return self.websocket.upgrade(request, peer, Noted::<S>::into_stream);
+            return self.websocket.upgrade(request, peer, TrackedStream::<S>::into_stream);
         }
         if let Some(file) = self.client.file(path) {
-            return if is_look(&request) { file.answer(request.headers()) } else { look_only() };
+            return if is_read_only(&request) { file.answer(request.headers()) } else { read_only() };
         }
         if serves == Serves::Clients {
             let is_probe = config.listen_health && matches!(path, "/healthz" | "/readyz");
-            return if is_probe { self.look(&request) } else { not_found(&request) };
+            return if is_probe { self.read(&request) } else { not_found(&request) };
         }
         let is_json_push = is_json_push(&config.push_path, path);
         if is_json_push && request.method() != Method::POST {
-            // Before authorization, as the replaced service had it.
+            // The legacy service checked the method before authorization, so this does too.
             return json::method_not_allowed(json::Mode::asked(config, &request));
         }
         if is_grpc(path)
@@ -118,7 +118,7 @@ impl Router {
             return self.push.clone().oneshot(request).await.unwrap_or_else(|never| match never {});
         }
         match path {
-            "/metrics" | "/healthz" | "/readyz" | "/" => self.look(&request),
+            "/metrics" | "/healthz" | "/readyz" | "/" => self.read(&request),
             _ if is_of(path, HEALTH) => call(self.health.clone(), request).await,
             _ if is_of(path, REFLECTION_V1) => call(self.reflection.v1.clone(), request).await,
             _ if is_of(path, REFLECTION_V1ALPHA) => call(self.reflection.v1alpha.clone(), request).await,
@@ -126,18 +126,18 @@ impl Router {
         }
     }
 
-    /// Whether anybody may ask for it, and the answer takes memory while it is not read. A watch of the health takes little, and
-    /// a proxy may have many on one connection.
-    pub(super) fn needs_no_key<B>(&self, request: &Request<B>) -> bool {
+    /// Whether the request needs no API key and its answer takes memory until it is read. A health watch does not
+    /// count, because it takes little memory and a proxy may have many on one connection.
+    pub(super) fn is_keyless<B>(&self, request: &Request<B>) -> bool {
         let config = &self.gateway.rooms().config;
         let path = request.uri().path();
         !(is_json_push(&config.push_path, path) || is_grpc_push(path) || path == config.ws_path || path == HEALTH_WATCH)
     }
 
-    /// What a person, a probe or a scraper looks at.
-    fn look(&self, request: &Request<Incoming>) -> Response<Body> {
-        if !is_look(request) {
-            return look_only();
+    /// Answers a request for a read-only path: the page, the probes or the metrics.
+    fn read(&self, request: &Request<Incoming>) -> Response<Body> {
+        if !is_read_only(request) {
+            return read_only();
         }
         match request.uri().path() {
             "/healthz" => text(StatusCode::OK, "ok\n"),
@@ -168,8 +168,8 @@ fn is_json_push(push_path: &str, path: &str) -> bool {
     path.strip_prefix(push_path).is_some_and(|rest| rest.is_empty() || rest == json::BATCH)
 }
 
-/// The answer to a request that needs no key where a connection has as many of them in hand as it may have. Without a body,
-/// which would be one more answer that is not read.
+/// The answer to a keyless request past the connection's limit. It has no body, because a body would be one more unread
+/// answer.
 pub(super) fn too_many_keyless<B>(request: &Request<B>) -> Response<Body> {
     if grpc::not_a_call(request).is_none() {
         return tonic::Status::resource_exhausted(
@@ -182,35 +182,36 @@ pub(super) fn too_many_keyless<B>(request: &Request<B>) -> Response<Body> {
     response
 }
 
-/// RFC 9112 section 3.2: a request of HTTP/1.1 says once which host it is for. Older ones need not, and HTTP/2 says it in
-/// a pseudo-header.
+/// Checks the Host header. An HTTP/1.1 request must have exactly one, RFC 9112 section 3.2. Older versions need none,
+/// and HTTP/2 uses a pseudo-header.
 fn check_host<B>(request: &Request<B>) -> Result<(), &'static str> {
     let mut hosts = request.headers().get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
         (None, _) if request.version() == Version::HTTP_11 => Err("an HTTP/1.1 request needs a Host header\n"),
         (Some(_), Some(_)) => Err("a request must not have more than one Host header\n"),
-        (Some(host), None) if !is_host(host) => Err("the Host header holds no host\n"),
+        (Some(host), None) if !is_host(host) => Err("the Host header is not a valid host\n"),
         _ => Ok(()),
     }
 }
 
-/// Whether it is a host with or without a port, or nothing, which stands for none.
+/// Whether the value is a host with or without a port. An empty value is allowed and means that there is no host.
 fn is_host(value: &HeaderValue) -> bool {
     value.is_empty() || Authority::try_from(value.as_bytes()).is_ok_and(|authority| is_host_and_port(&authority))
 }
 
 fn is_host_and_port(authority: &Authority) -> bool {
     let text = authority.as_str();
-    // RFC 3986 section 3.2.3 lets a port be empty.
+    // RFC 3986 section 3.2.3 allows an empty port.
     let is_port = |port: &str| port.is_empty() || port.parse::<u16>().is_ok();
     !text.contains('@') && text[authority.host().len()..].strip_prefix(':').is_none_or(is_port)
 }
 
-fn is_look<B>(request: &Request<B>) -> bool {
+fn is_read_only<B>(request: &Request<B>) -> bool {
     request.method() == Method::GET || request.method() == Method::HEAD
 }
 
-fn look_only() -> Response<Body> {
+/// The answer to any other method than GET and HEAD.
+fn read_only() -> Response<Body> {
     let mut response = empty(StatusCode::METHOD_NOT_ALLOWED);
     response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
     response
@@ -234,7 +235,7 @@ fn typed(kind: HeaderValue, bytes: Bytes) -> Response<Body> {
     response
 }
 
-/// Says so in the caller's own protocol.
+/// Answers "not found" in the protocol of the caller.
 fn not_found<B>(request: &Request<B>) -> Response<Body> {
     if grpc::not_a_call(request).is_none() {
         tonic::Status::unimplemented("no such service").into_http()

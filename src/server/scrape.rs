@@ -1,4 +1,5 @@
-//! One scrape of `/metrics`: in the format that the scraper asks for, and shared where answers pile up unread.
+//! Answers scrapes of `/metrics` in the format that the scraper requests. If many answers are unread, further scrapes
+//! share one text.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,21 +11,21 @@ use http::{HeaderMap, HeaderValue};
 
 use crate::metrics::Format;
 
-/// Answers that may be unread at one time and still each have a text of their own. Honest scrapers are few.
+/// The number of unread answers up to which each has its own text. There are only a few honest scrapers.
 const OWN_TEXTS_MAX: usize = 8;
 
-/// How long the newest text is handed out again beyond that.
+/// How long the newest text is reused past that number.
 const SHARED_FOR: Duration = Duration::from_secs(1);
 
-/// What was told last, for those who ask while many have not read theirs: a text is some ten thousand bytes, and a request
-/// for it that is never read costs its sender next to nothing.
+/// The unread answers, and the newest text of each format. The text is shared while many answers are unread, because it
+/// is some ten thousand bytes and a request whose answer is never read costs its sender next to nothing.
 #[derive(Debug, Default)]
 pub(super) struct Scrapes {
     unread: Arc<AtomicUsize>,
     last: [Mutex<Option<(Instant, Bytes)>>; 2],
 }
 
-/// A text on its way to its readers.
+/// A text in unread answers.
 struct Text {
     text: String,
     unread: Arc<AtomicUsize>,
@@ -43,10 +44,10 @@ impl Drop for Text {
 }
 
 impl Scrapes {
-    /// A text that is new, or while many are unread, of the last second.
+    /// Returns a new text, or one of the last second while many answers are unread.
     pub(super) fn text(&self, format: Format, now: Instant, encode: impl FnOnce() -> String) -> Bytes {
         let mut last = self.last[format as usize].lock().unwrap_or_else(PoisonError::into_inner);
-        // Kept for no longer than it may be needed, and not counted as unread then.
+        // Drops the shared text as soon as it is not needed, so that it no longer counts as unread.
         if self.unread.load(Ordering::Relaxed) < OWN_TEXTS_MAX {
             *last = None;
         }
@@ -64,7 +65,7 @@ impl Scrapes {
     }
 }
 
-/// What an answer in a format says that it is.
+/// The content type of a format.
 pub(super) fn content_type(format: Format) -> HeaderValue {
     HeaderValue::from_static(match format {
         Format::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
@@ -72,7 +73,7 @@ pub(super) fn content_type(format: Format) -> HeaderValue {
     })
 }
 
-/// The format that the scraper likes best; OpenMetrics where it likes both the same, or says nothing that helps.
+/// The format that the scraper prefers. OpenMetrics if it prefers both equally or states no usable preference.
 pub(super) fn format(headers: &HeaderMap) -> Format {
     let accepts: Vec<Range<'_>> = headers
         .get_all(ACCEPT)
@@ -81,17 +82,17 @@ pub(super) fn format(headers: &HeaderMap) -> Format {
         .flat_map(|line| line.split(','))
         .filter_map(Range::read)
         .collect();
-    let liking = |main, sub, versions: &[&str]| {
-        let fitting = accepts.iter().filter_map(|range| Some((range.fits(main, sub, versions)?, range.quality)));
-        // The nearest description counts, and the best of those that are as near (RFC 9110 section 12.5.1).
+    let quality = |main, sub, versions: &[&str]| {
+        let fitting = accepts.iter().filter_map(|range| Some((range.matches(main, sub, versions)?, range.quality)));
+        // The most specific range counts, and the best of equally specific ones (RFC 9110 section 12.5.1).
         fitting.max_by(|a, b| a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal)).map_or(0.0, |(_, quality)| quality)
     };
-    let plain = liking("text", "plain", &["0.0.4"]);
-    let open = liking("application", "openmetrics-text", &["1.0.0", "0.0.1"]);
+    let plain = quality("text", "plain", &["0.0.4"]);
+    let open = quality("application", "openmetrics-text", &["1.0.0", "0.0.1"]);
     if plain > open { Format::Plain } else { Format::OpenMetrics }
 }
 
-/// One of the things that an `Accept` header lists.
+/// One media range of an `Accept` header.
 struct Range<'a> {
     main: &'a str,
     sub: &'a str,
@@ -114,14 +115,16 @@ impl<'a> Range<'a> {
         Some(range)
     }
 
-    /// How near it describes a media type of one of these versions, if it does.
-    fn fits(&self, main: &str, sub: &str, versions: &[&str]) -> Option<u8> {
-        let is = |said: &str, meant: &str| said.eq_ignore_ascii_case(meant);
+    /// How specifically the range matches a media type in one of these versions. `None` if it does not match.
+    fn matches(&self, main: &str, sub: &str, versions: &[&str]) -> Option<u8> {
+        let is = |given: &str, expected: &str| given.eq_ignore_ascii_case(expected);
         match (self.main, self.sub, self.version) {
             ("*", "*", _) => Some(0),
-            (said, "*", _) if is(said, main) => Some(1),
-            (said, kind, None) if is(said, main) && is(kind, sub) => Some(2),
-            (said, kind, Some(version)) if is(said, main) && is(kind, sub) => versions.contains(&version).then_some(3),
+            (given, "*", _) if is(given, main) => Some(1),
+            (given, kind, None) if is(given, main) && is(kind, sub) => Some(2),
+            (given, kind, Some(version)) if is(given, main) && is(kind, sub) => {
+                versions.contains(&version).then_some(3)
+            }
             _ => None,
         }
     }
@@ -136,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scraper_is_answered_in_the_format_that_it_likes_best() {
+    fn a_scraper_gets_the_format_that_it_prefers() {
         for open in [
             &[][..],
             &["*/*"],
@@ -168,20 +171,20 @@ mod tests {
     }
 
     #[test]
-    fn answers_that_nobody_reads_share_one_text_and_any_other_is_new() {
-        let (scrapes, start, mut told) = (Scrapes::default(), Instant::now(), 0);
+    fn many_unread_answers_share_one_text_and_any_other_is_new() {
+        let (scrapes, start, mut texts) = (Scrapes::default(), Instant::now(), 0);
         let mut scrape = |at: Duration| {
             scrapes.text(Format::OpenMetrics, start + at, || {
-                told += 1;
-                told.to_string()
+                texts += 1;
+                texts.to_string()
             })
         };
         for expected in 1..=20 {
             assert_eq!(scrape(Duration::ZERO), expected.to_string(), "each is read before the next");
         }
         let unread: Vec<Bytes> = (0..1000).map(|_| scrape(Duration::ZERO)).collect();
-        let texts = unread.iter().collect::<std::collections::HashSet<_>>().len();
-        assert_eq!(texts, OWN_TEXTS_MAX);
+        let different = unread.iter().collect::<std::collections::HashSet<_>>().len();
+        assert_eq!(different, OWN_TEXTS_MAX);
         assert_eq!(scrape(SHARED_FOR), "29", "what is shared is not old");
         assert_eq!(scrape(SHARED_FOR), "29");
         drop(unread);

@@ -1,4 +1,4 @@
-//! A socket that is listened on: TCP, or a Unix socket and its file.
+//! A listening socket: TCP, or a Unix socket with its file.
 
 use std::fs::Permissions;
 use std::io;
@@ -10,7 +10,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, Un
 
 use crate::config::Address;
 
-/// Connections the kernel holds for us while we are busy: a wave of clients that come back at once fits in.
+/// The number of connections that the kernel queues while the gateway is busy, enough for many clients that reconnect
+/// at once.
 const LISTEN_BACKLOG: u32 = 4096;
 
 /// Who may connect to a Unix socket: the gateway's user and group.
@@ -36,14 +37,14 @@ impl Socket {
                 let socket = UnixSocket::new_stream()?;
                 socket.bind(path)?;
                 let file = SocketFile { path: path.clone(), inode: std::fs::symlink_metadata(path)?.ino() };
-                // Before it is listened on, so that nobody else gets in meanwhile.
+                // Restricts access before listening, so that nobody else can connect in between.
                 std::fs::set_permissions(path, Permissions::from_mode(SOCKET_MODE))?;
                 Ok(Self::Unix(socket.listen(LISTEN_BACKLOG)?, file))
             }
         }
     }
 
-    /// The address it really has, port 0 resolved.
+    /// The actual address, with the port that was chosen for port 0.
     pub(super) fn address(&self) -> io::Result<Address> {
         match self {
             Self::Tcp(listener) => listener.local_addr().map(Address::Tcp),
@@ -59,7 +60,7 @@ impl Socket {
     }
 }
 
-/// The file of a Unix socket, removed when this is dropped, unless another gateway has put its own there.
+/// The file of a Unix socket. Dropping this removes the file, unless another gateway has replaced it with its own.
 pub(super) struct SocketFile {
     path: PathBuf,
     inode: u64,
@@ -73,7 +74,8 @@ impl Drop for SocketFile {
     }
 }
 
-/// Removes a socket that nobody listens on any more. One that is in use, and a file that is no socket, is an error.
+/// Removes the file of a socket that nobody listens on any more. A socket in use and a file that is not a socket are
+/// errors.
 async fn remove_stale(path: &Path) -> io::Result<()> {
     let found = match std::fs::symlink_metadata(path) {
         Ok(found) => found,
@@ -81,7 +83,7 @@ async fn remove_stale(path: &Path) -> io::Result<()> {
         Err(error) => return Err(error),
     };
     if !found.file_type().is_socket() {
-        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is no socket"));
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file that is not a socket exists at this path"));
     }
     match UnixStream::connect(path).await {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
@@ -92,13 +94,13 @@ async fn remove_stale(path: &Path) -> io::Result<()> {
 fn open_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     let open = |address: SocketAddr| {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        // A restarted gateway must not wait for the old one's sockets to time out.
+        // Without this, a restarted gateway would have to wait for the old one's connections to time out.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         socket.listen(LISTEN_BACKLOG)
     };
     match open(address) {
-        // A kernel without IPv6 still has all its other interfaces.
+        // Without IPv6, the gateway listens on all IPv4 addresses.
         Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && is_no_ipv6(&error) => {
             open((Ipv4Addr::UNSPECIFIED, address.port()).into())
         }
@@ -106,7 +108,7 @@ fn open_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     }
 }
 
-/// `EAFNOSUPPORT`, which has no kind of its own, or no such address.
+/// Whether the system has no IPv6: the error is `EAFNOSUPPORT`, which has no `ErrorKind`, or "address not available".
 fn is_no_ipv6(error: &io::Error) -> bool {
     const EAFNOSUPPORT: i32 = 97;
     error.raw_os_error() == Some(EAFNOSUPPORT) || error.kind() == io::ErrorKind::AddrNotAvailable

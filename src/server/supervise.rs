@@ -1,4 +1,4 @@
-//! Tasks that the gateway is half dead without: a panic in one is counted and logged, and the task begins again.
+//! Restarts essential background tasks after a panic. Each panic is counted and logged.
 
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
@@ -8,20 +8,21 @@ use tracing::error;
 
 use crate::metrics::{InSnakeCase, Metrics, Task};
 
-/// How long a task that panicked rests. Short, because everyone waits for it; long enough that one that panics each time
-/// does not take a core.
+/// The pause before a task is restarted. Short, because the whole gateway waits for the task, but long enough that a
+/// task that panics each time does not use up a core.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Runs what `begin` makes to its end, as often as it panics.
+/// Runs the future that `begin` returns to its end, and starts over if it panics.
 ///
-/// What it shares must be as good after a panic as before: its locks are taken over, and each step under one is whole.
+/// The state that the task shares must stay valid after a panic: users of its locks must ignore poisoning, and each
+/// change under a lock must be complete before anything can panic.
 pub(super) async fn supervise<F>(metrics: &Metrics, task: Task, begin: impl Fn() -> F)
 where
     F: Future<Output = ()>,
 {
     while AssertUnwindSafe(async { begin().await }).catch_unwind().await.is_err() {
         metrics.task_panicked(task);
-        error!(task = %InSnakeCase(task), "a task panicked, and begins again");
+        error!(task = %InSnakeCase(task), "a task panicked and is restarted");
         tokio::time::sleep(PAUSE).await;
     }
 }
@@ -34,7 +35,7 @@ mod tests {
     use crate::metrics::Format;
 
     #[tokio::test]
-    async fn a_task_that_panics_begins_again_until_it_ends_and_is_counted() {
+    async fn a_task_that_panics_is_restarted_until_it_ends_and_each_panic_is_counted() {
         let (metrics, begun) = (Metrics::new(), AtomicUsize::new(0));
         let begin = || {
             let number = begun.fetch_add(1, Ordering::Relaxed);

@@ -1,4 +1,5 @@
-//! What goes over one HTTP connection: whose turn it is and since when, for the deadlines that hyper does not keep.
+//! Tracks the traffic of one HTTP connection: who must act next and since when. The server uses this for deadlines that
+//! hyper does not keep.
 
 use std::io;
 use std::pin::Pin;
@@ -17,32 +18,34 @@ use crate::doors::Body;
 
 use super::http2_frames::{CALM_DOWN, Http2Frames, Protocol, TooManyFrames};
 
-/// How long an HTTP/1 head that has begun is waited for once no further request is wanted.
+/// How long the server waits for the rest of an HTTP/1 head during shutdown or after an idle timeout.
 const LAST_HEAD: Duration = Duration::from_secs(1);
 
-/// Requests of one connection in hand at one time that anybody may make. Each may be an answer of some ten thousand bytes
-/// that its caller does not read; a prober or a scraper has one or two.
+/// The maximum number of keyless requests in hand on one connection, that is, requests that need no API key. Each can
+/// cost an answer of some ten thousand bytes that its caller does not read. A prober or a scraper has one or two in
+/// hand.
 pub(super) const KEYLESS_MAX: usize = 32;
 
-/// How long a connection may take.
+/// The timeouts of a connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Timeouts {
-    /// For a head that has begun, for a new connection to begin one, and for a peer to take a byte of an answer.
+    /// The time limit for the rest of a head, for the first head of a new connection, and for a peer to read the next
+    /// byte of an answer.
     pub(super) head: Duration,
-    /// Without a request in hand.
+    /// The time limit without a request in hand.
     pub(super) idle: Duration,
 }
 
-/// What a connection has come to.
+/// What must happen to a connection whose deadline has passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Due {
-    /// It was idle for long enough: to be closed without losing a request that is on its way.
+    /// The connection was idle for too long. It must be closed without losing a request that is on its way.
     Finish,
-    /// The peer keeps it waiting.
+    /// The peer made the server wait for too long. The connection must be cut.
     Cut(&'static str),
 }
 
-/// The state of one connection, seen by its stream, its requests and its listener.
+/// The state of one connection, shared by its stream, its requests and its listener.
 #[derive(Debug)]
 pub(super) struct Traffic {
     state: Mutex<State>,
@@ -52,26 +55,26 @@ pub(super) struct Traffic {
 #[derive(Debug)]
 struct State {
     is_http2: bool,
-    /// Whether no further request is wanted.
+    /// Whether no further requests are accepted.
     is_finishing: bool,
-    /// Whether there was a request ever.
-    has_asked: bool,
-    /// Requests begun whose answers hyper does not have whole yet.
+    /// Whether the peer has ever made a request.
+    has_requested: bool,
+    /// The number of requests in hand: hyper does not have their whole answer yet.
     in_hand: usize,
-    /// Those of them that need no key.
+    /// The number of requests in hand that need no API key.
     keyless: usize,
-    /// When the last of them ended, or the connection began.
+    /// When the last request in hand ended, or the connection began.
     idle_since: Instant,
-    /// When the head that is being waited for began. A new connection owes one.
+    /// When the server began to wait for the current head. A new connection starts with this wait.
     head_since: Option<Instant>,
-    /// Since when the peer takes nothing of what waits to be written.
+    /// Since when the peer has not read any of the bytes waiting to be written.
     blocked_since: Option<Instant>,
-    /// Answers that are there whole and that HTTP/2 has no room for, because the peer gives none. Not those without a known
-    /// size: a stream may be quiet for as long as it likes.
+    /// The number of complete answers that HTTP/2 cannot send because the peer grants no window. Answers of unknown
+    /// size do not count, because a stream may be silent for any time.
     unread: usize,
-    /// When there were none last, or one less.
+    /// When `unread` was last 0 or last decreased.
     unread_since: Instant,
-    /// What an evicted connection holds until it has gone.
+    /// The permit that an evicted connection holds until it is closed.
     leaving: Option<OwnedSemaphorePermit>,
 }
 
@@ -81,7 +84,7 @@ impl Traffic {
         let state = State {
             is_http2: false,
             is_finishing: false,
-            has_asked: false,
+            has_requested: false,
             in_hand: 0,
             keyless: 0,
             idle_since: now,
@@ -98,22 +101,23 @@ impl Traffic {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A request is in hand until what this returns is dropped.
+    /// Starts a request. It is in hand until the returned guard is dropped.
     pub(super) fn begin(self: &Arc<Self>) -> InHand {
         let mut state = self.lock();
         state.in_hand += 1;
-        state.has_asked = true;
+        state.has_requested = true;
         state.head_since = None;
         InHand { traffic: self.clone(), is_answered: false, is_keyless: false }
     }
 
-    /// Whether there was a request ever, and since when none is in hand, whatever else the peer sends.
+    /// Returns whether the peer has ever made a request, and since when no request is in hand, regardless of what else
+    /// the peer sends.
     pub(super) fn seen(&self) -> (bool, Option<Instant>) {
         let state = self.lock();
-        (state.has_asked, (state.in_hand == 0).then_some(state.idle_since))
+        (state.has_requested, (state.in_hand == 0).then_some(state.idle_since))
     }
 
-    /// Tells the connection that its place is another's. The permit is given back once the connection has gone.
+    /// Tells the connection to close because its place was given to another. The permit is released once it is closed.
     pub(super) fn evict(&self, leaving: Option<OwnedSemaphorePermit>) {
         self.lock().leaving = leaving;
         self.evicted.cancel();
@@ -124,26 +128,29 @@ impl Traffic {
         self.evicted.is_cancelled()
     }
 
+    /// Waits until the connection is evicted, and takes the permit.
     pub(super) async fn evicted(&self) -> Option<OwnedSemaphorePermit> {
         self.evicted.cancelled().await;
         self.lock().leaving.take()
     }
 
-    /// No further request is wanted: one that does not come soon is not waited for.
+    /// Ends the acceptance of requests. The server waits only briefly for a request that has begun.
     pub(super) fn finishing(&self) {
         let mut state = self.lock();
         state.is_finishing = true;
         state.head_since.get_or_insert_with(Instant::now);
     }
 
-    /// Waits for a deadline to pass. Looks anew each time it is polled, which is after each poll of the connection.
+    /// Waits for a deadline to pass. Recomputes the deadline each time it is polled, which is after each poll of the
+    /// connection.
     pub(super) fn poll_due(&self, timeouts: Timeouts, mut alarm: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<Due> {
         loop {
             let now = Instant::now();
             let at = match self.lock().due(timeouts) {
                 Some((at, due)) if at <= now => return Poll::Ready(due),
                 Some((at, _)) => at,
-                // The end of a request is nobody's to tell, and until then there is no deadline.
+                // While a request is in hand, there is no deadline. Nothing wakes this task when the request ends, so
+                // it checks again after the idle timeout.
                 None => now + timeouts.idle,
             };
             if at < alarm.deadline() || alarm.is_elapsed() {
@@ -153,21 +160,24 @@ impl Traffic {
         }
     }
 
-    fn read(&self) {
+    /// Records that the peer sent bytes outside HTTP/2.
+    fn note_read(&self) {
         let mut state = self.lock();
         if state.in_hand == 0 {
             state.head_since.get_or_insert_with(Instant::now);
         }
     }
 
-    /// HTTP/2 has begun. Its streams begin and end whole, and pings find a dead peer.
-    fn is_http2(&self) {
+    /// Records that the connection speaks HTTP/2. There is no wait for a head then, because hyper gets each head whole
+    /// and pings detect a dead peer.
+    fn note_http2(&self) {
         let mut state = self.lock();
         state.is_http2 = true;
         state.head_since = None;
     }
 
-    fn wrote(&self, result: &Poll<io::Result<usize>>) {
+    /// Records the result of a write.
+    fn note_write(&self, result: &Poll<io::Result<usize>>) {
         let mut state = self.lock();
         if result.is_pending() {
             state.blocked_since.get_or_insert_with(Instant::now);
@@ -180,16 +190,16 @@ impl Traffic {
 impl State {
     fn due(&self, timeouts: Timeouts) -> Option<(Instant, Due)> {
         if let Some(since) = self.blocked_since {
-            return Some((since + timeouts.head, Due::Cut("no byte of the answer taken in time")));
+            return Some((since + timeouts.head, Due::Cut("no byte of the answer read in time")));
         }
         if self.unread > 0 {
-            return Some((self.unread_since + timeouts.head, Due::Cut("no byte of the answers taken in time")));
+            return Some((self.unread_since + timeouts.head, Due::Cut("no byte of the answers read in time")));
         }
         if self.in_hand > 0 {
             return None;
         }
         Some(match self.head_since {
-            // A stop is not held up by a head that drips.
+            // A peer that sends its head slowly must not delay the shutdown.
             Some(since) if self.is_finishing && !self.is_http2 => {
                 (since + timeouts.head.min(LAST_HEAD), Due::Cut("no request in time"))
             }
@@ -199,18 +209,18 @@ impl State {
     }
 }
 
-/// A request in hand.
+/// A guard for a request in hand.
 pub(super) struct InHand {
     traffic: Arc<Traffic>,
-    /// Whether its whole answer waits for the peer.
+    /// Whether the answer is complete and waits for the peer.
     is_answered: bool,
-    /// Whether it counts as one that needs no key.
+    /// Whether the request counts as keyless.
     is_keyless: bool,
 }
 
 impl InHand {
-    /// Counts it as one that needs no key. Says whether there may be one more.
-    pub(super) fn keyless(&mut self) -> bool {
+    /// Counts the request as keyless. Returns `false` if the connection already has [`KEYLESS_MAX`] of them in hand.
+    pub(super) fn count_keyless(&mut self) -> bool {
         let mut state = self.traffic.lock();
         if state.keyless == KEYLESS_MAX {
             return false;
@@ -220,8 +230,8 @@ impl InHand {
         true
     }
 
-    /// The whole answer is there.
-    fn answered(&mut self) {
+    /// Records that the whole answer is ready.
+    fn note_answered(&mut self) {
         self.is_answered = true;
         let mut state = self.traffic.lock();
         if state.unread == 0 {
@@ -242,29 +252,29 @@ impl Drop for InHand {
             state.unread -= 1;
             state.unread_since = now;
         }
-        // What waits for a head waits from now on: the answer may not be on its way yet.
+        // The wait for the next head starts now at the earliest, because the answer may not have been sent yet.
         if let Some(since) = &mut state.head_since {
             *since = now;
         }
     }
 }
 
-/// An answer's body, whose request is in hand until hyper has all of it.
-pub(super) struct Answered {
+/// The body of an answer. Its request is in hand until hyper has the whole body.
+pub(super) struct TrackedBody {
     body: Body,
     _in_hand: InHand,
 }
 
-impl Answered {
+impl TrackedBody {
     pub(super) fn new(body: Body, mut in_hand: InHand) -> Self {
         if hyper::body::Body::size_hint(&body).exact().is_some_and(|bytes| bytes > 0) {
-            in_hand.answered();
+            in_hand.note_answered();
         }
         Self { body, _in_hand: in_hand }
     }
 }
 
-impl hyper::body::Body for Answered {
+impl hyper::body::Body for TrackedBody {
     type Data = Bytes;
     type Error = tonic::Status;
 
@@ -284,27 +294,28 @@ impl hyper::body::Body for Answered {
     }
 }
 
-/// A stream whose traffic is noted.
-pub(super) struct Noted<S> {
+/// A stream whose traffic is tracked.
+pub(super) struct TrackedStream<S> {
     stream: S,
     traffic: Arc<Traffic>,
     frames: Http2Frames,
-    /// Once the peer was told to calm down.
+    /// Set once the peer was told to calm down.
     leaving: Option<Leaving>,
 }
 
-/// What is still read of a peer that was told to calm down, and thrown away: a connection closed on unread bytes is reset,
-/// and the peer might not get to see why.
+/// The last phase of a connection whose peer was told to calm down. What the peer still sends is read and thrown away.
+/// Closing a socket with unread bytes would reset the connection, and the peer might not see the reason.
 struct Leaving {
     time: Pin<Box<Sleep>>,
+    /// The number of bytes read so far.
     bytes: usize,
 }
 
-/// How much that is at most.
+/// The limits of this phase.
 const LEAVING_TIME: Duration = Duration::from_secs(1);
 const LEAVING_BYTES: usize = 1024 * 1024;
 
-impl<S> Noted<S> {
+impl<S> TrackedStream<S> {
     pub(super) fn new(stream: S, traffic: Arc<Traffic>) -> Self {
         Self { stream, traffic, frames: Http2Frames::new(std::time::Instant::now()), leaving: None }
     }
@@ -313,33 +324,35 @@ impl<S> Noted<S> {
         self.stream
     }
 
-    fn look(&mut self, bytes: &[u8]) -> Result<(), TooManyFrames> {
+    /// Records the bytes that the peer sent.
+    fn note_read(&mut self, bytes: &[u8]) -> Result<(), TooManyFrames> {
         let before = self.frames.protocol();
         self.frames.read(bytes)?;
         match self.frames.protocol() {
             Protocol::Http2 if before == Protocol::Http2 => {}
-            Protocol::Http2 => self.traffic.is_http2(),
-            Protocol::Unknown | Protocol::Http1 => self.traffic.read(),
+            Protocol::Http2 => self.traffic.note_http2(),
+            Protocol::Unknown | Protocol::Http1 => self.traffic.note_read(),
         }
         Ok(())
     }
 
-    fn wrote(&mut self, slices: &[io::IoSlice<'_>], result: &Poll<io::Result<usize>>) {
-        self.traffic.wrote(result);
+    /// Records the result of writing these slices.
+    fn note_write(&mut self, slices: &[io::IoSlice<'_>], result: &Poll<io::Result<usize>>) {
+        self.traffic.note_write(result);
         let Poll::Ready(Ok(mut left)) = *result else { return };
         for slice in slices {
             let written = left.min(slice.len());
-            self.frames.wrote(&slice[..written]);
+            self.frames.note_sent(&slice[..written]);
             left -= written;
         }
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Noted<S> {
-    /// Tells the peer to calm down, and that nothing more will come. Says whether that could be done: a peer that does not
-    /// read is not waited for, and a frame that is partly written is not broken into.
-    fn calm_down(&mut self, cx: &mut Context<'_>) -> bool {
-        if !self.frames.may_add() {
+impl<S: AsyncRead + AsyncWrite + Unpin> TrackedStream<S> {
+    /// Sends GOAWAY with ENHANCE_YOUR_CALM and shuts down the sending side. Returns whether both succeeded. Does not
+    /// wait for a peer that does not read, and does not interrupt a partly written frame.
+    fn send_calm_down(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.frames.can_insert_frame() {
             return false;
         }
         let mut stream = Pin::new(&mut self.stream);
@@ -349,7 +362,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Noted<S> {
             && stream.poll_shutdown(cx).is_ready()
     }
 
-    /// Ready when the peer has gone or may send no more.
+    /// Ready when the peer has closed the connection or a limit of the last phase is reached.
     fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(leaving) = &mut self.leaving else { return Poll::Ready(()) };
         let mut scratch = [0; 4096];
@@ -365,16 +378,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Noted<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Noted<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TrackedStream<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.leaving.is_none() {
             let before = buffer.filled().len();
             ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
-            if buffer.filled().len() == before || self.look(&buffer.filled()[before..]).is_ok() {
+            if buffer.filled().len() == before || self.note_read(&buffer.filled()[before..]).is_ok() {
                 return Poll::Ready(Ok(()));
             }
             buffer.set_filled(before);
-            if self.calm_down(cx) {
+            if self.send_calm_down(cx) {
                 self.leaving = Some(Leaving { time: Box::pin(tokio::time::sleep(LEAVING_TIME)), bytes: 0 });
             }
         }
@@ -383,14 +396,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Noted<S> {
     }
 }
 
-/// Once the peer was told that nothing more will come, what hyper still writes goes nowhere.
-impl<S: AsyncWrite + Unpin> AsyncWrite for Noted<S> {
+/// Discards what hyper still writes after the sending side was shut down.
+impl<S: AsyncWrite + Unpin> AsyncWrite for TrackedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if self.leaving.is_some() {
             return Poll::Ready(Ok(bytes.len()));
         }
         let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.wrote(&[io::IoSlice::new(bytes)], &result);
+        self.note_write(&[io::IoSlice::new(bytes)], &result);
         result
     }
 
@@ -403,7 +416,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Noted<S> {
             return Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()));
         }
         let result = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.wrote(slices, &result);
+        self.note_write(slices, &result);
         result
     }
 
@@ -428,10 +441,11 @@ mod tests {
 
     const SETTINGS: [u8; 9] = [0, 0, 0, 0x4, 0, 0, 0, 0, 0];
 
-    /// What a peer gets that sends settings without end, which are answered with this until it is cut.
+    /// Lets a peer flood the server with SETTINGS. The server sends `answer` once. Returns the server's error and
+    /// everything that the peer received.
     async fn answered_to_a_flood(room: usize, answer: &[u8]) -> (io::Error, Vec<u8>) {
         let (mut peer, stream) = duplex(room);
-        let mut noted = Noted::new(stream, Traffic::new());
+        let mut tracked = TrackedStream::new(stream, Traffic::new());
         let flood = [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &SETTINGS.repeat(3000)].concat();
         let flooding = async move {
             let _cut = peer.write_all(&flood).await;
@@ -443,14 +457,14 @@ mod tests {
             let mut scratch = [0; 1024];
             let mut answer = Some(answer);
             loop {
-                match noted.read(&mut scratch).await {
+                match tracked.read(&mut scratch).await {
                     Ok(count) => assert!(count > 0),
                     Err(error) => break error,
                 }
-                if noted.frames.protocol() == Protocol::Http2
+                if tracked.frames.protocol() == Protocol::Http2
                     && let Some(answer) = answer.take()
                 {
-                    noted.write_all(answer).await.expect("there is room for it");
+                    tracked.write_all(answer).await.expect("there is room for it");
                 }
             }
         };
@@ -458,14 +472,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_peer_that_floods_is_told_to_calm_down_and_then_left() {
+    async fn a_flooding_peer_is_told_to_calm_down_and_then_disconnected() {
         let (error, answers) = answered_to_a_flood(64 * 1024, &SETTINGS).await;
         assert_eq!(error.to_string(), TooManyFrames.to_string());
         assert_eq!(answers, [&SETTINGS[..], &CALM_DOWN].concat());
     }
 
     #[tokio::test]
-    async fn a_frame_that_is_partly_written_is_not_broken_into() {
+    async fn a_partly_written_frame_is_not_interrupted() {
         let begun = [&SETTINGS[..], &[0, 0, 200, 0, 0, 0, 0, 0, 1, 7]].concat();
         let (error, answers) = answered_to_a_flood(64 * 1024, &begun).await;
         assert_eq!(error.to_string(), TooManyFrames.to_string());
@@ -473,7 +487,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_peer_that_does_not_read_is_not_waited_for() {
+    async fn the_server_does_not_wait_for_a_peer_that_does_not_read() {
         let whole = [&SETTINGS[..], &[0, 0, 238, 0, 0, 0, 0, 0, 1], &[7; 238]].concat();
         let (error, answers) = answered_to_a_flood(whole.len(), &whole).await;
         assert_eq!(error.to_string(), TooManyFrames.to_string());

@@ -108,7 +108,7 @@ fn the_help_says_what_exit_codes_mean_and_where_all_settings_are() {
     }
     for command in [&["--help"][..], &["serve", "--help"], &["check-config", "--help"], &["man"]] {
         let text = String::from_utf8(run(command).stdout).unwrap();
-        assert!(text.contains("environment variable, PUSHGATE_ and its name in capitals"), "{command:?}: {text}");
+        assert!(text.contains("environment variable: PUSHGATE_ and its name in capitals"), "{command:?}: {text}");
     }
 }
 
@@ -140,8 +140,8 @@ fn the_hints_work_for_whoever_started_the_gateway() {
         " push USER mail 'hello' --address http://",
         " --key KEY\n",
         "\"userId\":\"USER\"",
-        &format!("TOKEN is one of those in {tokens}, USER the user beside it.\n"),
-        &format!("KEY is one of those in {keys}.\n"),
+        &format!("TOKEN is one of the tokens in {tokens}, and USER is its user.\n"),
+        &format!("KEY is one of the keys in {keys}.\n"),
     ] {
         assert!(text.contains(expected), "{expected} in {text}");
     }

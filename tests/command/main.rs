@@ -125,7 +125,7 @@ fn errors_are_told_in_words_and_by_the_exit_code() {
     assert!(stderr(&gone).contains(&format!("cannot reach a gateway at {address}")));
     let nowhere = run(&["push", "ann", "mail", "m", "--address", "no where"]);
     assert_eq!(nowhere.status.code(), Some(1));
-    assert!(stderr(&nowhere).contains("no address of a gateway: no where"));
+    assert!(stderr(&nowhere).contains("not a gateway address: no where"));
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn a_wrong_config_names_all_mistakes_and_exits_with_64() {
         let text = stderr(&output);
         for expected in [
             &format!("ping_interval = \"often\" ({file}): must be a duration"),
-            &format!("bind_timout = \"1s\" ({file}): is not a setting; is bind_timeout meant?"),
+            &format!("bind_timout = \"1s\" ({file}): is not a setting; did you mean bind_timeout?"),
             "connections_max = \"none\" (environment variable PUSHGATE_CONNECTIONS_MAX): must be a whole number",
             "listen = 0.0.0.0:1 (flag --listen): is not a loopback address",
             "set tokens_file",
@@ -156,7 +156,7 @@ fn a_wrong_config_names_all_mistakes_and_exits_with_64() {
 
 #[test]
 fn check_config_finds_what_serve_would_stop_at() {
-    assert_eq!(stdout(&run(&["check-config"])), "the configuration is good\n");
+    assert_eq!(stdout(&run(&["check-config"])), "the configuration is valid\n");
     let long = format!("unix:/{}", "x".repeat(107));
     let too_long = run(&["check-config", "--listen", &long]);
     assert_eq!(too_long.status.code(), Some(64));
@@ -306,7 +306,7 @@ fn json_logs_are_an_object_a_line_and_nothing_else_is_printed() {
         let object: serde_json::Value = serde_json::from_str(&line).unwrap();
         messages.push(object["fields"]["message"].as_str().unwrap().to_owned());
     }
-    assert!(messages.iter().any(|message| message.contains("is no setting and is ignored")), "{messages:?}");
+    assert!(messages.iter().any(|message| message.contains("is not a setting and is ignored")), "{messages:?}");
     child.kill().unwrap();
     assert!(child.wait_with_output().unwrap().stdout.is_empty());
 }
@@ -341,7 +341,7 @@ fn with_few_files_a_flood_of_one_address_leaves_the_other_at_full_service() {
     let program = process::pushgate().get_program().to_owned();
     serve.args(["-c", "ulimit -n 256; exec \"$0\" \"$@\""]).arg(program).args(["--control-listen", "127.0.0.1:0"]);
     let gateway = GatewayProcess::start_as(&mut serve);
-    gateway.process.stderr_line("limits of connections lowered");
+    gateway.process.stderr_line("connection limits lowered");
     for flooded in [gateway.clients, gateway.control] {
         let silent: Vec<_> = (0..400).map(|_| std::net::TcpStream::connect(flooded).unwrap()).collect();
         assert!(get(&gateway, "/healthz").ends_with("ok\n"));

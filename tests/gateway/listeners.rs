@@ -319,7 +319,7 @@ async fn a_request_says_once_which_host_it_is_for() {
     let gateway = TestGateway::with(split).await;
     let needs = "an HTTP/1.1 request needs a Host header\n";
     let twice = "a request must not have more than one Host header\n";
-    let none = "the Host header holds no host\n";
+    let none = "the Host header is not a valid host\n";
     for (address, paths) in [
         (gateway.clients, &["/ws", "/pushgate.js", "/elsewhere"][..]),
         (gateway.control, &["/push", "/push/batch", "/healthz", "/readyz", "/metrics", "/", "/elsewhere"]),

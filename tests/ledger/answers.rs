@@ -1,4 +1,4 @@
-//! What the gateway answered to each push: every answer adds up by itself, and agrees with the one before.
+//! The gateway's answers to each push. Checks that every answer is consistent in itself and with the answer before it.
 
 use std::time::Instant;
 
@@ -8,7 +8,7 @@ use tonic::{Code, Status};
 use crate::book::Name;
 use crate::world::REQUEST_TIMEOUT;
 
-/// What became of one push on one connection, as far as its caller was told.
+/// The outcome of one push on one connection, as reported to its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
     Dropped(DropReason),
@@ -48,13 +48,13 @@ impl State {
 /// How a push was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lane {
-    /// By the stream, in the order of the numbers.
+    /// On the stream, in the order of the numbers.
     Stream,
-    /// By a call of its own, beside others.
+    /// In its own unary call, concurrently with others.
     Call,
 }
 
-/// One push and what was answered.
+/// One push and its answers.
 #[derive(Debug)]
 pub(crate) struct Record {
     pub(crate) user: usize,
@@ -64,11 +64,11 @@ pub(crate) struct Record {
     pub(crate) connections: Vec<(Name, State)>,
     /// Held for the user as a whole.
     pub(crate) is_held_for_user: bool,
-    /// Held, with a time to live and no connection that took it: whoever of the user's connects may get it.
+    /// Held, with a time to live, and taken by no connection. Any client of the user that connects may get it.
     pub(crate) is_anyones: bool,
     has_ttl: bool,
     pub(crate) refused: Option<i32>,
-    /// The call took longer than it may, and nobody knows what became of the push.
+    /// The call timed out, so the outcome of the push is unknown.
     pub(crate) is_unanswered: bool,
     sent_at: Instant,
     level: Level,
@@ -94,13 +94,13 @@ impl Record {
         }
     }
 
-    /// The gateway refused the push, and sent it to nobody.
+    /// Records that the gateway refused the push and sent it to nobody.
     pub(crate) fn refuse(&mut self, error: &PushError) {
         assert!(!self.is_final && self.message_id.is_none(), "{error:?} after another answer");
         (self.refused, self.is_final) = (Some(error.code), true);
     }
 
-    /// The answer to a call of its own.
+    /// Records the answer to a unary call.
     pub(crate) fn answer_call(&mut self, answer: Result<PushResponse, Status>, wait_for: Level) {
         match answer {
             Ok(response) => self.answer(&response, true, wait_for),
@@ -111,7 +111,7 @@ impl Record {
         }
     }
 
-    /// An answer, the last one or not.
+    /// Records an answer, which may or may not be the last one.
     pub(crate) fn answer(&mut self, response: &PushResponse, is_final: bool, wait_for: Level) {
         assert!(!self.is_final, "an answer behind the last: {response:?}");
         self.is_final = is_final;
@@ -138,7 +138,8 @@ impl Record {
         self.check_patience(is_final, wait_for);
     }
 
-    /// What is still on its way in an answer that waited for it has taken all the time there was.
+    /// Checks that the gateway waited long enough. If an answer waited for a level and a message is still on its way,
+    /// then the answer must have taken nearly the whole request timeout.
     fn check_patience(&self, is_final: bool, wait_for: Level) {
         let took = self.sent_at.elapsed();
         let is_open = self.connections.iter().any(|(_, state)| *state == State::Accepted);
@@ -146,12 +147,12 @@ impl Record {
         assert!(!is_open || !has_waited || took > REQUEST_TIMEOUT * 3 / 4, "not waited for, {took:?}: {self:?}");
     }
 
-    /// Nobody was there for it.
+    /// Whether the push matched no connection and was not held.
     pub(crate) fn is_unmatched(&self) -> bool {
         self.message_id.is_some() && self.connections.is_empty() && !self.is_held_for_user
     }
 
-    /// Every push has one last answer.
+    /// Checks that the push has a last answer.
     pub(crate) fn check_end(&self) {
         assert!(self.is_final, "no last answer: {self:?}");
         assert!(self.refused.is_none() || self.connections.is_empty(), "{self:?}");
@@ -168,7 +169,7 @@ fn total(counts: &[DropCount]) -> u64 {
     counts.iter().map(|count| count.count).sum()
 }
 
-/// The counts of one answer, among themselves and against its connections.
+/// Checks that the counts of one answer agree with each other and with its connections.
 fn adds_up(response: &PushResponse, connections: &[(Name, State)]) {
     let count = |is: fn(State) -> bool| connections.iter().filter(|(_, state)| is(*state)).count() as u64;
     let dropped = count(|state| matches!(state, State::Dropped(_)));

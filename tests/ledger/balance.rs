@@ -1,4 +1,5 @@
-//! The reckoning: what callers were told, what clients saw and what the gateway counted must be one story.
+//! The final check: the answers to the callers, the messages that the clients received, and the gateway's metrics must
+//! agree.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -9,7 +10,7 @@ use crate::body::Body;
 use crate::book::{Book, Ending, Name};
 use crate::roamer::Visits;
 
-/// The gateway's counters, when all was quiet.
+/// The gateway's counters after all activity has ended.
 #[derive(Debug)]
 pub(crate) struct Counters(BTreeMap<String, u64>);
 
@@ -23,7 +24,7 @@ impl Counters {
         Self(whole.collect())
     }
 
-    /// A counter over all of its labels.
+    /// The sum of a counter over all its labels.
     pub(crate) fn sum(&self, name: &str) -> u64 {
         self.by_label(name).map(|(_, value)| value).sum()
     }
@@ -62,16 +63,16 @@ impl fmt::Display for Counters {
     }
 }
 
-/// Everything that is known about one run.
+/// All the data of one run.
 pub(crate) struct Ledger {
-    /// By number.
+    /// Indexed by the number of the push.
     pub(crate) records: Vec<Record>,
     pub(crate) books: Vec<Book>,
     pub(crate) visits: Vec<Visits>,
     pub(crate) counters: Counters,
 }
 
-/// What the answers come to.
+/// The totals of the answers to the callers.
 #[derive(Debug, Default)]
 struct Told {
     refused: u64,
@@ -118,14 +119,14 @@ impl fmt::Display for Told {
     }
 }
 
-/// What became of the messages of sessions whose clients read everything in the end.
+/// The totals of what the clients received.
 #[derive(Debug, Default)]
 struct Seen {
     epochs: usize,
     complete: usize,
     received: u64,
     gaps: u64,
-    /// Of the gaps of complete sessions: what was told as dropped or lost, and what was lost after the answer.
+    /// The gaps of complete sessions: messages reported as dropped or lost, and messages lost after the answer.
     told_lost: u64,
     lost_later: u64,
     legacy: u64,
@@ -143,14 +144,14 @@ impl fmt::Display for Seen {
 }
 
 impl Ledger {
-    /// Panics unless everything is accounted for; says in a few lines what it came to.
+    /// Panics unless every push is accounted for. Returns a summary of a few lines.
     pub(crate) fn balance(self) -> String {
         let told = self.answers();
         let c = |name: &str| self.counters.sum(name);
         let dropped: u64 = told.dropped.values().sum();
         let seen = self.sessions();
         let text = [told.to_string(), seen.to_string(), self.counters.to_string()].join("\n");
-        // What was not answered was counted all the same, if it was made.
+        // A push without an answer may have been made, and then it was counted.
         let agree = |told_as: u64, counted: u64| told_as == counted || (told.unanswered > 0 && told_as < counted);
         assert!(agree(told.taken(), c("push_accepted") + c("messages_held")), "told and counted\n{text}");
         assert!(agree(dropped, c("push_dropped")), "told and counted as dropped\n{text}");
@@ -171,7 +172,7 @@ impl Ledger {
         text
     }
 
-    /// The states that the callers were told, each push in one for each connection.
+    /// Counts the states that were reported to the callers: one for each push and connection.
     fn answers(&self) -> Told {
         let mut told = Told::default();
         for record in &self.records {
@@ -205,7 +206,8 @@ impl Ledger {
 
     fn sessions(&self) -> Seen {
         assert_distinct(self.books.iter().map(|book| book.epoch), "epoch");
-        // What the callers were told of each session, by number; the rest are legacy connections.
+        // The states reported for each session, by the number of the push. The entries left at the end belong to legacy
+        // connections.
         let mut told: HashMap<Name, Vec<(u32, State)>> = HashMap::new();
         for (number, record) in (0..).zip(&self.records) {
             for (name, state) in &record.connections {
@@ -213,8 +215,8 @@ impl Ledger {
             }
         }
         let mut seen = Seen { epochs: self.books.len(), ..Seen::default() };
-        // Messages that were anyone's: those that came to a session that was not told, and lost numbers that can only be
-        // theirs.
+        // Tracks messages that any client of the user may get: those received by a session that was not reported, and
+        // lost numbers that can only belong to such messages.
         let mut held_received: HashSet<u32> = HashSet::new();
         let mut held_lost: HashMap<usize, u64> = HashMap::new();
         for book in &self.books {
@@ -239,8 +241,8 @@ impl Ledger {
         seen
     }
 
-    /// One session. Returns how many of its numbers belong to no message that names it: of messages that were anyone's
-    /// and lost.
+    /// Checks one session. Returns how many of its numbers belong to no message reported for it. These can only be lost
+    /// messages that any client of the user could get.
     fn session(&self, book: &Book, told: &[(u32, State)], held_received: &mut HashSet<u32>, seen: &mut Seen) -> u64 {
         book.check_late();
         self.order(book.received().map(|(_, _, body)| body));
@@ -297,7 +299,7 @@ impl Ledger {
         gaps - missing
     }
 
-    /// What came by the stream came in its order, within one priority.
+    /// Checks that messages from the stream arrived in order within each priority.
     fn order(&self, received: impl Iterator<Item = Body>) {
         let mut last: HashMap<i32, u32> = HashMap::new();
         for body in received {
@@ -322,7 +324,8 @@ impl Ledger {
         assert_distinct(bodies().map(|body| body.number), "message of a legacy client");
         for connection in &visits.connections {
             self.order(connection.iter().copied());
-            // By its own name the connection is not known to its client, but its messages are told of one.
+            // A legacy client does not know the id of its connection, but one reported connection must match all its
+            // messages.
             let mut may_be: Option<HashSet<Name>> = None;
             for body in connection {
                 let record = self.record(*body);

@@ -1,9 +1,9 @@
-//! What a message says: which push it is, so that whoever gets it can be told from the answers.
+//! The body of a message. It identifies the push, so that received messages can be compared with the answers.
 
-/// Which push a message is, as its body says.
+/// The push that a message belongs to, as stated in its body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Body {
-    /// Over all pushes of a run, ascending in the order in which its pusher sent it.
+    /// Unique among all pushes of a run. Each pusher sends its pushes in ascending order.
     pub(crate) number: u32,
     pub(crate) user: usize,
     pub(crate) has_ttl: bool,

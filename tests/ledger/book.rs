@@ -1,10 +1,10 @@
-//! What one client knows of one session: every number it was told of, over all the connections of the session.
+//! A client's record of one session: every sequence number that it received, over all connections of the session.
 
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 
 use crate::body::Body;
 
-/// A name of the gateway's, short enough for millions of them.
+/// A hash of an id from the gateway, small enough to keep millions of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Name(u64);
 
@@ -15,19 +15,19 @@ impl Name {
     }
 }
 
-/// What a number turned out to be.
+/// What the gateway sent for a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Seen {
     Push { id: Name, body: Body },
     Gap,
 }
 
-/// How a session ended, as far as its client knows.
+/// How a session ended, from the view of its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
-    /// Its client left it and never asked for it again, or the gateway did not know it any more.
+    /// The client never resumed it, or the gateway no longer knew it.
     Lost,
-    /// Its client read everything up to the last message, and acknowledged it.
+    /// The client read everything up to the last message and acknowledged it.
     Complete,
 }
 
@@ -36,10 +36,10 @@ pub(crate) struct Book {
     pub(crate) user: usize,
     pub(crate) epoch: Name,
     pub(crate) seen: Vec<Seen>,
-    /// The highest number that the client said it has.
+    /// The highest number that the client acknowledged.
     pub(crate) acked: u64,
     pub(crate) ending: Ending,
-    /// What came on an older connection after a newer one had asked for the session.
+    /// Messages that arrived on an older connection after a newer one had asked for the session.
     pub(crate) late: Vec<(u64, Name, Body)>,
 }
 
@@ -48,7 +48,7 @@ impl Book {
         Self { user, epoch, seen: Vec::new(), acked: 0, ending: Ending::Lost, late: Vec::new() }
     }
 
-    /// The last number that the client was told of.
+    /// The last number that the client received.
     pub(crate) fn last(&self) -> u64 {
         self.seen.len() as u64
     }
@@ -57,7 +57,8 @@ impl Book {
         self.seen.get(usize::try_from(seq).ok()?.checked_sub(1)?).copied()
     }
 
-    /// A push in its turn. One that came before comes with the same name and body, and one that was lost never.
+    /// Records a push that arrived in order. A repeated push must have the same id and body as before, and a number
+    /// that was a gap must not become a push.
     pub(crate) fn push(&mut self, seq: u64, id: Name, body: Body) {
         assert_eq!(body.user, self.user, "{body:?} is another user's");
         let push = Seen::Push { id, body };
@@ -70,7 +71,7 @@ impl Book {
         }
     }
 
-    /// A number that is lost, in its turn. It may have been a push on a connection before.
+    /// Records a lost number that arrived in order. It may have been a push on an earlier connection.
     pub(crate) fn gap(&mut self, seq: u64) {
         if self.seen(seq).is_none() {
             assert_eq!(seq, self.last() + 1, "no number is left out");
@@ -82,7 +83,7 @@ impl Book {
         self.acked = self.acked.max(seq);
     }
 
-    /// What the client received, with the number of each.
+    /// The messages that the client received, with their numbers.
     pub(crate) fn received(&self) -> impl Iterator<Item = (u64, Name, Body)> {
         (1..).zip(&self.seen).filter_map(|(seq, seen)| match *seen {
             Seen::Push { id, body } => Some((seq, id, body)),
@@ -94,7 +95,7 @@ impl Book {
         self.seen.iter().filter(|seen| **seen == Seen::Gap).count()
     }
 
-    /// What came late agrees with what came in its turn.
+    /// Checks that late messages agree with those that arrived in order.
     pub(crate) fn check_late(&self) {
         for (seq, id, body) in &self.late {
             if let Some(Seen::Push { id: before, .. }) = self.seen(*seq) {

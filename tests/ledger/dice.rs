@@ -1,10 +1,10 @@
-//! Dice that fall the same way for the same seed, whoever throws them and in whatever order the tasks run.
+//! Random numbers that depend only on the seed and the owner, not on the order in which tasks run.
 
-/// xorshift64*, begun by a seed that is mixed well first.
+/// xorshift64*, started from a well-mixed seed.
 #[derive(Debug)]
 pub(crate) struct Dice(u64);
 
-/// Whose dice they are, so that no two have the same.
+/// The owner of the dice. Different owners get different numbers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Owner {
     Session(usize),
@@ -25,7 +25,7 @@ impl Dice {
         Self(mix(mix(seed ^ role << 56) ^ number as u64) | 1)
     }
 
-    /// A number below this one.
+    /// A random number below `sides`.
     pub(crate) fn below(&mut self, sides: u64) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -37,13 +37,13 @@ impl Dice {
         self.below(sides) == 0
     }
 
-    /// Any of these.
+    /// One of these, at random.
     pub(crate) fn pick<T: Copy>(&mut self, these: &[T]) -> T {
         these[self.below(these.len() as u64) as usize]
     }
 }
 
-/// splitmix64's.
+/// The mixing function of splitmix64.
 fn mix(seed: u64) -> u64 {
     let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);

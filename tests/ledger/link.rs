@@ -1,4 +1,4 @@
-//! One connection of a client: the frames of the session protocol, in the order in which the protocol allows them.
+//! One connection of a client. Checks that the frames of the session protocol arrive in an allowed order.
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
@@ -20,13 +20,13 @@ use crate::book::{Book, Name};
 use crate::support::schema::{check_client, check_server};
 use crate::support::{Client, soon};
 
-/// The schema is held against one frame in so many: it would take most of the time else.
+/// One frame in this many is checked against the schema. Checking all frames would take most of the time.
 const FRAMES_PER_CHECK: usize = 64;
 
-/// What came.
+/// Something that arrived on the connection.
 #[derive(Debug)]
 pub(crate) enum Came {
-    /// A push in its turn, by now in the book.
+    /// A push that arrived in order and was recorded in the book.
     Push(Body),
     Gap,
     Pong,
@@ -58,7 +58,7 @@ struct Frame<'a> {
     recovered: Option<bool>,
 }
 
-/// A frame that is the session's and not the connection's.
+/// A parsed frame. Pushes and gaps belong to the session, and all other frames to the connection.
 enum Told {
     Push { seq: u64, id: Name, body: Body },
     Gap { from: u64, to: u64 },
@@ -67,9 +67,9 @@ enum Told {
 
 pub(crate) struct Link {
     socket: WebSocketStream<TcpStream>,
-    /// The number that comes next.
+    /// The number that must come next.
     next: u64,
-    /// Up to where nothing can be missing, since the gateway said so.
+    /// The number up to which nothing may be missing, because the gateway said so.
     recovered_to: u64,
     frames: usize,
     is_going_away: bool,
@@ -77,8 +77,8 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// Connects. A client that takes little has a small buffer, and asks for small packets: without that, a socket on this
-    /// machine takes some megabytes before it blocks.
+    /// Connects. With `takes_little`, the client has a small buffer and asks for small packets. Otherwise a socket on
+    /// this machine accepts some megabytes before it blocks.
     pub(crate) async fn open(from: SocketAddr, address: SocketAddr, takes_little: bool) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         if takes_little {
@@ -93,7 +93,7 @@ impl Link {
         Self { socket, next: 0, recovered_to: 0, frames: 0, is_going_away: false, is_over: false }
     }
 
-    /// Says something. A connection that is over is noticed when it is read.
+    /// Sends a frame. Ignores errors, because the next read notices a connection that has ended.
     pub(crate) async fn say(&mut self, frame: Value) {
         check_client(&frame);
         let _sent = soon(self.socket.send(Message::text(frame.to_string()))).await;
@@ -101,11 +101,11 @@ impl Link {
 
     pub(crate) async fn ack(&mut self, book: &mut Book, seq: u64) {
         book.ack(seq);
-        // Said by hand: there are millions.
+        // Formats the frame by hand, because there are millions of them.
         let _sent = soon(self.socket.send(Message::text(format!(r#"{{"type":"ack","seq":{seq}}}"#)))).await;
     }
 
-    /// The answer to a bind, which nothing comes before but the welcome; `None` if the connection is over.
+    /// Reads the answer to the first bind. Only the welcome may come before it. `None` if the connection has ended.
     pub(crate) async fn bound(&mut self) -> Option<Bound> {
         loop {
             let text = self.next_text().await.ok()?;
@@ -123,12 +123,12 @@ impl Link {
         }
     }
 
-    /// From the claimed number up to this one nothing may be missing.
+    /// Sets that nothing may be missing from the claimed number up to this one.
     pub(crate) fn is_recovered_to(&mut self, seq: u64) {
         self.recovered_to = seq;
     }
 
-    /// The next thing that comes, entered in the book.
+    /// Reads the next frame and records it in the book.
     pub(crate) async fn read(&mut self, book: &mut Book) -> Came {
         match self.told().await {
             Told::Push { seq, id, body } => {
@@ -149,7 +149,7 @@ impl Link {
         }
     }
 
-    /// Reads a connection that was given up to its end.
+    /// Reads a replaced connection to its end.
     pub(crate) async fn read_late(mut self, book: &mut Book) {
         loop {
             match self.told().await {
@@ -160,7 +160,7 @@ impl Link {
         }
     }
 
-    /// The next frame, which must be the one whose turn it is.
+    /// Reads the next frame, which must arrive in order.
     async fn told(&mut self) -> Told {
         let text = match self.next_text().await {
             Ok(text) => text,
@@ -203,7 +203,7 @@ impl Link {
         }
     }
 
-    /// The next text, or the close code of a connection that is over.
+    /// Reads the next text, or returns the close code of a connection that has ended.
     async fn next_text(&mut self) -> Result<Utf8Bytes, Option<u16>> {
         let mut code = None;
         loop {

@@ -1,6 +1,6 @@
-//! The same ledger over a link that loses and delays, in a network namespace of its own.
+//! The same ledger over a link that loses and delays packets, in its own network namespace.
 //!
-//! The test starts itself in that namespace, with `PUSHGATE_LEDGER_LINK` as the name of the device that is the link.
+//! The test starts itself again inside that namespace. `PUSHGATE_LEDGER_LINK` then holds the name of the link's device.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -8,12 +8,13 @@ use std::process::{Command, Stdio};
 use crate::reflector::{FAR, Reflector};
 use crate::{ONE_AT_A_TIME, at_every_level, seed};
 
-/// Fewer: every lost packet is a wait.
+/// Fewer pushes than usual, because every lost packet causes a wait.
 const PUSHES: &str = "8000";
 
-/// A network of its own with such a link, and in it what is run. Where the kernel has netem the link is the loopback, with
-/// packets of a usual size, which the socket buffers follow. Else it is a TUN device with the reflector at its far end, and
-/// all of 10.0.1.0/24 at the near one. Its queue has room enough that what is lost is lost by the dice.
+/// Sets up the link and then runs the test. If the kernel has netem, the link is the loopback, with packets of a common
+/// size, because socket buffers depend on it. Otherwise the link is a TUN device, with the reflector at its far end and
+/// all of 10.0.1.0/24 at its near end. The queue of the device is long enough that packets are lost only where the dice
+/// say so.
 const SET_UP: &str = r#"
 if ip link set lo up mtu 1500 && tc qdisc add dev lo root netem delay 5ms 2ms loss 1%; then
     export PUSHGATE_LEDGER_LINK=lo
@@ -75,7 +76,7 @@ async fn in_a_network_of_its_own() {
     assert!(output.status.success() && told.contains("1 passed"), "{told}\n{wrong}");
 }
 
-/// Says why, past the capturing of what tests print.
+/// Prints the reason for skipping, bypassing the capture of test output.
 fn skipped(why: &str) {
     let _unread = writeln!(std::io::stderr(), "SKIPPED: no link that loses and delays: {why}");
 }

@@ -1,7 +1,8 @@
-//! The ledger: very many pushes at each level to clients that reset, stall, come back and take over at random, and at the
-//! end every push is accounted for, by what the callers were told, by what the clients saw, and by the metrics.
+//! The ledger: very many pushes at each level to clients that reset, stall, come back and take over sessions at random.
+//! At the end, the answers to the callers, the messages that the clients received, and the metrics must account for
+//! every push.
 //!
-//! `PUSHGATE_LEDGER_PUSHES` says how many pushes at each level, `PUSHGATE_LEDGER_SEED` how the dice fall.
+//! `PUSHGATE_LEDGER_PUSHES` sets the number of pushes at each level, and `PUSHGATE_LEDGER_SEED` sets the random seed.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -41,10 +42,10 @@ use world::{News, PUSHERS, Time, World, gateway, has_legacy, households};
 
 use crate::book::Book;
 
-/// About twenty seconds a level without optimisation, on two cores.
+/// Takes about twenty seconds per level without optimisation, on two cores.
 const PUSHES: usize = 35_000;
 
-/// Each run wants the machine for itself.
+/// Serializes the tests, because each run needs the whole machine.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
 fn number(variable: &str) -> Option<u64> {
@@ -56,7 +57,7 @@ fn seed() -> u64 {
     number("PUSHGATE_LEDGER_SEED").unwrap_or_else(|| {
         let mut bytes = [0; 8];
         getrandom::fill(&mut bytes).unwrap();
-        // Short enough to be typed.
+        // Keeps the seed short enough to type.
         u64::from_le_bytes(bytes) % 1_000_000_000
     })
 }
@@ -68,7 +69,8 @@ async fn every_push_at_every_level_is_accounted_for() {
     at_every_level(seed(), None).await;
 }
 
-/// `far` is the address at which clients and callers reach the gateways over a link, and not by the loopback.
+/// Runs the ledger at every level. `far` is the address of the gateways if they are reached over a link and not over
+/// the loopback.
 async fn at_every_level(seed: u64, far: Option<IpAddr>) {
     let pushes = number("PUSHGATE_LEDGER_PUSHES").map_or(PUSHES, |pushes| usize::try_from(pushes).unwrap());
     for level in [Level::Accepted, Level::Written, Level::Acked] {
@@ -79,7 +81,7 @@ async fn at_every_level(seed: u64, far: Option<IpAddr>) {
     }
 }
 
-/// One gateway from its start to its end.
+/// Runs the ledger on one gateway, from its start to its end.
 async fn run(level: Level, pushes: usize, seed: u64, far: Option<IpAddr>) -> String {
     let gateway = gateway(far).await;
     let (world, clock, mut news) = World::new(&gateway, seed, level, pushes);
@@ -115,7 +117,7 @@ async fn run(level: Level, pushes: usize, seed: u64, far: Option<IpAddr>) -> Str
     Ledger { records, books, visits, counters }.balance()
 }
 
-/// A connection for a stream, with the windows that README advises.
+/// Opens a connection for a stream, with the window sizes that the README recommends.
 async fn channel(gateway: &TestGateway) -> Channel {
     let endpoint = Channel::from_shared(format!("http://{}", gateway.control)).unwrap();
     let endpoint = endpoint.initial_stream_window_size(64 * 1024).initial_connection_window_size(1024 * 1024);
@@ -148,7 +150,7 @@ impl Clients {
         Self { sessions, legacy, count, of_user }
     }
 
-    /// Waits for something, unless a client fails first.
+    /// Waits for a future, and panics if a client ends first.
     async fn or_else<T>(&mut self, other: impl Future<Output = T>) -> T {
         tokio::select! {
             output = other => output,
@@ -163,7 +165,7 @@ impl Clients {
     }
 }
 
-/// Waits until so many have told it.
+/// Waits until `count` clients have sent this news.
 async fn told(news: &mut mpsc::UnboundedReceiver<News>, count: usize, is_it: impl Fn(News) -> bool) {
     let mut left = count;
     while left > 0 {
@@ -171,7 +173,7 @@ async fn told(news: &mut mpsc::UnboundedReceiver<News>, count: usize, is_it: imp
     }
 }
 
-/// Pushes to every user until each of its clients has got a message that is behind everything else.
+/// Pushes to every user until each of its clients has received a message that comes after all others.
 async fn send_last(
     gateway: &TestGateway,
     world: &World,
@@ -189,7 +191,7 @@ async fn send_last(
             .map(|((user, _), number)| push_last(caller.clone(), user, u32::try_from(number).unwrap()))
             .collect();
         records.extend(futures_util::future::join_all(pushes).await);
-        // They tell it a moment after the acknowledgement; who does not is asked again.
+        // Clients report shortly after their acknowledgement. Users with a missing report get another push.
         while let Ok(Some(told)) = tokio::time::timeout(Duration::from_millis(20), news.recv()).await {
             if let News::HasAll { user } = told {
                 missing[user] -= 1;
@@ -199,7 +201,7 @@ async fn send_last(
     records
 }
 
-/// Waits until nothing is left to happen, and reads the counters.
+/// Waits until the gateway has nothing left to do, then reads the counters.
 async fn quiet(gateway: &TestGateway, clients: usize) -> Counters {
     gateway.until("pushgate_connections", |open| open == clients as u64).await;
     for gauge in ["pushgate_sessions_away", "pushgate_outbox_messages", "pushgate_journal_messages"] {
@@ -208,7 +210,7 @@ async fn quiet(gateway: &TestGateway, clients: usize) -> Counters {
     Counters::read(&gateway.get("/metrics").await.body)
 }
 
-/// No two of anything.
+/// Panics if two items are equal.
 fn assert_distinct<T: std::hash::Hash + Eq + std::fmt::Debug>(all: impl Iterator<Item = T>, what: &str) {
     let mut known = HashSet::new();
     for one in all {

@@ -1,4 +1,4 @@
-//! Callers: each pushes to users of its own, so that it knows the order in which their messages were sent.
+//! The callers. Each pushes to its own users, so that it knows the order in which their messages were sent.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,20 +21,20 @@ use crate::dice::{Dice, Owner};
 use crate::support::{GrpcCaller, push_request, soon};
 use crate::world::{EVENTS, PUSHERS, USERS, World, user};
 
-/// Calls of one pusher that are open beside its stream.
+/// The maximum number of unary calls that one pusher has open in addition to its stream.
 const CALLS_MAX: usize = 24;
 
-/// Pushes of one pusher that have no last answer yet.
+/// The maximum number of pushes of one pusher without a last answer.
 const OPEN_MAX: usize = 1200;
 
-/// Pushes between two breaths, at most.
+/// The maximum number of pushes between two pauses.
 const BURST_MAX: u64 = 120;
 
 pub(crate) struct Pusher {
     world: Arc<World>,
     number: usize,
     dice: Dice,
-    /// One user gets a whole burst, or each of its messages goes to another.
+    /// The user that gets the whole burst. `None` if each message of the burst goes to a random user.
     favourite: Option<usize>,
     records: Vec<Record>,
 }
@@ -45,7 +45,7 @@ impl Pusher {
         Self { world, number, dice, favourite: None, records: Vec::new() }
     }
 
-    /// Makes this pusher's share of the pushes, and hands over what was answered; `records[i]` is of push
+    /// Makes this pusher's share of the pushes and returns their records. `records[i]` belongs to push
     /// `number + i * PUSHERS`.
     pub(crate) async fn push_all(mut self, caller: GrpcCaller, channel: Channel) -> Vec<Record> {
         let share = (self.world.pushes + PUSHERS - 1 - self.number) / PUSHERS;
@@ -121,7 +121,7 @@ impl Pusher {
         self.records
     }
 
-    /// One of this pusher's own.
+    /// A random user of this pusher.
     fn any_user(&mut self) -> usize {
         self.number + PUSHERS * self.dice.below((USERS / PUSHERS) as u64) as usize
     }
@@ -136,7 +136,7 @@ impl Pusher {
             _ => None,
         };
         let number = u32::try_from(self.number + place * PUSHERS).unwrap();
-        // The large ones are more than a socket takes at once from a client that reads little.
+        // The large messages do not fit into the socket of a client with a small buffer.
         let padding = match dice.below(96) {
             0 => 60_000,
             1..4 => 3900,
@@ -176,7 +176,7 @@ impl Pusher {
             true => Payload::Binary(text.into_bytes().into()),
             false => Payload::Message(text),
         });
-        // Unspecified is normal, also in the order.
+        // An unspecified priority counts as normal, also for the order.
         let priority = if priority == Priority::Unspecified { Priority::Normal } else { priority };
         self.records.push(Record::new(to, lane, priority.into(), ttl.is_some()));
         (lane, push)
@@ -189,7 +189,7 @@ enum Step {
     Room(mpsc::OwnedPermit<PushStreamRequest>),
 }
 
-/// Pushes one last message to a user, behind everything that waits, and waits until it is acknowledged.
+/// Pushes one last message to a user, after all queued messages, and waits until it is acknowledged.
 pub(crate) async fn push_last(mut caller: GrpcCaller, to: usize, number: u32) -> Record {
     let text = Body { number, user: to, has_ttl: false }.write(0);
     let mut record = Record::new(to, Lane::Call, Priority::Bulk.into(), false);

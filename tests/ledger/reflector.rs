@@ -1,8 +1,8 @@
-//! A link that loses and delays, made in user space for a kernel that has none: the far end of a TUN device, which sends
-//! each packet back to where it came from, as if another machine had sent it.
+//! A link that loses and delays packets, implemented in user space for kernels without netem. It is the far end of a
+//! TUN device and sends each packet back to where it came from, as if another machine had sent it.
 //!
-//! Who connects from a near address to [`FAR`] reaches, over the device and back, what listens on the near address, and is
-//! seen there as [`FAR`]. Source and destination change places, so all checksums stay right.
+//! A connection from a near address to [`FAR`] goes over the device and back, and reaches the listener on the near
+//! address, which sees [`FAR`] as the peer. Source and destination are swapped, so all checksums stay valid.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -17,26 +17,26 @@ use tokio_tun::Tun;
 
 use crate::dice::{Dice, Owner};
 
-/// An address that nobody has, routed to the device.
+/// An unassigned address that is routed to the device.
 pub(crate) const FAR: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2));
 
 const PACKET_BYTES_MAX: usize = 1500;
-/// Where the addresses are in the header of an IPv4 packet (RFC 791, section 3.1).
+/// The offsets of the addresses in the header of an IPv4 packet (RFC 791 section 3.1).
 const SOURCE: usize = 12;
 const DESTINATION: usize = 16;
 const HEADER_BYTES: usize = 20;
 
-/// One packet in so many is lost.
+/// One packet in this many is lost.
 const LOST_ONE_IN: u64 = 100;
 
-/// Microseconds that a packet takes, one way.
+/// The one-way delay of a packet, in microseconds.
 const DELAY_MIN: u64 = 3000;
 const DELAY_MAX: u64 = 7000;
-/// By how much the delay can change from one packet to the next. It wanders: with a new one for each packet, and the order
-/// kept, nearly all would wait for the longest.
+/// The maximum change of the delay from one packet to the next, in microseconds. The delay changes gradually. If each
+/// packet had an independent delay, nearly all would wait for the longest one, because packets stay in order.
 const DELAY_STEP: u64 = 200;
 
-/// What became of the packets.
+/// The counts of packets.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Packets {
     pub(crate) passed: u64,
@@ -50,14 +50,14 @@ impl fmt::Display for Packets {
     }
 }
 
-/// The link, until it is ended.
+/// A running link.
 pub(crate) struct Reflector {
     stop: oneshot::Sender<()>,
     running: JoinHandle<Packets>,
 }
 
 impl Reflector {
-    /// Begins at once. It has a thread of its own: the delay is the link's, and not what busy tasks make of it.
+    /// Starts the link at once. It has its own thread, so that busy tasks do not add to the delay.
     pub(crate) fn of(device: &str, seed: u64) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let tun = {
@@ -76,8 +76,8 @@ impl Reflector {
     }
 }
 
-/// Sends back what comes, until it is stopped. Nothing overtakes: TCP takes what was overtaken for lost, and what is lost
-/// here is for the dice to say.
+/// Sends packets back until it is stopped. Packets stay in order, because TCP would treat overtaken packets as lost,
+/// and only the dice decide what is lost here.
 async fn reflect(tun: &Tun, mut dice: Dice, mut stopped: oneshot::Receiver<()>) -> Packets {
     let mut packets = Packets::default();
     let mut on_their_way: VecDeque<(Instant, Vec<u8>)> = VecDeque::new();
@@ -112,7 +112,7 @@ async fn reflect(tun: &Tun, mut dice: Dice, mut stopped: oneshot::Receiver<()>) 
     }
 }
 
-/// The kernel also asks for IPv6 routers, of its own accord.
+/// Whether the packet is IPv4. The kernel also sends IPv6 router solicitations on its own.
 fn is_ipv4(packet: &[u8]) -> bool {
     packet.len() >= HEADER_BYTES && packet[0] >> 4 == 4
 }

@@ -1,4 +1,4 @@
-//! Clients that come and go as their dice say, and in the end come home.
+//! Clients that connect and disconnect at random, and in the end come home: they stay connected and read everything.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::link::{Came, Link};
 use crate::support::soon;
 use crate::world::{EVENTS, JOURNAL_AGE, News, Time, USERS_ALONE, WRITE_TIMEOUT, World, user};
 
-/// When a client acknowledges.
+/// How often a client acknowledges.
 #[derive(Clone, Copy, Debug)]
 enum Acks {
     Often,
@@ -30,28 +30,28 @@ impl Acks {
     }
 }
 
-/// How a client leaves.
+/// How a client ends a connection.
 #[derive(Clone, Copy, Debug)]
 enum Leave {
     Reset,
-    /// Closes with a code, and reads to the end.
+    /// Sends a close frame, with or without a code, and reads to the end.
     Close(Option<u16>),
-    /// Closes for good.
+    /// Closes and gives up the session.
     Goodbye,
-    /// Opens another connection for the same session while this one is open, and throws this one away.
+    /// Opens another connection for the same session while this one is open, then resets this one.
     Abandon,
-    /// The same, and reads this one to its end.
+    /// Opens another connection for the same session while this one is open, then reads this one to its end.
     TakeOver,
 }
 
-/// A session client, with what it keeps of its sessions.
+/// A session client, with its records of its sessions.
 pub(crate) struct Roamer {
     world: Arc<World>,
     user: usize,
     number: usize,
     dice: Dice,
     books: Vec<Book>,
-    /// The secret of the latest session, while the client means to go on with it.
+    /// The resume token of the latest session, if the client intends to resume it.
     resume: Option<String>,
 }
 
@@ -69,7 +69,7 @@ impl Roamer {
         self.books.last_mut().expect("a session was begun")
     }
 
-    /// Roams, comes home, and hands over its books.
+    /// Roams, comes home, and returns its books.
     pub(crate) async fn live(mut self) -> Vec<Book> {
         let mut link = None;
         while self.world.time() == Time::Roam {
@@ -88,8 +88,8 @@ impl Roamer {
         self.books
     }
 
-    /// Connects, and goes on with the session or begins one. `None` if that came to nothing. `before` is a connection
-    /// that the client still has, and reads to its end if it is one.
+    /// Connects and resumes the session or begins a new one. Returns `None` if that failed. `before` is an older
+    /// connection that is still open; it is read to its end.
     async fn arrive(&mut self, before: Option<Link>) -> Option<Link> {
         let takes_little = self.dice.one_in(2);
         let mut link = Link::open(self.world.source(self.number), self.world.clients, takes_little).await;
@@ -99,7 +99,7 @@ impl Roamer {
         let token = user(self.user);
         let resume = match self.resume.clone() {
             Some(resume) => {
-                // As if the last messages had been lost in the client's process, now and then.
+                // Sometimes acts as if the client's process had lost its last messages.
                 let forgotten = if self.dice.one_in(5) { self.dice.below(30) } else { 0 };
                 let seq = self.book().last().saturating_sub(forgotten);
                 self.book().ack(seq);
@@ -134,7 +134,7 @@ impl Roamer {
         Some(link)
     }
 
-    /// Reads for a while, and says whether the connection is still there.
+    /// Reads for a while and returns whether the connection is still open.
     async fn stay(&mut self, link: &mut Link) -> bool {
         let frames = 1 + self.dice.below(150);
         let acks = self.dice.pick(&[Acks::Often, Acks::Often, Acks::InLumps, Acks::InLumps, Acks::Never]);
@@ -174,7 +174,7 @@ impl Roamer {
         true
     }
 
-    /// Leaves, and comes at once or after a while. Hands over the next connection if there is one already.
+    /// Ends the connection, and waits for a while or not at all. Returns the next connection if it is already open.
     async fn leave(&mut self, mut link: Link) -> Option<Link> {
         let leave = match self.dice.below(12) {
             _ if self.is_alone() => Leave::Goodbye,
@@ -207,14 +207,14 @@ impl Roamer {
         let away = match self.dice.below(8) {
             0..4 => 0,
             4..7 => self.dice.below(150),
-            // Now and then for too long.
+            // Sometimes stays away for too long.
             _ => self.dice.below(2 * JOURNAL_AGE.as_millis() as u64),
         };
         self.world.idle(Duration::from_millis(away)).await;
         None
     }
 
-    /// Is connected, and reads and acknowledges everything until the last message has come.
+    /// Stays connected, and reads and acknowledges everything until the last message has arrived.
     async fn come_home(&mut self, mut link: Option<Link>) {
         let mut is_known = false;
         loop {
@@ -234,7 +234,8 @@ impl Roamer {
         }
     }
 
-    /// Reads until the last message has come and the gateway knows that it has. False when the connection ended.
+    /// Reads until the last message has arrived and the gateway knows this. Returns false if the connection ended
+    /// first.
     async fn read_all(&mut self, link: &mut Link) -> bool {
         let mut has_all = false;
         loop {
@@ -259,7 +260,7 @@ impl Roamer {
                     let last = book.last();
                     link.ack(book, last).await;
                 }
-                // The ack before the ping has been read by now.
+                // The pong shows that the gateway has read the ack sent before the ping.
                 Came::Pong if !std::mem::replace(&mut has_all, true) => {
                     self.world.tell(News::HasAll { user: self.user });
                 }
@@ -272,7 +273,7 @@ impl Roamer {
         }
     }
 
-    /// Says goodbye, or waits for the gateway to.
+    /// Closes the connection, or waits until the gateway closes it.
     async fn end(&mut self, mut link: Link) {
         let says_goodbye = self.number.is_multiple_of(2);
         let book = self.book();
@@ -298,14 +299,14 @@ impl Roamer {
     }
 }
 
-/// What a legacy client received on each of its connections.
+/// The messages that a legacy client received on each of its connections.
 #[derive(Debug)]
 pub(crate) struct Visits {
     pub(crate) user: usize,
     pub(crate) connections: Vec<Vec<Body>>,
 }
 
-/// A client that only binds and listens.
+/// A legacy client. It only binds and reads.
 pub(crate) struct Listener {
     world: Arc<World>,
     user: usize,
@@ -373,7 +374,8 @@ impl Listener {
         while self.next(&mut client).await.is_some() {}
     }
 
-    /// Reads until the last message, and to the end. False when the connection ended before.
+    /// Reads until the last message has arrived, then to the end of the connection. Returns false if the connection
+    /// ended first.
     async fn stay_home(&mut self) -> bool {
         let mut client = self.arrive().await;
         loop {

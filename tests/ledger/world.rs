@@ -1,4 +1,5 @@
-//! What all who take part in one run share: the gateway with its small limits, who lives there, and what time it is.
+//! The state shared by all participants of one run: the gateway with its small limits, the users, and the current
+//! phase.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -10,19 +11,20 @@ use tokio::sync::{mpsc, watch};
 use crate::support::TestGateway;
 
 pub(crate) const USERS: usize = 100;
-/// Users with one client, which always says goodbye: what is pushed to them meanwhile is held for the user.
+/// The number of users with a single client, which always gives up its session. Messages pushed to such a user while
+/// the client is away are held for the user.
 pub(crate) const USERS_ALONE: usize = 10;
 pub(crate) const SESSIONS_OF_USER: usize = 3;
 pub(crate) const PUSHERS: usize = 10;
 
-/// Every session binds the first, and some the second.
+/// Every session binds the first event, and some bind the second.
 pub(crate) const EVENTS: [&str; 2] = ["always", "at times"];
 
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 pub(crate) const WRITE_TIMEOUT: Duration = Duration::from_millis(800);
 pub(crate) const JOURNAL_AGE: Duration = Duration::from_millis(500);
 
-/// Limits that are met all the time.
+/// Sets limits so low that they are reached all the time.
 fn small(config: &mut Config) {
     config.message_bytes_max = 64 * 1024;
     config.outbox_messages_max = 32;
@@ -40,7 +42,8 @@ fn small(config: &mut Config) {
     config.reconnect_spread = Duration::from_millis(100);
 }
 
-/// A gateway with these limits, reached at the far end of a link if not by the loopback.
+/// Starts a gateway with these limits. With `far`, clients reach it at this address over a link, and otherwise over the
+/// loopback.
 pub(crate) async fn gateway(far: Option<IpAddr>) -> TestGateway {
     let Some(far) = far else { return TestGateway::with(small).await };
     let mut gateway = TestGateway::with(|config| {
@@ -55,28 +58,28 @@ pub(crate) async fn gateway(far: Option<IpAddr>) -> TestGateway {
     gateway
 }
 
-/// Clients with one source address, or the ports that rest after closing would run out.
+/// The number of clients per source address, low enough that ports in TIME_WAIT do not run out.
 const CLIENTS_PER_ADDRESS: usize = 8;
 
-/// What everybody does.
+/// The phase of the run, in which all clients do the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Time {
-    /// Comes and goes as the dice say.
+    /// Clients connect and disconnect at random.
     Roam,
-    /// Comes back, reads everything and acknowledges it.
+    /// Clients come back, read everything and acknowledge it.
     ComeHome,
-    /// Half of the sessions say goodbye, the others wait for the gateway to go away.
+    /// Half of the sessions close, and the others wait for the gateway to shut down.
     Leave,
 }
 
-/// What a client tells the run.
+/// A message from a client to the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum News {
-    /// It is back, and reads.
+    /// The client is back and reads.
     IsHome,
-    /// It has everything up to the last message.
+    /// The client has everything up to the last message.
     HasAll { user: usize },
-    /// It has closed, or waits for the gateway to close.
+    /// The client has closed, or waits for the gateway to close.
     IsReadyToEnd,
 }
 
@@ -85,7 +88,7 @@ pub(crate) struct World {
     pub(crate) clients: SocketAddr,
     pub(crate) seed: u64,
     pub(crate) level: Level,
-    /// How many pushes there are before the last messages begin.
+    /// The number of pushes before the last messages.
     pub(crate) pushes: usize,
     pub(crate) time: watch::Receiver<Time>,
     pub(crate) news: mpsc::UnboundedSender<News>,
@@ -103,7 +106,8 @@ impl World {
         (Self { clients: gateway.clients, seed, level, pushes, time, news }, clock, told)
     }
 
-    /// An address of this client's, and few others': the loopback's, or at the near end of the link.
+    /// The source address of this client, which it shares with few others. It is a loopback address, or an address at
+    /// the near end of the link.
     pub(crate) fn source(&self, client: usize) -> SocketAddr {
         let address = u8::try_from(1 + client / CLIENTS_PER_ADDRESS).unwrap();
         let network = if self.clients.ip().is_loopback() { 127 } else { 10 };
@@ -114,14 +118,14 @@ impl World {
         *self.time.borrow()
     }
 
-    /// Waits until it is at least this late.
+    /// Waits until the run has reached this phase.
     pub(crate) async fn until(&self, time: Time) {
-        // Without a clock the run has failed, and nobody waits for this task.
+        // If the sender is gone, the run has failed and nobody waits for this task.
         let mut clock = self.time.clone();
         let _late = clock.wait_for(|now| *now >= time).await;
     }
 
-    /// Does nothing for a while, unless it is time to come home.
+    /// Does nothing for a while, but stops early when it is time to come home.
     pub(crate) async fn idle(&self, while_: Duration) {
         let _either = tokio::time::timeout(while_, self.until(Time::ComeHome)).await;
     }
@@ -135,7 +139,7 @@ pub(crate) fn user(number: usize) -> String {
     format!("user {number}")
 }
 
-/// The users, each with the number of its session clients.
+/// The users, each with the number of their session clients.
 pub(crate) fn households() -> impl Iterator<Item = (usize, usize)> {
     (0..USERS).map(|user| (user, if user < USERS_ALONE { 1 } else { SESSIONS_OF_USER }))
 }

@@ -1,5 +1,5 @@
-//! A gateway in this process, and clients and callers for it. Every wait ends: with what was waited for, or with a
-//! panic after [`PATIENCE`].
+//! A gateway in the test's own process, with clients and callers for it. Every wait ends, either with the expected
+//! event or with a panic after [`PATIENCE`].
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
@@ -24,10 +24,10 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tonic::transport::Channel;
 
-/// Far longer than anything here takes, so that only a hang runs into it.
+/// Far longer than anything here takes, so that only a hang reaches it.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Waits for a future, not for ever.
+/// Waits for a future, at most [`PATIENCE`].
 #[track_caller]
 pub fn soon<F: Future>(future: F) -> impl Future<Output = F::Output> {
     let caller = std::panic::Location::caller();
@@ -70,12 +70,12 @@ impl TestGateway {
         }
     }
 
-    /// Starts the shutdown and does not wait for it.
+    /// Starts the shutdown without waiting for it.
     pub fn begin_stop(&mut self) {
         self.stop.take();
     }
 
-    /// Stops, or waits for the stop that has begun.
+    /// Starts the shutdown if needed and waits for its end.
     pub async fn stop(mut self) -> Report {
         self.begin_stop();
         soon(self.running.take().unwrap()).await.unwrap()
@@ -85,14 +85,14 @@ impl TestGateway {
         Client::connect(self.clients).await
     }
 
-    /// A client that is bound when this returns.
+    /// Connects and binds a client. It is bound when this returns.
     pub async fn bind(&self, token: &str, event: &str) -> Client {
         let mut client = self.connect().await;
         self.bind_also(&mut client, token, event).await;
         client
     }
 
-    /// One more bind on a client. A legacy client is told nothing, so the gateway's count is watched.
+    /// Binds a client once more. A legacy client gets no answer, so this watches the gateway's count of binds.
     pub async fn bind_also(&self, client: &mut Client, token: &str, event: &str) {
         let before = self.metric("pushgate_binds_total").await;
         client.send_bind(token, event).await;
@@ -111,14 +111,14 @@ impl TestGateway {
         http(self.control, &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).await
     }
 
-    /// A sample of `/metrics` by its whole name, labels included; 0 where there is none yet.
+    /// The value of a sample of `/metrics`, by its full name including labels. 0 if it does not exist yet.
     pub async fn metric(&self, sample: &str) -> u64 {
         let text = self.get("/metrics").await.body;
         let value = text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
         value.map_or(0, |value| value.parse().unwrap())
     }
 
-    /// Watches a sample until it is as expected.
+    /// Waits until a sample has an expected value.
     #[track_caller]
     pub fn until(&self, sample: &str, expected: impl Fn(u64) -> bool) -> impl Future<Output = ()> {
         soon(async move {
@@ -128,14 +128,14 @@ impl TestGateway {
         })
     }
 
-    /// Watches until a connection ended for this reason.
+    /// Waits until a connection has ended for this reason.
     #[track_caller]
     pub fn until_closed(&self, reason: &str) -> impl Future<Output = ()> {
         let sample = format!("pushgate_closes_total{{reason=\"{reason}\"}}");
         async move { self.until(&sample, |closes| closes > 0).await }
     }
 
-    /// Watches until no connection and no binding is left.
+    /// Waits until no connection and no binding is left.
     #[track_caller]
     pub fn until_empty(&self) -> impl Future<Output = ()> {
         let (connections, bindings) =
@@ -162,7 +162,7 @@ impl Client {
         Self::over(socket, address).await
     }
 
-    /// Over a socket with options of its own.
+    /// Connects over a given socket, which may have special options.
     pub async fn over(socket: TcpSocket, address: SocketAddr) -> Self {
         let stream = soon(socket.connect(address)).await.unwrap();
         let (socket, _) = soon(tokio_tungstenite::client_async(format!("ws://{address}/ws"), stream)).await.unwrap();
@@ -178,7 +178,7 @@ impl Client {
         soon(self.socket.send(message)).await.unwrap();
     }
 
-    /// The next thing that arrives, pings and pongs apart.
+    /// The next message other than a ping or pong.
     #[track_caller]
     pub fn next(&mut self) -> impl Future<Output = Message> {
         soon(async {
@@ -202,7 +202,7 @@ impl Client {
         }
     }
 
-    /// The close frame, with nothing before it and the end of the stream behind it.
+    /// The close frame, which must be the next message. Then reads to the end of the stream.
     #[track_caller]
     pub fn closed(&mut self) -> impl Future<Output = (u16, String)> {
         soon(async {
@@ -215,14 +215,14 @@ impl Client {
         })
     }
 
-    /// Ends the connection by a reset, without a close frame.
+    /// Resets the connection without a close frame.
     pub fn reset(self) {
         let stream = self.socket.into_inner();
         stream.set_zero_linger().unwrap();
     }
 }
 
-/// What an HTTP request was answered.
+/// An HTTP response.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -239,16 +239,16 @@ impl Answer {
     }
 }
 
-/// One request as it is, on a connection of its own that ends with the answer.
+/// Sends one raw request on its own connection and reads the response.
 pub async fn http(address: SocketAddr, request: &str) -> Answer {
     let mut stream = soon(TcpStream::connect(address)).await.unwrap();
     soon(stream.write_all(request.as_bytes())).await.unwrap();
     read_answer(&mut stream).await
 }
 
-/// The next answer on a connection.
+/// Reads the next response on a connection.
 pub async fn read_answer(stream: &mut TcpStream) -> Answer {
-    // Byte by byte, so that what follows the answer stays in the stream.
+    // Reads byte by byte, so that the bytes after the response stay in the stream.
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(soon(stream.read_u8()).await.unwrap());
@@ -263,7 +263,7 @@ pub async fn read_answer(stream: &mut TcpStream) -> Answer {
     answer
 }
 
-/// A legacy caller, on one connection that it keeps.
+/// A legacy caller with one keep-alive connection.
 pub struct JsonCaller {
     address: SocketAddr,
     path: String,
@@ -278,7 +278,7 @@ impl JsonCaller {
         self
     }
 
-    /// Asks for the whole outcome.
+    /// Sets the `accept` header, which can ask for the full outcome.
     pub fn accept(mut self, kind: &'static str) -> Self {
         self.accept = Some(kind);
         self
@@ -302,7 +302,7 @@ impl JsonCaller {
         read_answer(stream).await
     }
 
-    /// Pushes, and says how many clients the answer counts.
+    /// Pushes and returns the number of clients in the answer.
     pub async fn push(&mut self, user_id: &str, event: &str, message: &str) -> u64 {
         let push = serde_json::json!({ "userId": user_id, "event": event, "message": message });
         let answer = self.post(push.to_string()).await;

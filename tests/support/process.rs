@@ -1,5 +1,5 @@
-//! A program in a process of its own, above all the gateway as it is shipped. Every wait ends: with what was waited
-//! for, or with a panic that shows what the program wrote.
+//! Runs programs in processes of their own, above all the gateway as it is shipped. Every wait ends, either with the
+//! expected event or with a panic that shows the program's output.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
@@ -10,10 +10,10 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Far longer than a program here takes, so that only a hang runs into it.
+/// Far longer than any program here takes, so that only a hang reaches it.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The `pushgate` command, with no setting from the environment that the tests run in.
+/// The `pushgate` command, without any settings from the environment of the tests.
 pub fn pushgate() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pushgate"));
     for (name, _) in std::env::vars_os() {
@@ -24,7 +24,7 @@ pub fn pushgate() -> Command {
     command
 }
 
-/// A gateway of its own process, on free ports. Killed when dropped.
+/// A gateway in its own process, on free ports. Killed when dropped.
 pub struct GatewayProcess {
     pub clients: SocketAddr,
     pub control: SocketAddr,
@@ -38,7 +38,7 @@ impl GatewayProcess {
         Self::start_as(pushgate().args(args))
     }
 
-    /// The same with a command that has arguments, an environment or a folder already.
+    /// Like `start`, with a command that already has arguments, an environment or a folder.
     #[track_caller]
     pub fn start_as(command: &mut Command) -> Self {
         let process = Process::start(command.args(["--listen", "127.0.0.1:0"]));
@@ -59,19 +59,19 @@ impl GatewayProcess {
         self.process.signal(name);
     }
 
-    /// Waits for its end.
+    /// Waits for the process to end.
     #[track_caller]
     pub fn wait(&mut self) -> ExitStatus {
         self.process.wait()
     }
 
-    /// What it wrote to stderr so far: its log.
+    /// Everything written to stderr so far, which is the log.
     pub fn stderr(&self) -> String {
         self.process.stderr()
     }
 }
 
-/// A child process with nothing to read from stdin, whose output is collected as it comes. Killed when dropped.
+/// A child process with an empty stdin. Its output is collected as it arrives. Killed when dropped.
 pub struct Process {
     child: Child,
     name: String,
@@ -82,7 +82,7 @@ pub struct Process {
 impl Process {
     #[track_caller]
     pub fn start(command: &mut Command) -> Self {
-        // Not the command's own debug text, which begins with its whole environment.
+        // `Command`'s own debug text is not used, because it begins with the whole environment.
         let words = std::iter::once(command.get_program()).chain(command.get_args());
         let name = words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
         let spawned = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
@@ -96,13 +96,13 @@ impl Process {
         self.child.id()
     }
 
-    /// The first line of stdout with this text in it, as soon as it is there.
+    /// Waits for the first line of stdout that contains this text.
     #[track_caller]
     pub fn stdout_line(&self, text: &str) -> String {
         self.line(&self.stdout, text)
     }
 
-    /// The first line of stderr with this text in it, as soon as it is there.
+    /// Waits for the first line of stderr that contains this text.
     #[track_caller]
     pub fn stderr_line(&self, text: &str) -> String {
         self.line(&self.stderr, text)
@@ -121,7 +121,7 @@ impl Process {
     /// Sends a signal, for example `TERM`.
     #[track_caller]
     pub fn signal(&self, name: &str) {
-        // The shell's own kill: a slim container has no other.
+        // Uses the `kill` built into the shell, because a slim container has no `kill` program.
         let sent = Command::new("sh").args(["-c", &format!("kill -{name} {}", self.child.id())]).status();
         assert!(sent.is_ok_and(|sent| sent.success()), "cannot send {name} to {}", self.name);
     }
@@ -132,7 +132,7 @@ impl Process {
         self.wait_for(PATIENCE)
     }
 
-    /// Waits with a patience of its own for a program that takes long.
+    /// Like `wait`, with a longer patience for slow programs.
     #[track_caller]
     pub fn wait_for(&mut self, patience: Duration) -> ExitStatus {
         for stream in [&self.stdout, &self.stderr] {
@@ -143,7 +143,7 @@ impl Process {
         self.child.wait().unwrap_or_else(|error| panic!("cannot wait for {}: {error}", self.name))
     }
 
-    /// Waits for the end, which must be a good one, and returns stdout.
+    /// Waits for the process to end, which must succeed, and returns stdout.
     #[track_caller]
     pub fn succeed(mut self, patience: Duration) -> String {
         let status = self.wait_for(patience);
@@ -151,7 +151,7 @@ impl Process {
         self.stdout()
     }
 
-    /// Waits for the end, which must be a bad one, and returns all output.
+    /// Waits for the process to end, which must fail, and returns all output.
     #[track_caller]
     pub fn fail(mut self, patience: Duration) -> String {
         let status = self.wait_for(patience);
@@ -163,7 +163,7 @@ impl Process {
     fn line(&self, stream: &Stream, text: &str) -> String {
         let mut found = None;
         stream.until(PATIENCE, |output| {
-            // Whole lines only: the rest of the last one is still to come, unless the stream is at its end.
+            // Looks only at whole lines. The last line may still be incomplete, unless the stream has ended.
             let whole = if output.ended { output.text.len() } else { output.text.rfind('\n').unwrap_or(0) };
             found = output.text[..whole].lines().find(|line| line.contains(text)).map(str::to_owned);
             found.is_some() || output.ended
@@ -178,13 +178,13 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Both fail when it has ended and was waited for, which is fine.
+        // Both fail if the process has already ended and been waited for, which is fine.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// What came out of a process, read as it comes so that the process never waits for its reader.
+/// The output of a process, read as it arrives, so that the process never waits for its reader.
 #[derive(Default)]
 struct Stream {
     output: Mutex<Output>,
@@ -219,7 +219,7 @@ impl Stream {
         self.output.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until the output is as asked for; false when that took longer than `patience`.
+    /// Waits until the output satisfies `good`. Returns false if that takes longer than `patience`.
     fn until(&self, patience: Duration, mut good: impl FnMut(&Output) -> bool) -> bool {
         let waited = self.changed.wait_timeout_while(self.lock(), patience, |output| !good(output));
         !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()

@@ -1,11 +1,11 @@
-//! The frames of the session protocol, checked against `proto/session/pushgate.v1.schema.json`.
+//! Checks frames of the session protocol against `proto/session/pushgate.v1.schema.json`.
 
 use std::sync::LazyLock;
 
 use jsonschema::Validator;
 use serde_json::Value;
 
-/// The schema as it is published.
+/// The published schema.
 pub static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
     let schema = include_str!("../../proto/session/pushgate.v1.schema.json");
     serde_json::from_str(schema).expect("the schema is JSON")
@@ -39,7 +39,7 @@ fn check(validator: &Validator, side: &str, frame: &Value) {
     if validator.is_valid(frame) {
         return;
     }
-    // Against the frame of its own type, which says more than that no frame fits.
+    // Checks against the definition of the frame's own type, because its errors say more than "no frame type matches".
     let own = frame["type"].as_str().filter(|name| SCHEMA["$defs"].get(name).is_some());
     let reasons: Vec<_> = own.map_or_else(Vec::new, |name| {
         self::validator(name)

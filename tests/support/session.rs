@@ -1,4 +1,4 @@
-//! A client of the session protocol. Every frame, either way, is held against the published schema.
+//! A client of the session protocol. Checks every frame in either direction against the published schema.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ pub struct SessionClient {
     socket: WebSocketStream<TcpStream>,
 }
 
-/// What a client needs to go on with its session.
+/// What a client needs to resume its session.
 #[derive(Clone, Debug)]
 pub struct Place {
     pub resume: String,
@@ -27,7 +27,7 @@ pub struct Place {
 }
 
 impl SessionClient {
-    /// Connects and is welcomed.
+    /// Connects and reads the welcome.
     pub async fn connect(address: SocketAddr) -> Self {
         Self::over(TcpSocket::new_v4().unwrap(), address).await
     }
@@ -38,7 +38,7 @@ impl SessionClient {
         client
     }
 
-    /// Connects, with the welcome still to come.
+    /// Connects, but does not read the welcome.
     pub async fn open(socket: TcpSocket, address: SocketAddr) -> Self {
         let stream = soon(socket.connect(address)).await.unwrap();
         let mut request = format!("ws://{address}/ws").into_client_request().unwrap();
@@ -48,29 +48,29 @@ impl SessionClient {
         Self { socket }
     }
 
-    /// Sends a frame that the schema knows.
+    /// Sends a frame that must match the schema.
     pub async fn say(&mut self, frame: Value) {
         check_client(&frame);
         self.send(Message::text(frame.to_string())).await;
     }
 
-    /// Sends anything.
+    /// Sends any message.
     pub async fn send(&mut self, message: Message) {
         self.try_send(message).await.unwrap();
     }
 
-    /// Sends anything, to a gateway that may have closed the connection.
+    /// Sends any message to a gateway that may have closed the connection.
     pub async fn try_send(&mut self, message: Message) -> Result<(), Error> {
         soon(self.socket.send(message)).await
     }
 
-    /// Binds, and says what it is answered.
+    /// Binds and returns the answer.
     pub async fn bind(&mut self, token: &str, event: &str) -> Value {
         self.say(json!({ "type": "bind", "token": token, "event": event })).await;
         self.next().await
     }
 
-    /// Binds to go on with a session, and says what it is answered.
+    /// Binds to resume a session and returns the answer.
     pub async fn resume(&mut self, token: &str, event: &str, place: &Place) -> Value {
         let resume = json!({ "token": place.resume, "seq": place.seq });
         self.say(json!({ "type": "bind", "token": token, "event": event, "resume": resume })).await;
@@ -97,7 +97,7 @@ impl SessionClient {
         }
     }
 
-    /// The next message, pings and pongs apart; `None` once the connection is gone.
+    /// The next message other than a ping or pong. `None` once the connection has ended.
     #[track_caller]
     pub fn next_message(&mut self) -> impl Future<Output = Option<Message>> {
         soon(async {
@@ -111,7 +111,7 @@ impl SessionClient {
         })
     }
 
-    /// The next frame, which is a push with this number and message.
+    /// The next frame, which must be a push with this number and message.
     #[track_caller]
     pub fn expect_push(&mut self, seq: u64, message: &str) -> impl Future<Output = Value> {
         let (next, message) = (self.next(), message.to_owned());
@@ -123,7 +123,7 @@ impl SessionClient {
         }
     }
 
-    /// The close frame, with nothing before it.
+    /// The close frame, which must be the next message.
     #[track_caller]
     pub fn closed(&mut self) -> impl Future<Output = (u16, String)> {
         let next = self.next_message();
@@ -135,14 +135,14 @@ impl SessionClient {
         }
     }
 
-    /// Ends the connection by a reset, without a close frame.
+    /// Resets the connection without a close frame.
     pub fn reset(self) {
         Client { socket: self.socket }.reset();
     }
 }
 
 impl Place {
-    /// Where a session stands when it is bound.
+    /// The place of a session, from the answer to its bind.
     pub fn of(bound: &Value) -> Self {
         let text = |key: &str| bound[key].as_str().unwrap_or_else(|| panic!("{bound}")).to_owned();
         Self { resume: text("resume"), epoch: text("epoch"), seq: bound["seq"].as_u64().unwrap() }

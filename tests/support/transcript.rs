@@ -1,11 +1,11 @@
-//! The transcripts of the session protocol's page, as a program reads them. The page explains each kind of line.
+//! Parses the transcripts in the page of the session protocol. The page explains each kind of line.
 
 use serde_json::{Value, json};
 
-/// The page as it is published.
+/// The published page.
 pub const PAGE: &str = include_str!("../../proto/session/pushgate.v1.json.md");
 
-/// One case.
+/// One transcript: a test case.
 #[derive(Debug)]
 pub struct Transcript {
     pub heading: &'static str,
@@ -15,17 +15,17 @@ pub struct Transcript {
 #[derive(Debug)]
 pub struct Line {
     pub text: &'static str,
-    /// Tells connections apart that are open at one time.
+    /// Identifies the connection, because several can be open at the same time.
     pub connection: u8,
     pub step: Step,
 }
 
-/// What happens next.
+/// One step of a transcript.
 #[derive(Debug)]
 pub enum Step {
     Connect,
     Client(Value),
-    /// A message from the client that is no frame of the protocol.
+    /// A message from the client that is not a valid frame of the protocol.
     Wrong(&'static str),
     Server(Value),
     Close(Side, u16, &'static str),
@@ -43,7 +43,7 @@ pub enum Side {
     Server,
 }
 
-/// Every transcript of the page.
+/// All transcripts of the page.
 pub fn transcripts() -> Vec<Transcript> {
     let mut transcripts = Vec::new();
     let (mut heading, mut open) = ("", None::<Vec<Line>>);
@@ -59,7 +59,7 @@ pub fn transcripts() -> Vec<Transcript> {
     transcripts
 }
 
-/// A line as the page explains it; `None` for one that is for people.
+/// Parses a line. `None` for a comment, which is for people.
 fn read(text: &'static str) -> Option<Line> {
     if text.starts_with('#') {
         return None;

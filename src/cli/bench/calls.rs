@@ -1,4 +1,4 @@
-//! The calls of a run: when each is to begin, and what is counted of it.
+//! The calls of a run: when each one starts, and its results.
 
 use std::io;
 use std::sync::Arc;
@@ -14,12 +14,12 @@ use super::target::Target;
 use super::wire::{Part, message};
 use super::{Door, Shape, grpc, json};
 
-/// When calls begin. In an open loop the times are fixed before anything is answered, and a call that begins late is
-/// counted from when it was to begin: a server that stalls does not make the load wait for it.
+/// The start times of calls. In an open loop all times are fixed in advance, and the latency of a late call counts from
+/// its scheduled time. A server that stalls therefore does not reduce the load.
 pub(super) struct Schedule {
     begin: u64,
     end: u64,
-    /// Between two calls, in nanoseconds; none in a closed loop.
+    /// The time between two calls, in nanoseconds. `None` in a closed loop.
     interval: Option<f64>,
     number: AtomicU64,
     stop: CancellationToken,
@@ -35,7 +35,7 @@ impl Schedule {
         Self { begin, end, interval, number: AtomicU64::new(0), stop, pushed: AtomicU64::new(0) }
     }
 
-    /// Waits for the next call's time, and returns it; none when the run is over.
+    /// Waits for the start time of the next call and returns it. Returns `None` when the run is over.
     pub(super) async fn next(&self, timer: &mut Timer) -> Option<u64> {
         if self.stop.is_cancelled() {
             return None;
@@ -54,14 +54,14 @@ impl Schedule {
     }
 }
 
-/// What became of the calls that one caller made.
+/// The results of one caller's calls.
 pub(super) struct Calls {
     pub(super) pushes: u64,
     pub(super) failures: u64,
     pub(super) first_failure: Option<String>,
-    /// Deliveries that the answered pushes have to become.
+    /// The deliveries that the successful pushes should cause.
     pub(super) expected: u64,
-    /// Deliveries that the server told of.
+    /// The deliveries that the server reported as accepted.
     pub(super) accepted: u64,
     pub(super) latency: Histogram<u64>,
 }
@@ -102,24 +102,24 @@ impl Calls {
     }
 }
 
-/// What the callers of one part of a run have in common.
+/// What all callers share in one part of a run.
 pub(super) struct Call {
     pub(super) target: Arc<Target>,
     pub(super) schedule: Arc<Schedule>,
     pub(super) part: Part,
     pub(super) bytes: usize,
-    /// Pushes in one call by the batch door.
+    /// Pushes in one call with `--door batch`.
     pub(super) batch: usize,
 }
 
-/// A caller with a connection of its own by JSON, with one that all share by gRPC.
+/// A caller. Each JSON caller has its own connection, and all gRPC callers share one.
 pub(super) enum Caller {
     Json(json::Caller),
     Grpc(grpc::Caller),
 }
 
 impl Caller {
-    /// One of them for each caller.
+    /// Connects this many callers.
     pub(super) async fn several(target: &Target, count: usize) -> Result<Vec<Self>, String> {
         let mut callers = Vec::with_capacity(count);
         if target.door == Door::Json {
@@ -134,7 +134,7 @@ impl Caller {
         Ok(callers)
     }
 
-    /// Calls by the schedule until that is over.
+    /// Makes calls until the schedule is over.
     pub(super) async fn run(mut self, call: Arc<Call>) -> (Self, Calls) {
         let mut calls = Calls::new();
         let Ok(mut timer) = Timer::new() else {
@@ -179,7 +179,7 @@ impl Caller {
         Ok(())
     }
 
-    /// One push to a client's user, or to all where the shape is a broadcast.
+    /// Makes one push to a client's user, or to everyone if the shape is a broadcast.
     pub(super) async fn push(
         &mut self,
         target: &Target,

@@ -1,4 +1,4 @@
-//! The clients of a run: one thread that opens, binds and reads all of them, so that a client costs a socket and the
+//! The clients of a run. One thread opens, binds and reads all of them, so that a client costs only its socket and the
 //! time to read it.
 
 use std::io::{self, ErrorKind, Read, Write};
@@ -16,51 +16,51 @@ use super::clock::now;
 use super::report::histogram;
 use super::wire::{Frames, Heard, Part, ping, text};
 
-/// Connections that are being opened at one time: few enough for any server's backlog.
+/// The maximum number of connections being opened at the same time, low enough for any server's backlog.
 const AT_ONCE: usize = 128;
-/// Source addresses that clients of a loopback server are spread over, beginning with 127.0.0.2, so that none of them
-/// runs out of ports.
+/// The number of source addresses for clients of a loopback server, starting with 127.0.0.2. Clients are spread over
+/// them, so that no address runs out of ports.
 const SOURCES: usize = 16;
 const WAKE: Token = Token(usize::MAX);
 
-/// How clients introduce themselves.
+/// Where clients connect and what they send first.
 pub(super) struct Introduction {
     pub(super) address: SocketAddr,
-    /// The request that upgrades.
+    /// The upgrade request.
     pub(super) upgrade: String,
-    /// The first frame of each client.
+    /// Builds the bind message of a client.
     pub(super) bind: Box<dyn Fn(usize) -> String + Send>,
 }
 
-/// What is known of the clients at any time.
+/// The current state of the clients.
 #[derive(Default)]
 pub(super) struct Known {
-    /// Those that were upgraded, sent their bind and had an answer to the ping behind it.
+    /// Clients that were upgraded, sent their bind and got an answer to the ping after it.
     pub(super) bound: AtomicUsize,
-    /// Those that ended.
+    /// Clients whose connection ended.
     pub(super) ended: AtomicUsize,
-    /// Why the first one ended.
+    /// Why the first of these ended.
     pub(super) first_end: Mutex<Option<String>>,
-    /// Whether a probe has come, by client, and to how many.
+    /// Whether each client has received a probe, and how many have.
     pub(super) reached: Vec<AtomicBool>,
     pub(super) reached_count: AtomicUsize,
     pub(super) warm_up: AtomicU64,
     pub(super) measured: AtomicU64,
-    /// When the last measured message came.
+    /// When the last measured message arrived.
     pub(super) last_at: AtomicU64,
 }
 
 impl Known {
     pub(super) fn why(&self) -> String {
         let first = self.first_end.lock().unwrap_or_else(PoisonError::into_inner);
-        first.clone().unwrap_or_else(|| "nothing came".to_owned())
+        first.clone().unwrap_or_else(|| "nothing arrived".to_owned())
     }
 }
 
 enum Order {
-    /// Open clients until there are so many.
+    /// Open clients up to this total.
     Open(usize),
-    /// Those for whom it is true read no more.
+    /// The clients for which the function returns true stop reading.
     Stall(fn(usize, u32) -> bool, u32),
     Stop,
 }
@@ -73,7 +73,7 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    /// Starts the thread, with a place for so many clients.
+    /// Starts the thread, with room for this many clients.
     pub(super) fn start(introduction: Introduction, count: usize) -> io::Result<Self> {
         let poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKE)?;
@@ -108,19 +108,19 @@ impl Clients {
         self.waker.wake()
     }
 
-    /// Closes all, and returns the times from push to receipt, in nanoseconds.
+    /// Closes all clients and returns the times from push to receipt, in nanoseconds.
     pub(super) fn stop(self) -> io::Result<Histogram<u64>> {
         self.order(Order::Stop)?;
         self.thread.join().map_err(|_| io::Error::other("the thread of the clients ended in a panic"))
     }
 }
 
-/// How far a client is.
+/// The stage that a client has reached.
 enum Stage {
     Connecting,
-    /// The head of the answer to the upgrade, as far as it came.
+    /// Holds the part of the upgrade response that has arrived.
     Upgrading(Vec<u8>),
-    /// Waits for the answer to the ping that follows its bind.
+    /// Waits for the answer to the ping after the bind.
     Binding,
     Bound,
 }
@@ -135,7 +135,7 @@ struct Client {
 struct Reader {
     poll: Poll,
     introduction: Introduction,
-    /// None where one ended.
+    /// `None` for a client that ended.
     clients: Vec<Option<Client>>,
     goal: usize,
     opening: usize,
@@ -163,7 +163,7 @@ impl Reader {
                     Order::Open(goal) => self.goal = goal,
                     Order::Stall(which, percent) => self.stall(which, percent),
                     Order::Stop => {
-                        // With a reset: thousands of ports would else be kept for a minute.
+                        // Closes with a reset, because otherwise thousands of ports would stay in use for a minute.
                         for client in self.clients.iter().flatten() {
                             let _closes_otherwise =
                                 SockRef::from(&client.stream).set_linger(Some(std::time::Duration::ZERO));
@@ -197,7 +197,7 @@ impl Reader {
         {
             socket.set_reuse_address(true)?;
             let last = 2 + u8::try_from(number % SOURCES).unwrap_or_default();
-            // Only Linux has all of 127.0.0.0/8; elsewhere all come from one address.
+            // Only Linux has all of 127.0.0.0/8. On other systems the bind fails and all clients use one address.
             let _from_elsewhere = socket.bind(&SocketAddr::from((Ipv4Addr::new(127, 0, 0, last), 0)).into());
         }
         match socket.connect(&address.into()) {
@@ -247,13 +247,13 @@ impl Reader {
     }
 }
 
-/// `EINPROGRESS`: the connection is under way.
+/// `EINPROGRESS`: the connection is being established.
 fn in_progress() -> i32 {
     if cfg!(target_os = "linux") { 115 } else { 36 }
 }
 
 impl Client {
-    /// Does what can be done now; an error says why the client is at its end.
+    /// Makes as much progress as possible without blocking. An error gives the reason why the client ended.
     fn advance(
         &mut self,
         number: usize,
@@ -298,7 +298,7 @@ impl Client {
                 self.write(&frames)?;
             }
             self.hear(number, bytes, known, latency)?;
-            // What one read left there, the kernel would have given it, and it tells when there is more.
+            // A read that does not fill the buffer has emptied the socket. The poll reports when more arrives.
             if read < buffer.len() && !read_closed {
                 return Ok(());
             }
@@ -341,7 +341,7 @@ impl Client {
         end.map_or(Ok(()), Err)
     }
 
-    /// Writes a few bytes, for which a socket that nothing else was written to has room.
+    /// Writes a few bytes. The socket has room for them, because almost nothing else is written to it.
     fn write(&mut self, bytes: &[u8]) -> Result<(), String> {
         self.stream.write_all(bytes).map_err(|error| broke(&error))
     }

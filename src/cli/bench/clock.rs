@@ -1,16 +1,16 @@
-//! The clock of a run: one for senders and receivers, and waits that are finer than the runtime's milliseconds.
+//! The clock of a run. Senders and receivers share it, and its timers are finer than the milliseconds of the runtime.
 
 use std::io;
 use std::sync::LazyLock;
 use std::time::Instant;
 
-/// Nanoseconds since the clock was first looked at.
+/// Nanoseconds since the first call of this function.
 pub(super) fn now() -> u64 {
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);
     u64::try_from(START.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Waits for moments of the clock.
+/// Waits until a given time of the clock.
 pub(super) struct Timer {
     #[cfg(target_os = "linux")]
     file: tokio::io::unix::AsyncFd<std::os::fd::OwnedFd>,
@@ -24,12 +24,12 @@ impl Timer {
         let file = timerfd_create(TimerfdClockId::Monotonic, flags)?;
         #[expect(
             deprecated,
-            reason = "what replaces it is unsafe, for files that do not own themselves; this one does"
+            reason = "the replacement is unsafe and meant for borrowed descriptors, but this one is owned"
         )]
         Ok(Self { file: tokio::io::unix::AsyncFd::new(file)? })
     }
 
-    /// Waits until then; not at all when it is past.
+    /// Waits until this time. Returns at once if it has passed.
     pub(super) async fn until(&mut self, moment: u64) -> io::Result<()> {
         use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec, timerfd_settime};
         let Some(left) = moment.checked_sub(now()).filter(|left| *left > 0) else { return Ok(()) };
@@ -56,7 +56,7 @@ impl Timer {
         Ok(Self {})
     }
 
-    /// Waits until then, to the millisecond; not at all when it is past.
+    /// Waits until this time, with millisecond precision. Returns at once if it has passed.
     pub(super) async fn until(&mut self, moment: u64) -> io::Result<()> {
         if let Some(left) = moment.checked_sub(now()) {
             tokio::time::sleep(std::time::Duration::from_nanos(left)).await;

@@ -1,4 +1,4 @@
-//! Pushes by gRPC: `Push`, `PushBatch`, `PushStream` and `Broadcast`.
+//! Pushes over gRPC: `Push`, `PushBatch`, `PushStream` and `Broadcast`.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ impl Caller {
     pub(super) async fn connect(target: &Target) -> Result<Self, String> {
         let key =
             target.key.as_ref().map(|key| MetadataValue::try_from(key).map_err(|_| "the key is not a header value"));
-        // The windows that keep a stream of small answers from being cut, as README says.
+        // The README recommends these window sizes, so that a stream of small answers is not cut.
         let endpoint = Endpoint::from_shared(format!("http://{}", target.push_address))
             .map_err(|error| error.to_string())?
             .initial_stream_window_size(64 * 1024)
@@ -46,25 +46,26 @@ impl Caller {
 
     pub(super) async fn push(&mut self, push: PushRequest) -> Result<u64, String> {
         let request = self.request(push);
-        self.client.push(request).await.map(|answer| answer.into_inner().accepted).map_err(|status| told(&status))
+        self.client.push(request).await.map(|answer| answer.into_inner().accepted).map_err(|status| describe(&status))
     }
 
     pub(super) async fn broadcast(&mut self, event: &str, message: String) -> Result<u64, String> {
         let payload = Some(broadcast_request::Payload::Message(message));
         let request =
             self.request(BroadcastRequest { event: event.to_owned(), payload, ..BroadcastRequest::default() });
-        let answer = self.client.broadcast(request).await.map_err(|status| told(&status))?;
+        let answer = self.client.broadcast(request).await.map_err(|status| describe(&status))?;
         Ok(answer.into_inner().outcome.unwrap_or_default().accepted)
     }
 
-    /// A result for each push, in order.
+    /// Makes one call with all pushes. Returns a result for each push, in order.
     pub(super) async fn batch(&mut self, pushes: Vec<PushRequest>) -> Result<Vec<Result<u64, String>>, String> {
         let request = self.request(PushBatchRequest { pushes });
-        let answer = self.client.push_batch(request).await.map_err(|status| told(&status))?;
+        let answer = self.client.push_batch(request).await.map_err(|status| describe(&status))?;
         Ok(answer.into_inner().results.into_iter().map(|result| outcome(result.result)).collect())
     }
 
-    /// Pushes by one stream until the schedule is over and every result is there, with at most so many in flight.
+    /// Pushes over one stream until the schedule is over and every result has arrived, with at most `in_flight` pushes
+    /// at the same time.
     pub(super) async fn stream(mut self, call: Arc<Call>, in_flight: usize, timer: Timer) -> Calls {
         let places = Arc::new(Semaphore::new(in_flight));
         let (target, schedule) = (call.target.clone(), call.schedule.clone());
@@ -73,7 +74,7 @@ impl Caller {
             places.acquire().await.ok()?.forget();
             let at = call.schedule.next(&mut timer).await?;
             let client = call.target.next();
-            // The results come back under what is needed to count them.
+            // The correlation id carries what is needed to count the result.
             let correlation_id = format!("{at:x}-{client:x}");
             let push = Some(push(&call.target, client, call.part, at, call.bytes));
             Some((PushStreamRequest { correlation_id, push }, (call, places, timer)))
@@ -83,7 +84,7 @@ impl Caller {
         let mut results = match self.client.push_stream(request).await {
             Ok(answer) => answer.into_inner(),
             Err(status) => {
-                calls.failed(&told(&status));
+                calls.failed(&describe(&status));
                 return calls;
             }
         };
@@ -100,7 +101,7 @@ impl Caller {
                 }
                 Ok(None) => return calls,
                 Err(status) => {
-                    calls.failed(&told(&status));
+                    calls.failed(&describe(&status));
                     return calls;
                 }
             }
@@ -108,7 +109,7 @@ impl Caller {
     }
 }
 
-/// A push to a client's user.
+/// Builds a push to a client's user.
 pub(super) fn push(target: &Target, client: usize, part: Part, at: u64, bytes: usize) -> PushRequest {
     PushRequest {
         user_id: target.user_of(client),
@@ -126,6 +127,6 @@ fn outcome(result: Option<ResultOf>) -> Result<u64, String> {
     }
 }
 
-fn told(status: &Status) -> String {
+fn describe(status: &Status) -> String {
     format!("{:?}: {}", status.code(), status.message())
 }

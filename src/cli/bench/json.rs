@@ -1,4 +1,4 @@
-//! Pushes by JSON `POST` over one connection that is kept: HTTP/1.1 with no more than a measurement needs.
+//! Pushes by JSON `POST` over one keep-alive connection, with a minimal HTTP/1.1 client.
 
 use std::io::{self, ErrorKind};
 
@@ -9,7 +9,7 @@ use super::target::Target;
 
 pub(super) struct Caller {
     stream: TcpStream,
-    /// The request up to the length of its body.
+    /// The request head up to the value of `content-length`.
     head: String,
     buffer: Vec<u8>,
 }
@@ -25,7 +25,7 @@ impl Caller {
         Ok(Self { stream, head, buffer: Vec::with_capacity(1024) })
     }
 
-    /// How many connections took it. The outer error is that of a connection which can be used no more.
+    /// Pushes and returns how many connections took the message. An outer error means that the connection is unusable.
     pub(super) async fn push(&mut self, user: &str, event: &str, message: &str) -> io::Result<Result<u64, String>> {
         let body = serde_json::json!({ "userId": user, "event": event, "message": message }).to_string();
         let request = format!("{}{}\r\n\r\n{body}", self.head, body.len());
@@ -42,7 +42,7 @@ impl Caller {
     }
 }
 
-/// What an answer says, once all of it is there.
+/// Parses a response. Returns `None` while it is incomplete.
 fn complete(answer: &[u8]) -> Option<Result<u64, String>> {
     let end = answer.windows(4).position(|window| window == b"\r\n\r\n")?;
     let head = std::str::from_utf8(&answer[..end]).unwrap_or_default();
@@ -61,7 +61,8 @@ fn complete(answer: &[u8]) -> Option<Result<u64, String>> {
     if !status.contains(" 200 ") {
         return Some(Err(format!("{status}: {}", body.trim())));
     }
-    // "message sent to N clients", in whatever words another server says it.
+    // The gateway answers "message sent to N clients". Other servers may word it differently, so only the number
+    // counts.
     let count = body.split(|letter: char| !letter.is_ascii_digit()).rfind(|digits| !digits.is_empty());
     Some(Ok(count.and_then(|count| count.parse().ok()).unwrap_or_default()))
 }

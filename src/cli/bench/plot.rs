@@ -1,4 +1,4 @@
-//! The percentile plot, as an SVG that needs no script: time by percentile, both on logarithmic axes.
+//! The percentile plot, as an SVG without scripts: latency by percentile, with both axes logarithmic.
 
 use hdrhistogram::Histogram;
 
@@ -8,10 +8,10 @@ const LEFT: f64 = 80.0;
 const RIGHT: f64 = 20.0;
 const TOP: f64 = 50.0;
 const BOTTOM: f64 = 50.0;
-/// From the minimum to the 99.999th percentile: how far from 1, in powers of ten.
+/// The extent of the percentile axis, in powers of ten of the distance from 100 %. 5 reaches the 99.999th percentile.
 const NINES: f64 = 5.0;
 
-/// Draws histograms of nanoseconds, each with its name and a colour.
+/// Draws histograms of nanoseconds. Each has a name and a colour.
 pub(super) fn svg(title: &str, curves: &[(&str, &str, &Histogram<u64>)]) -> String {
     let filled = || curves.iter().filter(|(_, _, times)| !times.is_empty());
     let low = filled().map(|(_, _, times)| times.min()).min().unwrap_or(1_000);

@@ -1,12 +1,12 @@
-//! The server's process, where it is on this machine: the processor time it took, and its memory.
+//! The CPU time and memory of the server's process, if it runs on this machine.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// A process at one time.
+/// The resource usage of a process at one moment.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Usage {
-    /// Of all threads, in user and kernel mode.
+    /// The CPU time of all threads, in user and kernel mode.
     pub(super) processor: Duration,
     pub(super) resident_bytes: u64,
 }
@@ -17,7 +17,7 @@ impl Usage {
     pub(super) fn of(pid: i32) -> Result<Self, String> {
         let stat = procfs::process::Process::new(pid).and_then(|process| process.stat());
         let stat = stat.map_err(|error| format!("cannot read what process {pid} uses: {error}"))?;
-        // In the kernel's ticks, which add up exactly over a run, whatever the process did at each of them.
+        // Ticks are coarse, but the kernel adds them up without error, so their difference over a run is exact enough.
         let seconds = (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64;
         Ok(Self { processor: Duration::from_secs_f64(seconds), resident_bytes: stat.rss * procfs::page_size() })
     }
@@ -30,17 +30,18 @@ impl Usage {
     }
 }
 
-/// The process that listens there, if it is on this machine and may be looked at.
+/// The process that listens at this address, if it is on this machine and we may inspect it.
 #[cfg(target_os = "linux")]
 pub(super) fn listening(address: SocketAddr) -> Option<i32> {
     use procfs::process::FDTarget;
     let mut sockets = procfs::net::tcp().unwrap_or_default();
     sockets.extend(procfs::net::tcp6().unwrap_or_default());
-    let is_it = |local: SocketAddr| {
+    let matches_address = |local: SocketAddr| {
         local.port() == address.port() && (local.ip() == address.ip() || local.ip().is_unspecified())
     };
-    let listener =
-        sockets.iter().find(|socket| socket.state == procfs::net::TcpState::Listen && is_it(socket.local_address))?;
+    let listener = sockets
+        .iter()
+        .find(|socket| socket.state == procfs::net::TcpState::Listen && matches_address(socket.local_address))?;
     let holds = |process: &procfs::process::Process| {
         let files = process.fd().ok()?;
         files

@@ -1,8 +1,8 @@
-//! The line that says how far a run is, where somebody watches.
+//! The progress bar of a run on a terminal.
 
 use std::io::{self, IsTerminal, Write};
 
-/// One line on standard error that is written over; nothing where that is no terminal.
+/// One line on standard error that is overwritten each time. Shows nothing if standard error is not a terminal.
 pub(super) struct Progress {
     shown: bool,
 }
@@ -12,13 +12,13 @@ impl Progress {
         Self { shown: io::stderr().is_terminal() }
     }
 
-    /// Shows what is being done, and how much of it is.
+    /// Shows the current activity and the fraction of it that is done, from 0 to 1.
     pub(super) fn show(&self, what: &str, done: f64) {
         const WIDTH: usize = 30;
         if self.shown {
             let full = (done.clamp(0.0, 1.0) * WIDTH as f64) as usize;
             let bar = "#".repeat(full) + &"-".repeat(WIDTH - full);
-            // A line that cannot be shown is not missed.
+            // Ignores errors, because the progress bar is not essential.
             let _not_shown = write!(io::stderr(), "\r\x1b[K[{bar}] {what}").and_then(|()| io::stderr().flush());
         }
     }

@@ -1,9 +1,9 @@
-//! What a run found out: as a table for people, as one JSON object for programs.
+//! The results of a run, as a table for people or as one JSON object for programs.
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-/// Nanoseconds up to a minute, to three digits.
+/// A histogram of up to one minute, in nanoseconds with three significant digits.
 pub(super) fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("the bounds are in order")
 }
@@ -14,16 +14,16 @@ pub(super) struct Report {
     pub(super) door: &'static str,
     pub(super) to: &'static str,
     pub(super) connections: usize,
-    /// Those that read.
+    /// Connections that read.
     pub(super) reading: usize,
-    /// Those that the server ended.
+    /// Connections that ended before the run was over.
     pub(super) connections_ended: usize,
     pub(super) first_end: Option<String>,
     pub(super) message_bytes: usize,
-    /// Pushes a second that were asked for; none in a closed loop.
+    /// The requested pushes per second. `None` in a closed loop.
     pub(super) rate: Option<f64>,
     pub(super) interrupted: bool,
-    /// From the first measured push to the last answer.
+    /// The time from the first measured push to the last answer.
     pub(super) seconds: f64,
     pub(super) pushes: u64,
     pub(super) pushes_per_second: f64,
@@ -37,17 +37,17 @@ pub(super) struct Report {
 
 #[derive(Serialize)]
 pub(super) struct Deliveries {
-    /// What the answered pushes had to become.
+    /// The deliveries that the successful pushes should cause.
     pub(super) expected: u64,
-    /// What the server said.
+    /// The deliveries that the server reported as accepted.
     pub(super) accepted: u64,
     pub(super) received: u64,
     pub(super) lost: u64,
-    /// From the first measured push to the last receipt.
+    /// The rate of received messages, from the first measured push to the last receipt.
     pub(super) per_second: f64,
 }
 
-/// Percentiles in microseconds; of nothing, all are 0.
+/// Percentiles in microseconds. All are 0 if there are no values.
 #[derive(Serialize)]
 pub(super) struct Times {
     p50: f64,
@@ -70,9 +70,9 @@ pub(super) struct Server {
     pub(super) pid: i32,
     pub(super) cpu_us_per_push: Option<f64>,
     pub(super) cpu_us_per_delivery: Option<f64>,
-    /// Of accepting, upgrading and binding.
+    /// The CPU time to accept, upgrade and bind a connection.
     pub(super) cpu_us_per_connection_opened: f64,
-    /// While nothing was pushed, with `--hold`.
+    /// The CPU time per connection and second while nothing is pushed, with `--hold`.
     pub(super) idle_cpu_us_per_connection_second: Option<f64>,
     pub(super) resident_bytes: u64,
     pub(super) resident_bytes_per_connection: Option<f64>,
@@ -92,7 +92,7 @@ impl Report {
             server.lines(&mut lines);
         }
         if self.interrupted {
-            lines.push("interrupted: this is what was measured until then".to_owned());
+            lines.push("interrupted: these are the results until then".to_owned());
         }
         lines.join("\n")
     }
@@ -103,7 +103,7 @@ impl Report {
             text.push_str(&format!(", {} do not read", self.connections - self.reading));
         }
         if let Some(why) = &self.first_end {
-            text.push_str(&format!(", {} ended, the first because {why}", self.connections_ended));
+            text.push_str(&format!(", {} ended, the first with: {why}", self.connections_ended));
         }
         text
     }
@@ -143,7 +143,7 @@ impl Server {
         ];
         for (name, time) in times {
             if let Some(time) = time {
-                let unit = if name.starts_with("idle") { "us a second for each connection" } else { "us" };
+                let unit = if name.starts_with("idle") { "us per second and connection" } else { "us" };
                 lines.push(row(name, &format!("{time:.2} {unit}")));
             }
         }

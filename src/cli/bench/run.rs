@@ -1,4 +1,5 @@
-//! One run: open and bind, find out that all are bound, warm up, measure, wait for the last receipt, tell.
+//! One run: open and bind the clients, check that all are bound, warm up, measure, wait for the last receipt, and
+//! report.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -19,10 +20,10 @@ use super::wire::Part;
 use super::{Bench, Door, Shape, plot};
 use crate::cli::{Outcome, print};
 
-type Wrong = Box<dyn Error>;
+type RunError = Box<dyn Error>;
 
-/// How often a wait looks again.
-const LOOK: Duration = Duration::from_millis(5);
+/// How often a wait checks its condition.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 pub(super) struct Run {
     pub(super) bench: Bench,
@@ -30,13 +31,13 @@ pub(super) struct Run {
     pub(super) pid: Option<i32>,
 }
 
-/// What opening the clients cost the server.
+/// The cost of opening the clients, for the server.
 struct Opened {
     processor: Option<Duration>,
     bytes_per_connection: Option<f64>,
 }
 
-/// The measured part.
+/// The results of the measured part.
 struct Measured {
     calls: Calls,
     began: u64,
@@ -46,7 +47,7 @@ struct Measured {
 
 impl Run {
     pub(super) async fn go(self, introduction: Introduction) -> Outcome {
-        // An unreadable process is told before anything is opened.
+        // Fails early if the server's process cannot be read.
         self.usage()?;
         let stop = CancellationToken::new();
         let interrupted = stop.clone();
@@ -70,7 +71,7 @@ impl Run {
         let known = clients.known.clone();
         let report = self.report(&opened, &measured, &known, stop.is_cancelled())?;
         let receipt = clients.stop()?;
-        self.tell(report, &measured.calls.latency, &receipt)?;
+        self.print(report, &measured.calls.latency, &receipt)?;
         match measured.calls.first_failure {
             Some(why) if measured.calls.pushes == 0 => Err(format!("no push was answered: {why}").into()),
             _ => Ok(()),
@@ -81,7 +82,7 @@ impl Run {
         self.pid.map(Usage::of).transpose()
     }
 
-    async fn open(&self, clients: &Clients, progress: &Progress) -> Result<Opened, Wrong> {
+    async fn open(&self, clients: &Clients, progress: &Progress) -> Result<Opened, RunError> {
         let count = self.target.connections;
         let few = self.bench.memory_from.map_or(Ok(count / 8), usize::try_from)?;
         let before = self.usage()?;
@@ -103,7 +104,7 @@ impl Run {
         Ok(Opened { processor, bytes_per_connection })
     }
 
-    async fn until_bound(&self, known: &Known, goal: usize, progress: &Progress) -> Result<(), Wrong> {
+    async fn until_bound(&self, known: &Known, goal: usize, progress: &Progress) -> Result<(), RunError> {
         let (mut bound, mut since) = (0, Instant::now());
         loop {
             let now_bound = known.bound.load(Relaxed);
@@ -119,11 +120,11 @@ impl Run {
                 return Err(format!("only {bound} of {goal} clients were bound; {}", known.why()).into());
             }
             progress.show(&format!("{bound} clients bound"), bound as f64 / self.target.connections as f64);
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
-    async fn hold(&self, known: &Known, progress: &Progress, stop: &CancellationToken) -> Result<Measured, Wrong> {
+    async fn hold(&self, known: &Known, progress: &Progress, stop: &CancellationToken) -> Result<Measured, RunError> {
         let (before, began) = (self.usage()?, now());
         let end = Instant::now() + self.bench.duration;
         while Instant::now() < end && !stop.is_cancelled() && known.ended.load(Relaxed) < self.target.connections {
@@ -138,9 +139,14 @@ impl Run {
         Ok(Measured { calls: Calls::new(), began, seconds: (now() - began) as f64 / 1e9, processor })
     }
 
-    async fn push(&self, clients: &Clients, progress: &Progress, stop: &CancellationToken) -> Result<Measured, Wrong> {
+    async fn push(
+        &self,
+        clients: &Clients,
+        progress: &Progress,
+        stop: &CancellationToken,
+    ) -> Result<Measured, RunError> {
         let count = if self.bench.door == Door::Stream { 1 } else { self.bench.callers() as usize };
-        let unreachable = |error| format!("cannot reach a push door at {}: {error}", self.target.push_address);
+        let unreachable = |error| format!("cannot reach the push address {}: {error}", self.target.push_address);
         let mut callers = Caller::several(&self.target, count).await.map_err(unreachable)?;
         self.until_reached(&mut callers[0], &clients.known, progress).await?;
         if self.bench.stalled > 0 {
@@ -158,8 +164,9 @@ impl Run {
         Ok(Measured { calls, began, seconds, processor })
     }
 
-    /// Pushes until every client has received one, so that none is counted on that is not bound yet.
-    async fn until_reached(&self, caller: &mut Caller, known: &Known, progress: &Progress) -> Result<(), Wrong> {
+    /// Pushes until every client has received a message, so that all clients are known to be bound before the
+    /// measurement.
+    async fn until_reached(&self, caller: &mut Caller, known: &Known, progress: &Progress) -> Result<(), RunError> {
         let (mut reached, mut since) = (0, Instant::now());
         loop {
             for client in 0..self.target.connections {
@@ -170,12 +177,15 @@ impl Run {
                         break;
                     }
                     if client % 100 == 0 {
-                        progress.show("finding out who is bound", client as f64 / self.target.connections as f64);
+                        progress.show(
+                            "checking that all clients are bound",
+                            client as f64 / self.target.connections as f64,
+                        );
                     }
                 }
             }
-            let look_again = Instant::now() + Duration::from_millis(200);
-            while Instant::now() < look_again {
+            let retry_at = Instant::now() + Duration::from_millis(200);
+            while Instant::now() < retry_at {
                 let now_reached = known.reached_count.load(Relaxed);
                 if now_reached == self.target.connections {
                     return Ok(());
@@ -183,18 +193,18 @@ impl Run {
                 if now_reached > reached {
                     (reached, since) = (now_reached, Instant::now());
                 }
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
             if since.elapsed() > self.bench.patience {
                 let count = self.target.connections;
                 return Err(
-                    format!("only {reached} of {count} clients received what was pushed; {}", known.why()).into()
+                    format!("only {reached} of {count} clients received the pushed message; {}", known.why()).into()
                 );
             }
         }
     }
 
-    /// Pushes for so long, and returns what became of all calls.
+    /// Pushes for the duration and returns the results of all calls.
     async fn part(
         &self,
         part: Part,
@@ -202,7 +212,7 @@ impl Run {
         callers: &mut Vec<Caller>,
         progress: &Progress,
         stop: &CancellationToken,
-    ) -> Result<Calls, Wrong> {
+    ) -> Result<Calls, RunError> {
         let batch = if self.bench.door == Door::Batch { usize::from(self.bench.batch) } else { 1 };
         let calls_per_second = self.bench.rate.map(|rate| rate / batch as f64);
         let schedule = Arc::new(Schedule::new(duration, calls_per_second, stop.clone()));
@@ -243,7 +253,7 @@ impl Run {
         Ok(all)
     }
 
-    /// Waits until as many messages came as there are to come, or no more do.
+    /// Waits until all expected messages have arrived, or no more arrive within the patience.
     async fn until_received(&self, known: &Known, part: Part, expected: u64) {
         let count = if part == Part::WarmUp { &known.warm_up } else { &known.measured };
         let (mut received, mut since) = (0, Instant::now());
@@ -252,11 +262,17 @@ impl Run {
             if now_received > received {
                 (received, since) = (now_received, Instant::now());
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
-    fn report(&self, opened: &Opened, measured: &Measured, known: &Known, interrupted: bool) -> Result<Report, Wrong> {
+    fn report(
+        &self,
+        opened: &Opened,
+        measured: &Measured,
+        known: &Known,
+        interrupted: bool,
+    ) -> Result<Report, RunError> {
         let calls = &measured.calls;
         let received = known.measured.load(Relaxed);
         let receiving = known.last_at.load(Relaxed).saturating_sub(measured.began) as f64 / 1e9;
@@ -290,7 +306,7 @@ impl Run {
         })
     }
 
-    fn server(&self, opened: &Opened, measured: &Measured, received: u64) -> Result<Option<Server>, Wrong> {
+    fn server(&self, opened: &Opened, measured: &Measured, received: u64) -> Result<Option<Server>, RunError> {
         let (Some(pid), Some(opening), Some(processor)) = (self.pid, opened.processor, measured.processor) else {
             return Ok(None);
         };
@@ -308,7 +324,7 @@ impl Run {
         }))
     }
 
-    fn tell(&self, mut report: Report, call: &Histogram<u64>, receipt: &Histogram<u64>) -> Outcome {
+    fn print(&self, mut report: Report, call: &Histogram<u64>, receipt: &Histogram<u64>) -> Outcome {
         report.push_to_receipt_us = Times::new(receipt);
         if let Some(file) = &self.bench.plot {
             let title = format!(

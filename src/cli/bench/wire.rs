@@ -1,17 +1,17 @@
-//! What goes over a client's socket, with no more than a measurement needs: the upgrade, masked frames out, a reader of
-//! unmasked frames that looks at how a message begins and skips the rest, and the messages themselves.
+//! A minimal WebSocket codec for the benchmark's clients: it writes masked frames, and reads unmasked frames of which
+//! it parses only the beginning. Also builds and parses the benchmark's messages.
 
-/// How every message of a run begins.
+/// The first bytes of every message of a run.
 const MARK: &[u8] = b"pg";
 
-/// The bytes of a message that are looked at, and the least that a message has: the mark, the part, and a time as
-/// sixteen hexadecimal digits.
+/// The minimum length of a message, in bytes: the mark, the part, and a time in sixteen hexadecimal digits. Only these
+/// bytes are parsed.
 pub(super) const MESSAGE_BYTES_MIN: usize = MARK.len() + 1 + 16;
 
 /// The part of a run that a message belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Part {
-    /// Finds out whether a client is bound.
+    /// Checks whether a client is bound.
     Probe,
     WarmUp,
     Measured,
@@ -27,7 +27,7 @@ impl Part {
     }
 }
 
-/// A message of so many bytes, with the time at which it was to be sent.
+/// Builds a message of this many bytes that carries its scheduled time.
 pub(super) fn message(part: Part, at: u64, bytes: usize) -> String {
     let letter = part.letter();
     let mut text = format!("pg{letter}{at:016x}");
@@ -37,7 +37,7 @@ pub(super) fn message(part: Part, at: u64, bytes: usize) -> String {
     text
 }
 
-/// What the beginning of a message says.
+/// Parses the beginning of a message.
 fn read(message: &[u8]) -> Option<(Part, u64)> {
     let (letter, time) = message.strip_prefix(MARK)?.split_first()?;
     let part = match letter {
@@ -50,7 +50,7 @@ fn read(message: &[u8]) -> Option<(Part, u64)> {
     Some((part, u64::from_str_radix(time, 16).ok()?))
 }
 
-/// A text frame as a client sends it, masked with nought.
+/// Builds a text frame as a client sends it, masked with a zero key.
 pub(super) fn text(payload: &[u8]) -> Vec<u8> {
     frame(0x81, payload)
 }
@@ -81,33 +81,33 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// What a client learns from its frames.
+/// An event in the frames that a client receives.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Heard {
     Message(Part, u64),
-    /// A message that is not of this run.
+    /// A message that does not belong to this run.
     Other,
-    /// Answer with this frame.
+    /// A ping, with the frame that answers it.
     Ping(Vec<u8>),
     Pong,
-    /// The code, and the reason in words.
+    /// A close frame, with its code and reason.
     Close(u16, String),
 }
 
-/// The bytes of a payload that are kept: the whole of a control frame, the beginning of a message.
+/// The maximum number of payload bytes to keep: all of a control frame, or the beginning of a message.
 const KEPT: usize = 125;
 
-/// Reads frames as their bytes come. Holds nothing while it is between two frames.
+/// Parses frames from bytes as they arrive. Holds no memory between two frames.
 #[derive(Default)]
 pub(super) struct Frames {
-    /// Header and kept payload of a frame that is not complete.
+    /// The header and kept payload of an incomplete frame.
     begun: Vec<u8>,
-    /// Payload bytes that are still to come and that nobody looks at.
+    /// The number of further payload bytes to ignore.
     skip: u64,
 }
 
 impl Frames {
-    /// Takes the bytes that came, and tells what was in them.
+    /// Parses the next bytes and passes each event to `hear`.
     pub(super) fn take(&mut self, mut bytes: &[u8], mut hear: impl FnMut(Heard)) {
         loop {
             let skipped = self.skip.min(bytes.len() as u64);
@@ -126,7 +126,7 @@ impl Frames {
                 &joined[..]
             };
             let Some(head) = Head::read(frame).filter(|head| frame.len() >= head.bytes + head.kept()) else {
-                // Less than a header and what is kept of a payload, so all of it was taken.
+                // These bytes are shorter than a header with its kept payload, so all of them are stored.
                 self.begun = frame.to_vec();
                 return;
             };
@@ -171,7 +171,7 @@ impl Head {
             }
             9 => Heard::Ping(pong(kept)),
             10 => Heard::Pong,
-            // The rest of a message whose beginning was told already.
+            // A continuation of a message whose beginning was already reported.
             _ => return None,
         })
     }
@@ -181,7 +181,7 @@ impl Head {
 mod tests {
     use super::*;
 
-    /// A frame as a server sends it.
+    /// Builds a frame as a server sends it.
     fn unmasked(first: u8, payload: &[u8]) -> Vec<u8> {
         let masked = frame(first, payload);
         let head = masked.len() - payload.len() - 4;
