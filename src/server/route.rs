@@ -26,7 +26,7 @@ use super::client::Client;
 use super::health::Health;
 use super::page::PAGE_POLICY;
 use super::scrape::{self, Scrapes};
-use super::stack::{Peer, PushStack, is_grpc_push, is_of};
+use super::stack::{PushStack, is_grpc_push, is_of};
 use super::traffic::Noted;
 
 /// What an address serves.
@@ -82,7 +82,7 @@ impl Router {
     pub(super) async fn route<S>(
         self: Arc<Self>,
         serves: Serves,
-        mut request: Request<Incoming>,
+        request: Request<Incoming>,
         peer: SocketAddr,
     ) -> Response<Body>
     where
@@ -106,7 +106,7 @@ impl Router {
         let is_json_push = is_json_push(&config.push_path, path);
         if is_json_push && request.method() != Method::POST {
             // Before authorization, as the replaced service had it.
-            return json::method_not_allowed(json::Mode::asked(config, &request));
+            return json::method_not_allowed(json::Mode::asked(config, path, request.headers()));
         }
         if is_grpc(path)
             && let Some(refusal) = grpc::not_a_call(&request)
@@ -114,8 +114,7 @@ impl Router {
             return refusal;
         }
         if is_json_push || is_grpc_push(path) {
-            request.extensions_mut().insert(Peer(peer));
-            return self.push.clone().oneshot(request).await.unwrap_or_else(|never| match never {});
+            return self.push.answer(request, peer).await;
         }
         match path {
             "/metrics" | "/healthz" | "/readyz" | "/" => self.look(&request),
