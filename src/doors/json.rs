@@ -97,10 +97,11 @@ fn accepts(headers: &HeaderMap, kind: &str, subkind: &str) -> bool {
 
 /// The legacy contract.
 fn push_as_ever(gateway: &Gateway, caller: &Caller, body: &[u8]) -> Response<Body> {
-    let Ok([user_id, event, message]) = legacy::fields(body, FIELDS) else {
+    let json = legacy::text(body);
+    let Ok([user_id, event, message]) = legacy::fields_of(&json, FIELDS) else {
         return illegal(gateway);
     };
-    let push = match Push::new(user_id, event, message) {
+    let push = match Push::new(user_id, event, message.into_owned()) {
         Ok(push) => push,
         Err(InvalidPush::Empty { .. }) => return illegal(gateway),
         Err(error @ InvalidPush::TooLong { .. }) => {

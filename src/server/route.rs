@@ -195,7 +195,17 @@ fn check_host<B>(request: &Request<B>) -> Result<(), &'static str> {
 
 /// Whether it is a host with or without a port, or nothing, which stands for none.
 fn is_host(value: &HeaderValue) -> bool {
-    value.is_empty() || Authority::try_from(value.as_bytes()).is_ok_and(|authority| is_host_and_port(&authority))
+    value.is_empty()
+        || is_plain_host(value)
+        || Authority::try_from(value.as_bytes()).is_ok_and(|authority| is_host_and_port(&authority))
+}
+
+/// Whether it is a name or an IPv4 address, with or without a port. Nearly all are, and need not be copied and parsed.
+fn is_plain_host(value: &HeaderValue) -> bool {
+    let Ok(text) = value.to_str() else { return false };
+    let (host, port) = text.split_once(':').unwrap_or((text, "0"));
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b == b'.' || b == b'-';
+    !host.is_empty() && host.bytes().all(is_plain) && port.parse::<u16>().is_ok()
 }
 
 fn is_host_and_port(authority: &Authority) -> bool {
