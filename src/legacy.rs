@@ -8,6 +8,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 
 /// Why a JSON text was not understood. Contains no part of the text, which may be a token or a message.
@@ -20,8 +21,15 @@ pub(crate) struct NotUnderstood {
 
 /// Returns the values of the named fields, in the order of the names. A missing field gives an empty string.
 pub(crate) fn fields<const N: usize>(json: &[u8], names: [&str; N]) -> Result<[String; N], NotUnderstood> {
-    let text = text(json);
-    let mut deserializer = serde_json::Deserializer::from_str(&text);
+    fields_of(&text(json), names).map(|values| values.map(Cow::into_owned))
+}
+
+/// The same from what [`text`] returned, borrowed from there unless something in a value is escaped.
+pub(crate) fn fields_of<'a, const N: usize>(
+    text: &'a str,
+    names: [&str; N],
+) -> Result<[Cow<'a, str>; N], NotUnderstood> {
+    let mut deserializer = serde_json::Deserializer::from_str(text);
     // `Deserializer::end` is not called, because anything after the first value is ignored.
     Object { names }
         .deserialize(&mut deserializer)
@@ -93,8 +101,12 @@ struct Object<'a, const N: usize> {
     names: [&'a str; N],
 }
 
+/// A key or a value. Borrowed where it can be: there are six of them in a push.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
 impl<'de, const N: usize> DeserializeSeed<'de> for Object<'_, N> {
-    type Value = [String; N];
+    type Value = [Cow<'de, str>; N];
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_any(self)
@@ -102,22 +114,22 @@ impl<'de, const N: usize> DeserializeSeed<'de> for Object<'_, N> {
 }
 
 impl<'de, const N: usize> Visitor<'de> for Object<'_, N> {
-    type Value = [String; N];
+    type Value = [Cow<'de, str>; N];
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
     }
 
     fn visit_unit<E>(self) -> Result<Self::Value, E> {
-        Ok(std::array::from_fn(|_| String::new()))
+        Ok(std::array::from_fn(|_| Cow::default()))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Self::Value, A::Error> {
-        let mut values = std::array::from_fn(|_| String::new());
-        while let Some(key) = object.next_key::<String>()? {
+        let mut values = std::array::from_fn(|_| Cow::default());
+        while let Some(Text(key)) = object.next_key()? {
             match self.names.iter().position(|name| same_letters(&key, name)) {
                 Some(field) => {
-                    if let Some(value) = object.next_value()? {
+                    if let Some(Text(value)) = object.next_value()? {
                         values[field] = value;
                     }
                 }
@@ -133,7 +145,7 @@ impl<'de, const N: usize> Visitor<'de> for Object<'_, N> {
 /// Whether the key equals the name under Unicode simple case folding. The name must consist of ASCII letters: apart
 /// from the other letter case, only the long s and the Kelvin sign fold to an ASCII letter.
 pub(crate) fn same_letters(key: &str, name: &str) -> bool {
-    key.chars().map(fold).eq(name.chars().map(fold))
+    key == name || key.chars().map(fold).eq(name.chars().map(fold))
 }
 
 fn fold(c: char) -> char {

@@ -1,6 +1,8 @@
 //! All metrics of a gateway. Each metric is a field and each label is an enum. No label ever holds a user, an event or
 //! a token.
 
+mod counters;
+mod histogram;
 mod process;
 mod text;
 
@@ -16,13 +18,15 @@ use prometheus_client::encoding::{
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::close::CloseReason;
 use crate::config::Config;
 use crate::outcome::{DropReason, Drops};
+
+use counters::{Counters, Labels};
+use histogram::Histogram;
 
 /// The metrics of one gateway. Not global, so that two gateways in one process do not share counts.
 #[derive(Debug)]
@@ -44,29 +48,29 @@ pub(crate) struct Metrics {
     pub(crate) waiting_pushes: Gauge,
     pub(crate) idempotency_keys: Gauge,
     pub(crate) idempotency_bytes: Gauge,
-    pub(crate) upgrades: Family<UpgradeLabels, Counter>,
+    pub(crate) upgrades: Counters<UpgradeLabels>,
     pub(crate) binds: Counter,
-    pub(crate) closes: Family<CloseLabels, Counter>,
-    pub(crate) pushes: Family<PushLabels, Counter>,
+    pub(crate) closes: Counters<CloseLabels>,
+    pub(crate) pushes: Counters<PushLabels>,
     pub(crate) matched: Counter,
     pub(crate) accepted: Counter,
-    pub(crate) drops: Family<DropLabels, Counter>,
+    pub(crate) drops: Counters<DropLabels>,
     pub(crate) written: Counter,
-    pub(crate) undelivered: Family<CloseLabels, Counter>,
+    pub(crate) undelivered: Counters<CloseLabels>,
     pub(crate) expired: Counter,
     pub(crate) displaced: Counter,
     pub(crate) acked: Counter,
     pub(crate) held: Counter,
     pub(crate) forgotten: Counter,
-    pub(crate) resumes: Family<ResumeLabels, Counter>,
+    pub(crate) resumes: Counters<ResumeLabels>,
     pub(crate) idempotency_keys_forgotten: Counter,
     pub(crate) sessions_away: Gauge,
     pub(crate) journal_messages: Gauge,
     pub(crate) journal_bytes: Gauge,
-    pub(crate) http_refused: Family<RefusedLabels, Counter>,
-    pub(crate) http_evicted: Family<ListenerLabels, Counter>,
-    pub(crate) accept_errors: Family<ListenerLabels, Counter>,
-    pub(crate) task_panics: Family<TaskLabels, Counter>,
+    pub(crate) http_refused: Counters<RefusedLabels>,
+    pub(crate) http_evicted: Counters<ListenerLabels>,
+    pub(crate) accept_errors: Counters<ListenerLabels>,
+    pub(crate) task_panics: Counters<TaskLabels>,
     pub(crate) push_seconds: Histogram,
     pub(crate) delivery_seconds: Histogram,
     pub(crate) ack_seconds: Histogram,
@@ -128,17 +132,6 @@ pub(crate) enum RefusedReason {
     FullForAddress,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct ListenerLabels {
-    pub(crate) listener: Listener,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct RefusedLabels {
-    pub(crate) listener: Listener,
-    pub(crate) reason: RefusedReason,
-}
-
 /// The result of a bind that asked to resume a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum ResumeResult {
@@ -169,37 +162,6 @@ pub(crate) enum Task {
     PushStream,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct TaskLabels {
-    pub(crate) task: Task,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct ResumeLabels {
-    pub(crate) result: ResumeResult,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct CloseLabels {
-    pub(crate) reason: CloseReason,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct PushLabels {
-    pub(crate) door: Door,
-    pub(crate) result: PushResult,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct DropLabels {
-    pub(crate) reason: DropReason,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct UpgradeLabels {
-    pub(crate) result: UpgradeResult,
-}
-
 /// A label enum with all its values.
 trait Label: Sized + 'static {
     const ALL: &'static [Self];
@@ -217,6 +179,11 @@ macro_rules! labelled {
                     }
                     let all = &[$($label::$variant),+];
                     assert!(is_listed(all[0]));
+                    let mut place = 0;
+                    while place < all.len() {
+                        assert!(all[place] as usize == place, "in the order in which they are declared");
+                        place += 1;
+                    }
                     all
                 };
             }
@@ -242,9 +209,51 @@ labelled! {
     Task: Accept Clock Sessions Journal Flusher Reload PushStream;
     DropReason: QueueFull Closed Expired Superseded;
     CloseReason:
-        ClientClosed Reset ProtocolError NotUtf8 TooManyFrames TooBig NotUnderstood Incomplete TokenRefused CheckUnavailable NotAllowed
-        OtherUser BindTimeout TooManyConnections TooManyEvents PongTimeout WriteTimeout QueueFull Dropped Replaced
-        TokenExpired GoingAway Drained Cut Panicked;
+        ClientClosed Reset ProtocolError NotUtf8 TooBig TooManyFrames NotUnderstood Incomplete TokenRefused
+        CheckUnavailable NotAllowed OtherUser BindTimeout TooManyConnections TooManyEvents PongTimeout WriteTimeout
+        QueueFull Dropped Replaced TokenExpired GoingAway Drained Cut Panicked;
+}
+
+/// What the samples of one name are told apart by.
+macro_rules! label_sets {
+    ($($labels:ident: $($name:ident $label:ty),+;)+) => {
+        $(
+            #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+            pub(crate) struct $labels {
+                $(pub(crate) $name: $label),+
+            }
+
+            impl Labels for $labels {
+                const COUNT: usize = 1 $(* <$label>::ALL.len())+;
+
+                fn at(place: usize) -> Self {
+                    let mut step = Self::COUNT;
+                    $(
+                        step /= <$label>::ALL.len();
+                        let $name = <$label>::ALL[place / step % <$label>::ALL.len()];
+                    )+
+                    Self { $($name),+ }
+                }
+
+                fn place(&self) -> usize {
+                    let place = 0;
+                    $(let place = place * <$label>::ALL.len() + self.$name as usize;)+
+                    place
+                }
+            }
+        )+
+    };
+}
+
+label_sets! {
+    ListenerLabels: listener Listener;
+    RefusedLabels: listener Listener, reason RefusedReason;
+    TaskLabels: task Task;
+    ResumeLabels: result ResumeResult;
+    CloseLabels: reason CloseReason;
+    PushLabels: door Door, result PushResult;
+    DropLabels: reason DropReason;
+    UpgradeLabels: result UpgradeResult;
 }
 
 /// A gauge and the function that reads its value at each scrape.
@@ -272,14 +281,6 @@ pub(crate) enum Format {
     OpenMetrics,
     /// The text format 0.0.4 of Prometheus.
     Plain,
-}
-
-/// Creates the samples with these labels, at 0.
-fn init_at_zero<L>(family: &Family<L, Counter>, labels: impl Iterator<Item = L>)
-where
-    L: Clone + Debug + Eq + std::hash::Hash,
-{
-    labels.for_each(|labels| drop(family.get_or_create(&labels)));
 }
 
 /// Sets a gauge to a count.
@@ -325,35 +326,34 @@ impl Metrics {
             waiting_pushes: Gauge::default(),
             idempotency_keys: Gauge::default(),
             idempotency_bytes: Gauge::default(),
-            upgrades: Family::default(),
+            upgrades: Counters::default(),
             binds: Counter::default(),
-            closes: Family::default(),
-            pushes: Family::default(),
+            closes: Counters::default(),
+            pushes: Counters::default(),
             matched: Counter::default(),
             accepted: Counter::default(),
-            drops: Family::default(),
+            drops: Counters::default(),
             written: Counter::default(),
-            undelivered: Family::default(),
+            undelivered: Counters::default(),
             expired: Counter::default(),
             displaced: Counter::default(),
             acked: Counter::default(),
             held: Counter::default(),
             forgotten: Counter::default(),
-            resumes: Family::default(),
+            resumes: Counters::default(),
             idempotency_keys_forgotten: Counter::default(),
             sessions_away: Gauge::default(),
             journal_messages: Gauge::default(),
             journal_bytes: Gauge::default(),
-            http_refused: Family::default(),
-            http_evicted: Family::default(),
-            accept_errors: Family::default(),
-            task_panics: Family::default(),
-            push_seconds: Histogram::new(LATENCY_BUCKETS),
-            delivery_seconds: Histogram::new(LATENCY_BUCKETS),
-            ack_seconds: Histogram::new(LATENCY_BUCKETS),
+            http_refused: Counters::default(),
+            http_evicted: Counters::default(),
+            accept_errors: Counters::default(),
+            task_panics: Counters::default(),
+            push_seconds: Histogram::default(),
+            delivery_seconds: Histogram::default(),
+            ack_seconds: Histogram::default(),
         };
         metrics.register();
-        metrics.init_samples();
         metrics
     }
 
@@ -486,29 +486,7 @@ impl Metrics {
         self.common.register_collector(Box::new(process::Process));
     }
 
-    /// Creates every possible counter sample at 0. Without this, the first increase of a counter would not be visible,
-    /// because the sample would first appear with its new value.
-    fn init_samples(&self) {
-        init_at_zero(&self.closes, CloseReason::ALL.iter().map(|&reason| CloseLabels { reason }));
-        init_at_zero(&self.undelivered, CloseReason::ALL.iter().map(|&reason| CloseLabels { reason }));
-        init_at_zero(&self.drops, DropReason::ALL.iter().map(|&reason| DropLabels { reason }));
-        init_at_zero(&self.upgrades, UpgradeResult::ALL.iter().map(|&result| UpgradeLabels { result }));
-        init_at_zero(&self.resumes, ResumeResult::ALL.iter().map(|&result| ResumeLabels { result }));
-        init_at_zero(&self.task_panics, Task::ALL.iter().map(|&task| TaskLabels { task }));
-        for &listener in Listener::ALL {
-            init_at_zero(
-                &self.http_refused,
-                RefusedReason::ALL.iter().map(|&reason| RefusedLabels { listener, reason }),
-            );
-        }
-        init_at_zero(&self.http_evicted, Listener::ALL.iter().map(|&listener| ListenerLabels { listener }));
-        init_at_zero(&self.accept_errors, Listener::ALL.iter().map(|&listener| ListenerLabels { listener }));
-        for &door in Door::ALL {
-            init_at_zero(&self.pushes, PushResult::ALL.iter().map(|&result| PushLabels { door, result }));
-        }
-    }
-
-    /// Adds a metric for each limit: `X_max` is the limit of the metric `X`.
+    /// The result of a bind that asked to resume a session.
     pub(crate) fn tell_limits(&mut self, config: &Config) {
         for (of, setting, limit) in [
             ("connections", "connections_max", config.connections_max),
@@ -546,13 +524,13 @@ impl Metrics {
     }
 
     pub(crate) fn pushed(&self, door: Door, result: PushResult) {
-        self.pushes.get_or_create(&PushLabels { door, result }).inc();
+        self.pushes.of(&PushLabels { door, result }).inc();
     }
 
     pub(crate) fn dropped(&self, drops: &Drops) {
         for (reason, count) in drops.by_reason() {
             if count > 0 {
-                self.drops.get_or_create(&DropLabels { reason }).inc_by(count);
+                self.drops.of(&DropLabels { reason }).inc_by(count);
             }
         }
     }
@@ -568,21 +546,21 @@ impl Metrics {
     }
 
     pub(crate) fn task_panicked(&self, task: Task) {
-        self.task_panics.get_or_create(&TaskLabels { task }).inc();
+        self.task_panics.of(&TaskLabels { task }).inc();
     }
 
     pub(crate) fn resumed(&self, result: ResumeResult) {
-        self.resumes.get_or_create(&ResumeLabels { result }).inc();
+        self.resumes.of(&ResumeLabels { result }).inc();
     }
 
     pub(crate) fn upgrade(&self, result: UpgradeResult) {
-        self.upgrades.get_or_create(&UpgradeLabels { result }).inc();
+        self.upgrades.of(&UpgradeLabels { result }).inc();
     }
 
     pub(crate) fn closed(&self, reason: CloseReason, undelivered: usize) {
-        self.closes.get_or_create(&CloseLabels { reason }).inc();
+        self.closes.of(&CloseLabels { reason }).inc();
         if undelivered > 0 {
-            self.undelivered.get_or_create(&CloseLabels { reason }).inc_by(undelivered as u64);
+            self.undelivered.of(&CloseLabels { reason }).inc_by(undelivered as u64);
         }
     }
 
@@ -620,7 +598,3 @@ impl Collector for LogLinesLost {
         lost.encode(encoder.encode_descriptor("log_lines_lost", help, None, lost.metric_type())?)
     }
 }
-
-/// From 50 µs, the fastest push within one machine, to 10 s, the length of the timeouts.
-const LATENCY_BUCKETS: [f64; 16] =
-    [0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];

@@ -350,7 +350,7 @@ impl Server {
                 }),
                 tasks: sockets.clone(),
             },
-            push: stack::push_stack(&gateway),
+            push: stack::PushStack::new(&gateway),
             health: HealthServer::new(health.clone())
                 .accept_compressed(CompressionEncoding::Gzip)
                 .accept_compressed(CompressionEncoding::Zstd),

@@ -5,7 +5,6 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::Extensions;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -18,18 +17,18 @@ use crate::proto;
 use crate::proto::push_request::Payload;
 use crate::proto::push_result::Result as ResultOf;
 
-/// Who calls, as the layer before this door found it.
-pub(super) struct Caller {
+/// Who calls, as it was found before the door was reached.
+#[derive(Clone)]
+pub(crate) struct Caller {
     pub(super) scope: PushScope,
+    /// Until when an answer may wait: a little less than the call has left.
     wait_until: Instant,
     place: Place,
 }
 
 impl Caller {
-    /// What the layer noted; `None` on a path that goes past it.
-    pub(super) fn noted(extensions: &mut Extensions) -> Option<Self> {
-        let WaitUntil(wait_until) = extensions.remove()?;
-        Some(Self { scope: extensions.remove()?, wait_until, place: extensions.remove()? })
+    pub(crate) fn new(scope: PushScope, wait_until: Instant, place: Place) -> Self {
+        Self { scope, wait_until, place }
     }
 
     /// Says until when it may wait, and gives its place back: whoever only waits holds up nobody.
@@ -39,14 +38,16 @@ impl Caller {
     }
 }
 
-/// Until when an answer may wait, as the layer before this door found it: a little less than the call has left.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct WaitUntil(pub(crate) Instant);
-
 /// One of `push_concurrency_max`, and the request's share of `request_bodies_bytes_max`, which the door holds while it works
 /// on the push. Shared only so that a request can carry it.
-#[derive(Clone, Debug)]
-pub(crate) struct Place(#[expect(dead_code, reason = "held, not read")] pub(crate) Arc<dyn Any + Send + Sync>);
+#[derive(Clone)]
+pub(crate) struct Place(#[expect(dead_code, reason = "held, not read")] Arc<dyn Any + Send + Sync>);
+
+impl Place {
+    pub(crate) fn new(held: impl Any + Send + Sync) -> Self {
+        Self(Arc::new(held))
+    }
+}
 
 /// Makes one push and says who took it.
 pub(super) fn send(

@@ -109,8 +109,8 @@ impl PushService for PushDoor {
 
 fn called<T>(request: Request<T>) -> Result<(Caller, T), Status> {
     let (_, mut extensions, message) = request.into_parts();
-    // Refused rather than let through: a path to this door past the layer would be a hole.
-    let caller = Caller::noted(&mut extensions).ok_or_else(|| Status::unauthenticated("not authorized"))?;
+    // Refused rather than let through: a path to this door past the stack would be a hole.
+    let caller = extensions.remove().ok_or_else(|| Status::unauthenticated("not authorized"))?;
     Ok((caller, message))
 }
 

@@ -6,13 +6,12 @@ mod reading;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
-use http_body_util::BodyExt;
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use tonic::Code;
 
 use crate::config::{self, Config};
 use crate::doors::api::{Caller, EXCLUDED_MAX, Kind, Wrong, batch, send};
-use crate::doors::{Body, Refusal, RequestBody, empty, listed, text};
+use crate::doors::{Body, Refusal, empty, listed, text};
 use crate::gateway::{Gateway, PushError};
 use crate::legacy;
 use crate::message::{InvalidPush, Push};
@@ -37,10 +36,10 @@ pub(crate) enum Mode {
 }
 
 impl Mode {
-    pub(crate) fn asked<B>(config: &Config, request: &Request<B>) -> Self {
-        if request.uri().path() != config.push_path {
+    pub(crate) fn asked(config: &Config, path: &str, headers: &HeaderMap) -> Self {
+        if path != config.push_path {
             Self::Batch
-        } else if accepts_json(request.headers()) {
+        } else if accepts_json(headers) {
             Self::Full
         } else {
             Self::Legacy
@@ -48,24 +47,17 @@ impl Mode {
     }
 }
 
-/// Reads the body, pushes, and answers as the caller asks.
-pub(crate) async fn push(gateway: &Gateway, request: Request<RequestBody>) -> Response<Body> {
-    let mode = Mode::asked(&gateway.rooms().config, &request);
-    let (mut parts, body) = request.into_parts();
-    let Some(caller) = Caller::noted(&mut parts.extensions) else {
-        // A path to this door past the layer that authorizes would be a hole.
-        return refuse(gateway, mode, Refusal::Unauthenticated);
-    };
-    let Ok(body) = body.collect().await else {
-        return refuse(gateway, mode, Refusal::BrokenOff);
-    };
-    let body = body.to_bytes();
+/// Pushes what the body says, and answers as the caller asks.
+pub(crate) async fn push(gateway: &Gateway, mode: Mode, caller: Caller, body: Bytes) -> Response<Body> {
+    // Boxed where an answer may have to be waited for: room for that would be moved with every request.
     let answer = match mode {
         Mode::Legacy => return push_as_ever(gateway, &caller, &body),
-        Mode::Full => push_in_full(gateway, caller, body).await.map(|outcome| mapping::write(&outcome, "PushResponse")),
-        Mode::Batch => {
-            push_batch(gateway, caller, body).await.map(|results| mapping::write(&results, "PushBatchResponse"))
+        Mode::Full => {
+            Box::pin(push_in_full(gateway, caller, body)).await.map(|outcome| mapping::write(&outcome, "PushResponse"))
         }
+        Mode::Batch => Box::pin(push_batch(gateway, caller, body))
+            .await
+            .map(|results| mapping::write(&results, "PushBatchResponse")),
     };
     match answer {
         Ok(json) => self::json(StatusCode::OK, json),
@@ -105,10 +97,11 @@ fn accepts(headers: &HeaderMap, kind: &str, subkind: &str) -> bool {
 
 /// The legacy contract.
 fn push_as_ever(gateway: &Gateway, caller: &Caller, body: &[u8]) -> Response<Body> {
-    let Ok([user_id, event, message]) = legacy::fields(body, FIELDS) else {
+    let json = legacy::text(body);
+    let Ok([user_id, event, message]) = legacy::fields_of(&json, FIELDS) else {
         return illegal(gateway);
     };
-    let push = match Push::new(user_id, event, message) {
+    let push = match Push::new(user_id, event, message.into_owned()) {
         Ok(push) => push,
         Err(InvalidPush::Empty { .. }) => return illegal(gateway),
         Err(error @ InvalidPush::TooLong { .. }) => {

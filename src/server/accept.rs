@@ -63,8 +63,7 @@ impl Port {
             Serves::Control => Places::new(config.control_http_connections_max, 0),
         };
         let listener_label = serves.label();
-        let refused =
-            |reason| metrics.http_refused.get_or_create_owned(&RefusedLabels { listener: listener_label, reason });
+        let refused = |reason| metrics.http_refused.of(&RefusedLabels { listener: listener_label, reason }).clone();
         let labels = ListenerLabels { listener: listener_label };
         set(&metrics.http_connections_max.get_or_create_owned(&labels), places.limit());
         let counted = places.clone();
@@ -75,8 +74,8 @@ impl Port {
             places,
             refused: refused(RefusedReason::Full),
             refused_for_address: refused(RefusedReason::FullForAddress),
-            evicted: metrics.http_evicted.get_or_create_owned(&labels),
-            accept_errors: metrics.accept_errors.get_or_create_owned(&labels),
+            evicted: metrics.http_evicted.of(&labels).clone(),
+            accept_errors: metrics.accept_errors.of(&labels).clone(),
         }
     }
 }

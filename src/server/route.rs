@@ -26,7 +26,7 @@ use super::client::Client;
 use super::health::Health;
 use super::page::PAGE_POLICY;
 use super::scrape::{self, Scrapes};
-use super::stack::{Peer, PushStack, is_grpc_push, is_of};
+use super::stack::{PushStack, is_grpc_push, is_of};
 use super::traffic::TrackedStream;
 
 /// What an address serves.
@@ -82,7 +82,7 @@ impl Router {
     pub(super) async fn route<S>(
         self: Arc<Self>,
         serves: Serves,
-        mut request: Request<Incoming>,
+        request: Request<Incoming>,
         peer: SocketAddr,
     ) -> Response<Body>
     where
@@ -106,7 +106,7 @@ impl Router {
         let is_json_push = is_json_push(&config.push_path, path);
         if is_json_push && request.method() != Method::POST {
             // The legacy service checked the method before authorization, so this does too.
-            return json::method_not_allowed(json::Mode::asked(config, &request));
+            return json::method_not_allowed(json::Mode::asked(config, path, request.headers()));
         }
         if is_grpc(path)
             && let Some(refusal) = grpc::not_a_call(&request)
@@ -114,8 +114,7 @@ impl Router {
             return refusal;
         }
         if is_json_push || is_grpc_push(path) {
-            request.extensions_mut().insert(Peer(peer));
-            return self.push.clone().oneshot(request).await.unwrap_or_else(|never| match never {});
+            return self.push.answer(request, peer).await;
         }
         match path {
             "/metrics" | "/healthz" | "/readyz" | "/" => self.read(&request),
@@ -196,7 +195,17 @@ fn check_host<B>(request: &Request<B>) -> Result<(), &'static str> {
 
 /// Whether the value is a host with or without a port. An empty value is allowed and means that there is no host.
 fn is_host(value: &HeaderValue) -> bool {
-    value.is_empty() || Authority::try_from(value.as_bytes()).is_ok_and(|authority| is_host_and_port(&authority))
+    value.is_empty()
+        || is_plain_host(value)
+        || Authority::try_from(value.as_bytes()).is_ok_and(|authority| is_host_and_port(&authority))
+}
+
+/// Whether it is a name or an IPv4 address, with or without a port. Nearly all are, and need not be copied and parsed.
+fn is_plain_host(value: &HeaderValue) -> bool {
+    let Ok(text) = value.to_str() else { return false };
+    let (host, port) = text.split_once(':').unwrap_or((text, "0"));
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b == b'.' || b == b'-';
+    !host.is_empty() && host.bytes().all(is_plain) && port.parse::<u16>().is_ok()
 }
 
 fn is_host_and_port(authority: &Authority) -> bool {
