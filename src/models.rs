@@ -1,9 +1,12 @@
-//! The rooms where threads meet, in thousands of orders in which they may: `cargo test --features shuttle --lib models`.
+//! Models of the places where threads meet, run under shuttle in thousands of schedules:
+//! `cargo test --features shuttle --lib models`.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use shuttle::future::block_on;
@@ -11,18 +14,22 @@ use shuttle::thread;
 
 use crate::binder::{BindLimits, Binder, Bindings};
 use crate::delivery::{Delivery, Ticket};
-use crate::journal::{Journal, JournalBounds, Kept, MemoryJournal, SessionKey};
-use crate::message::{ConnectionId, MessageId, Names, Push, SlowReaderPolicy, UserId};
+use crate::dialect::Content;
+use crate::handle::{Handle, Stop};
+use crate::journal::Recorder;
+use crate::mailbox::{Bounds, Capacity, Claim, Departure, Depth, Flush, Keep, Line, Mailbox, Taken, Visit, Wants, WriteNow};
+use crate::message::{ConnectionId, Names, Push, SlowReaderPolicy, UserId};
 use crate::metrics::Metrics;
-use crate::outbox::{Capacity, Depth, Numbered, Outbox, Stop, Taken};
 use crate::outcome::{Level, Outcome, Progress};
-use crate::sessions::{Limits, Session, Sessions};
+use crate::sessions::{Attached, Limits, Sessions};
+use crate::sync::{AtomicUsize, Mutex, Ordering};
 
-const ORDERS: usize = 3_000;
+const SCHEDULES: usize = 3_000;
+const AGE: Duration = Duration::from_secs(3600);
 
-/// Tries a scenario in many orders. A failure prints what replays it.
-fn in_many_orders(scenario: impl Fn() + Send + Sync + 'static) {
-    shuttle::check_random(scenario, ORDERS);
+/// Runs a scenario in many schedules. A failure prints what replays it.
+fn in_many_schedules(scenario: impl Fn() + Send + Sync + 'static) {
+    shuttle::check_random(scenario, SCHEDULES);
 }
 
 fn capacity(messages_max: usize) -> Capacity {
@@ -33,48 +40,157 @@ fn push(number: usize) -> Push {
     Push::new("ann", "mail", format!("{number}")).expect("valid")
 }
 
+fn lasting(number: usize) -> Push {
+    push(number).with_ttl(AGE)
+}
+
 fn delivery(names: &Names, push: &Push) -> Delivery {
     let policy = push.slow_reader_policy().unwrap_or(SlowReaderPolicy::DropNewest);
     Delivery::new(names.message_id(), push, policy, Instant::now())
 }
 
-fn journal() -> Arc<MemoryJournal> {
-    let age = Duration::from_secs(3600);
-    Arc::new(MemoryJournal::new(JournalBounds {
-        messages_per_user_max: 3,
-        bytes_per_user_max: 1 << 20,
-        bytes_max: 1 << 20,
-        age,
-    }))
+fn ticket(names: &Names, push: &Push) -> Ticket {
+    Arc::new(delivery(names, push)).ticket(0)
 }
 
-/// Sleeps until the outbox has something for the task, as a connection does.
-fn next(outbox: &Outbox, done: &mut Depth) -> (VecDeque<Ticket>, Option<Stop>) {
-    block_on(poll_fn(|cx| {
-        let mut batch = VecDeque::new();
-        let stop = outbox.visit(cx, std::mem::take(done), &mut batch, 2);
-        if batch.is_empty() && stop.is_none() { Poll::Pending } else { Poll::Ready((batch, stop)) }
-    }))
+fn handle(names: &Names) -> Arc<Handle> {
+    Arc::new(Handle::new(names.connection_id(), Ipv4Addr::LOCALHOST.into()))
+}
+
+fn keep(messages_per_user_max: usize, bytes_max: usize) -> Arc<Keep> {
+    let metrics = Arc::new(Metrics::new());
+    let bounds = Bounds { messages_per_user_max, bytes_per_user_max: 1 << 20, bytes_max, age: AGE };
+    Keep::new(bounds, Recorder::new(None, metrics.clone()), metrics)
+}
+
+/// A socket. The first write past the task is a short one, so that the task finds a frame that is written in part.
+#[derive(Debug)]
+struct Wire {
+    bytes: Mutex<Vec<u8>>,
+    short_writes: AtomicUsize,
+}
+
+impl Wire {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { bytes: Mutex::default(), short_writes: AtomicUsize::new(1) })
+    }
+
+    fn write(&self, bytes: &[u8]) {
+        self.bytes.lock().expect("no panic").extend(bytes);
+    }
+
+    /// The texts of the frames that are written whole.
+    fn texts(&self) -> Vec<String> {
+        let bytes = self.bytes.lock().expect("no panic");
+        let (mut rest, mut texts) = (&bytes[..], Vec::new());
+        while let [0x81, length, body @ ..] = rest
+            && *length < 126
+            && body.len() >= usize::from(*length)
+        {
+            let (text, next) = body.split_at(usize::from(*length));
+            texts.push(String::from_utf8(text.to_vec()).expect("a text frame"));
+            rest = next;
+        }
+        texts
+    }
+}
+
+impl WriteNow for Wire {
+    fn write_now(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.to_vec()).collect();
+        let is_short = self.short_writes.swap(0, Ordering::SeqCst) > 0;
+        let count = if is_short { bytes.len().min(2) } else { bytes.len() };
+        self.write(&bytes[..count]);
+        Ok(count)
+    }
+}
+
+/// The task of a connection, as far as its mailbox is concerned.
+struct Task {
+    mailbox: Arc<Mailbox>,
+    wire: Arc<Wire>,
+    line: Line,
+    done: Depth,
+}
+
+impl Task {
+    fn new(mailbox: &Arc<Mailbox>, wire: &Arc<Wire>) -> Self {
+        Self { mailbox: mailbox.clone(), wire: wire.clone(), line: Line::default(), done: Depth::default() }
+    }
+
+    fn visit(&mut self, cx: &Context<'_>) -> Visit {
+        let wants = Wants::Messages { is_busy: false };
+        self.mailbox.visit(cx, &mut self.line, std::mem::take(&mut self.done), wants)
+    }
+
+    fn write(&mut self) {
+        let bytes: Vec<u8> = self.line.slices(usize::MAX).iter().flat_map(|slice| slice.to_vec()).collect();
+        let bytes = &bytes[self.line.offset()..];
+        self.wire.write(bytes);
+        let mut last = 0;
+        self.line.wrote(bytes.len(), |content| match content {
+            Content::Message(ticket) => {
+                self.done += Depth::of(&ticket);
+                ticket.written(Instant::now());
+            }
+            Content::Numbered { seq, .. } | Content::Gap { to: seq } => last = seq,
+            Content::Own | Content::Taken => {}
+        });
+        if last > 0 {
+            self.mailbox.wrote(last, Instant::now(), |_| {});
+        }
+    }
+
+    /// Sleeps until there is something to do, and does it. Returns whether the connection is to stop.
+    fn turn(&mut self) -> Option<Stop> {
+        let stop = block_on(poll_fn(|cx| {
+            let visit = self.visit(cx);
+            if self.line.is_empty() && visit.stop.is_none() { Poll::Pending } else { Poll::Ready(visit.stop) }
+        }));
+        self.write();
+        stop
+    }
+
+    /// Writes what there is to write now.
+    fn catch_up(&mut self) {
+        loop {
+            self.visit(&Context::from_waker(Waker::noop()));
+            if self.line.is_empty() {
+                return;
+            }
+            self.write();
+        }
+    }
+}
+
+/// Offers as the gateway does, which writes for a sleeping task.
+fn offer(mailbox: &Mailbox, ticket: Ticket) -> Taken {
+    let offered = mailbox.offer(ticket);
+    if offered.flush != Flush::None {
+        mailbox.flush(|_| {});
+    }
+    offered.taken
 }
 
 #[test]
 fn every_message_offered_is_written_or_refused_or_lost_and_whoever_waits_is_told() {
-    in_many_orders(|| {
+    in_many_schedules(|| {
         let names = Arc::new(Names::new());
-        let outbox = Arc::new(Outbox::new(names.connection_id(), capacity(2)));
+        let (handle, wire) = (handle(&names), Wire::new());
+        let mailbox = Arc::new(Mailbox::new(handle.clone(), capacity(2)));
+        mailbox.share(Some(wire.clone()));
         let pushers: Vec<_> = (0..2)
             .map(|pusher| {
-                let (outbox, names) = (outbox.clone(), names.clone());
+                let (mailbox, names) = (mailbox.clone(), names.clone());
                 thread::spawn(move || {
                     let mut receipts = Vec::new();
                     for number in 0..2 {
                         let push = push(pusher * 10 + number).with_slow_reader_policy(SlowReaderPolicy::DropOldest);
-                        let delivery = delivery(&names, &push).followed(std::iter::once(outbox.id()));
-                        let delivery = Arc::new(delivery);
-                        outbox.offer(delivery.ticket(0));
+                        let delivery = Arc::new(delivery(&names, &push).followed(std::iter::once(mailbox.id())));
+                        offer(&mailbox, delivery.ticket(0));
                         receipts.push(delivery.receipt().expect("followed"));
                     }
-                    // Ends in every order, or shuttle finds a deadlock: whatever became of them is told.
+                    // Ends in every schedule, or shuttle finds a deadlock: whatever became of them is told.
                     for receipt in &receipts {
                         block_on(receipt.settled(Level::Written));
                     }
@@ -82,42 +198,65 @@ fn every_message_offered_is_written_or_refused_or_lost_and_whoever_waits_is_told
                 })
             })
             .collect();
-        let stopper = {
-            let outbox = outbox.clone();
-            thread::spawn(move || {
-                outbox.stop(Stop::Dropped);
+        let stopper = thread::spawn(move || handle.stop(Stop::Dropped));
+        let mut task = Task::new(&mailbox, &wire);
+        while task.turn().is_none() {}
+        // Told to stop, it writes what it has in hand; the rest is lost.
+        mailbox.close(task.done);
+        assert!(stopper.join().expect("no panic"));
+        let receipts = pushers.into_iter().flat_map(|pusher| pusher.join().expect("no panic"));
+        let outcomes: Vec<_> = receipts.map(|receipt| receipt.outcomes().remove(0)).collect();
+        let is_open = |outcome: &_| matches!(outcome, Progress::Accepted | Progress::Held);
+        assert!(!outcomes.iter().any(|outcome| is_open(&outcome.progress)), "{outcomes:?}");
+        let written = outcomes.iter().filter(|outcome| matches!(outcome.progress, Progress::Written { .. })).count();
+        let texts = wire.texts();
+        assert_eq!(texts.len(), written, "{texts:?} {outcomes:?}");
+        assert_eq!(mailbox.depth(), Depth::default());
+        for pair in [["0", "1"], ["10", "11"]] {
+            let places = pair.map(|number| texts.iter().position(|text| text == number));
+            assert!(places[1].is_none() || places[0] < places[1], "out of order: {texts:?}");
+        }
+    });
+}
+
+#[test]
+fn a_message_that_finds_its_receiver_asleep_is_written_without_a_further_one() {
+    in_many_schedules(|| {
+        let names = Arc::new(Names::new());
+        let (handle, wire) = (handle(&names), Wire::new());
+        let mailbox = Arc::new(Mailbox::new(handle.clone(), capacity(4)));
+        mailbox.share(Some(wire.clone()));
+        let task = thread::spawn({
+            let (mailbox, wire) = (mailbox.clone(), wire.clone());
+            move || {
+                let mut task = Task::new(&mailbox, &wire);
+                while task.turn().is_none() {}
+                mailbox.close(task.done);
+            }
+        });
+        let pushers: Vec<_> = (0..2)
+            .map(|number| {
+                let (mailbox, names) = (mailbox.clone(), names.clone());
+                thread::spawn(move || {
+                    let delivery = Arc::new(delivery(&names, &push(number)).followed(std::iter::once(mailbox.id())));
+                    offer(&mailbox, delivery.ticket(0));
+                    // Nothing else wakes the task: a promise to flush that nobody keeps is a deadlock here.
+                    block_on(delivery.receipt().expect("followed").settled(Level::Written));
+                })
             })
-        };
-        let (mut written, mut done) = (0, Depth::default());
-        loop {
-            let (batch, stop) = next(&outbox, &mut done);
-            for ticket in batch {
-                done += Depth::of(&ticket);
-                ticket.written(Instant::now());
-                written += 1;
-            }
-            if stop.is_some() {
-                break;
-            }
-        }
-        outbox.close(done);
-        stopper.join().expect("no panic");
-        let mut counted = 0;
+            .collect();
         for pusher in pushers {
-            for receipt in pusher.join().expect("no panic") {
-                let outcome = &receipt.outcomes()[0];
-                assert!(!matches!(outcome.progress, Progress::Accepted | Progress::Held), "{outcome:?}");
-                counted += usize::from(matches!(outcome.progress, Progress::Written { .. }));
-            }
+            pusher.join().expect("no panic");
         }
-        assert_eq!(counted, written);
-        assert_eq!(outbox.depth(), Depth::default());
+        assert_eq!(wire.texts().len(), 2);
+        handle.stop(Stop::Dropped);
+        task.join().expect("no panic");
     });
 }
 
 #[test]
 fn written_and_acknowledged_are_told_once_and_in_that_order_whoever_comes_between() {
-    in_many_orders(|| {
+    in_many_schedules(|| {
         let names = Names::new();
         let ids: Vec<ConnectionId> = (0..3).map(|_| names.connection_id()).collect();
         let delivery = Arc::new(delivery(&names, &push(1)).followed(ids.into_iter()));
@@ -137,7 +276,7 @@ fn written_and_acknowledged_are_told_once_and_in_that_order_whoever_comes_betwee
             })
             .into_iter()
             .collect();
-        let [acks, legacy, lost] = [0, 1, 2].map(|place| delivery.ticket(place));
+        let [mut acks, legacy, lost] = [0, 1, 2].map(|place| delivery.ticket(place));
         let steps = [
             thread::spawn(move || {
                 acks.sent(Instant::now());
@@ -155,65 +294,51 @@ fn written_and_acknowledged_are_told_once_and_in_that_order_whoever_comes_betwee
     });
 }
 
-/// What a session's client has been told, over all of its connections.
+/// What a session's client was told, over all of its connections.
 #[derive(Default)]
 struct Told {
-    numbers: BTreeMap<u64, Option<MessageId>>,
+    /// The message of each number; `None` for one that is lost.
+    numbers: BTreeMap<u64, Option<String>>,
     last: u64,
 }
 
 impl Told {
-    /// Takes what the connection has to send, as far as it goes, and keeps it as sent.
-    fn take(&mut self, outbox: &Outbox, journal: &MemoryJournal, key: &SessionKey) {
-        let waker = std::task::Waker::noop();
-        let (mut batch, mut done) = (VecDeque::new(), Depth::default());
-        loop {
-            outbox.visit_numbered(&std::task::Context::from_waker(waker), std::mem::take(&mut done), &mut batch, 2);
-            if batch.is_empty() {
-                return;
+    fn read(&mut self, wire: &Wire) {
+        for text in wire.texts() {
+            let frame: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+            if frame["type"] == "gap" {
+                let (from, to) = (frame["from"].as_u64(), frame["to"].as_u64());
+                assert_eq!(from, Some(self.last + 1), "{text}");
+                self.last = to.expect("a number");
+                self.numbers.extend((from.expect("a number")..=self.last).map(|number| (number, None)));
+                continue;
             }
-            for numbered in batch.drain(..) {
-                match numbered {
-                    Numbered::Message(mut message) => {
-                        assert_eq!(message.seq(), self.last + 1, "no silent gap");
-                        self.last = message.seq();
-                        let told = self.numbers.insert(message.seq(), Some(message.message_id()));
-                        assert!(told.is_none_or(|told| told == Some(message.message_id())), "the same number twice");
-                        if !message.is_sent() {
-                            done += Depth::of(message.ticket());
-                        }
-                        message.sent(Instant::now());
-                        journal.append(key, &mut std::iter::once(message));
-                    }
-                    Numbered::Gap { from, to } => {
-                        assert_eq!(from, self.last + 1);
-                        self.last = to;
-                        self.numbers.extend((from..=to).map(|number| (number, None)));
-                    }
-                }
-            }
+            assert_eq!(frame["seq"].as_u64(), Some(self.last + 1), "no silent gap: {text}");
+            self.last += 1;
+            let message = frame["data"].as_str().unwrap_or_else(|| panic!("{text}")).to_owned();
+            let before = self.numbers.insert(self.last, Some(message.clone())).flatten();
+            assert!(before.is_none_or(|before| before == message), "the same number for another message");
         }
     }
 }
 
 #[test]
 fn a_session_that_leaves_and_comes_back_among_pushes_is_told_of_each_of_them() {
-    in_many_orders(|| {
-        let (names, journal) = (Arc::new(Names::new()), journal());
-        let outbox = Arc::new(Outbox::new(names.connection_id(), capacity(2)));
-        let user_id = UserId::new("ann").expect("valid");
-        let key = SessionKey { user_id, epoch: outbox.id() };
-        outbox.begin_session(key.clone(), journal.clone());
+    in_many_schedules(|| {
+        let (names, keep) = (Arc::new(Names::new()), keep(3, 1 << 20));
+        let mut wire = Wire::new();
+        let mailbox = Arc::new(Mailbox::new(handle(&names), capacity(2)));
+        mailbox.begin_session(&keep, &UserId::new("ann").expect("valid"));
+        mailbox.share(Some(wire.clone()));
         let pushers: Vec<_> = (0..2)
             .map(|pusher| {
-                let (outbox, names) = (outbox.clone(), names.clone());
+                let (mailbox, names) = (mailbox.clone(), names.clone());
                 thread::spawn(move || {
                     let mut taken = Vec::new();
                     for number in 0..2 {
-                        let ticket = Arc::new(delivery(&names, &push(pusher * 10 + number))).ticket(0);
-                        let message_id = ticket.message_id();
-                        if !matches!(outbox.offer(ticket).taken, Taken::Refused(_)) {
-                            taken.push(message_id);
+                        let push = push(pusher * 10 + number);
+                        if !matches!(offer(&mailbox, ticket(&names, &push)), Taken::Refused(_)) {
+                            taken.push((pusher * 10 + number).to_string());
                         }
                     }
                     taken
@@ -222,72 +347,97 @@ fn a_session_that_leaves_and_comes_back_among_pushes_is_told_of_each_of_them() {
             .collect();
         let mut told = Told::default();
         for _ in 0..2 {
-            told.take(&outbox, &journal, &key);
-            outbox.leave(Vec::new(), told.last).expect("nobody ends it");
+            let mut task = Task::new(&mailbox, &wire);
+            task.catch_up();
+            assert!(matches!(mailbox.detach(&mut task.line), Departure::MayComeBack { .. }));
+            assert!(mailbox.put_away(Instant::now()));
+            told.read(&wire);
             thread::yield_now();
-            assert!(outbox.come_back());
-            let kept = block_on(journal.take(&key));
+            assert_eq!(mailbox.claim(), Claim::Granted);
             // The client has lost the last one that it was sent.
             told.last = told.last.saturating_sub(1);
-            outbox.resume(told.last, kept).expect("it was told that much");
+            wire = Wire::new();
+            let attached = mailbox.attach(&handle(&names), Some(wire.clone()), told.last, |_| {});
+            attached.expect("it was told that much").expect("nobody drops it");
         }
-        let taken: Vec<MessageId> = pushers.into_iter().flat_map(|pusher| pusher.join().expect("no panic")).collect();
-        told.take(&outbox, &journal, &key);
-        let delivered: Vec<MessageId> = told.numbers.values().flatten().copied().collect();
+        let taken: Vec<String> = pushers.into_iter().flat_map(|pusher| pusher.join().expect("no panic")).collect();
+        Task::new(&mailbox, &wire).catch_up();
+        told.read(&wire);
+        let delivered: Vec<_> = told.numbers.values().flatten().collect();
         let gaps = told.numbers.len() - delivered.len();
         assert_eq!(told.numbers.len(), 4, "each push has a number of its own");
-        let missing = taken.iter().filter(|message_id| !delivered.contains(message_id)).count();
+        let missing = taken.iter().filter(|message| !delivered.contains(message)).count();
         assert_eq!(missing + (4 - taken.len()), gaps, "what is not delivered is in a gap, and the other way round");
     });
 }
 
 /// Ann's sessions, each of a connection that is bound to her mail.
 struct Home {
-    names: Names,
+    names: Arc<Names>,
     sessions: Arc<Sessions>,
     binder: Arc<Binder>,
     user_id: UserId,
 }
 
+const BINDS: BindLimits = BindLimits { connections_per_user_max: 0, events_per_connection_max: 1 };
+
 impl Home {
     fn new() -> Self {
-        let limits = Limits { away_max: 4, away_per_user_max: 4, age: Duration::from_secs(3600) };
-        let sessions = Arc::new(Sessions::new(limits, journal(), Arc::new(Metrics::new())));
+        let queue = capacity(4);
+        let limits = Limits { away_max: 4, away_per_user_max: 4, age: AGE, binds: BINDS, queue };
+        let binder = Arc::new(Binder::default());
+        let metrics = Arc::new(Metrics::new());
+        let sessions = Arc::new(Sessions::new(limits, keep(3, 1 << 20), binder.clone(), metrics));
         let user_id = UserId::new("ann").expect("valid");
-        Self { names: Names::new(), sessions, binder: Arc::new(Binder::default()), user_id }
+        Self { names: Arc::new(Names::new()), sessions, binder, user_id }
     }
 
-    fn session(&self) -> (Arc<Outbox>, Session, Bindings) {
-        let outbox = Arc::new(Outbox::new(self.names.connection_id(), capacity(2)));
-        let session = self.sessions.begin(&outbox, &self.user_id).expect("random numbers");
-        let limits = BindLimits { connections_per_user_max: 0, events_per_connection_max: 1 };
-        let bindings = self.binder.bind(&outbox, self.user_id.clone(), push(0).event().clone(), limits);
-        (outbox, session, bindings.expect("no limit"))
+    fn connection(&self) -> (Arc<Handle>, Arc<Mailbox>) {
+        let handle = handle(&self.names);
+        (handle.clone(), Arc::new(Mailbox::new(handle, capacity(4))))
     }
+
+    fn bind(&self, mailbox: &Arc<Mailbox>) -> Bindings {
+        self.binder.bind(mailbox, self.user_id.clone(), push(0).event().clone(), BINDS)
+    }
+
+    fn session(&self) -> (Arc<Handle>, Attached, Bindings) {
+        let (handle, mailbox) = self.connection();
+        let session = self.sessions.begin(&mailbox, &self.user_id).expect("random numbers");
+        (handle, session, self.bind(&mailbox))
+    }
+
+    fn drop_user(&self) {
+        self.binder.evict(&self.user_id, None).iter().for_each(|mailbox| drop(mailbox.drop_receiver()));
+        self.sessions.end_dropped(&self.user_id);
+    }
+}
+
+fn leave(session: Attached, bindings: Bindings) -> bool {
+    session.leave(bindings, &mut Line::default())
 }
 
 #[test]
 fn two_connections_that_claim_one_session_get_it_one_after_the_other() {
-    in_many_orders(|| {
+    in_many_schedules(|| {
         let home = Home::new();
-        let Home { sessions, binder, user_id, .. } = &home;
-        let (outbox, session, bindings) = home.session();
-        let token = session.token();
+        let (old, session, bindings) = home.session();
+        let (token, mailbox) = (session.token(), session.mailbox().clone());
         let old = thread::spawn(move || {
             // The first connection notices after a while that it is to go.
-            block_on(poll_fn(|cx| {
-                let stop = outbox.visit_numbered(cx, Depth::default(), &mut VecDeque::new(), 2);
-                if stop.is_some() { Poll::Ready(()) } else { Poll::Pending }
-            }));
-            assert!(session.leave(bindings, Vec::new(), 0));
+            let mut task = Task::new(&mailbox, &Wire::new());
+            assert_eq!(task.turn(), Some(Stop::Replaced));
+            assert_eq!(old.stopped(), Some(Stop::Replaced));
+            assert!(leave(session, bindings));
         });
         let claims: Vec<_> = (0..2)
             .map(|_| {
-                let (sessions, user_id) = (sessions.clone(), user_id.clone());
+                let (sessions, user_id, names) = (home.sessions.clone(), home.user_id.clone(), home.names.clone());
                 thread::spawn(move || {
                     let claimed = block_on(sessions.claim(token, &user_id)).expect("it is known all the time");
-                    let goes_on = claimed.go_on(0).expect("no limit").expect("from the beginning");
-                    assert!(goes_on.session.leave(goes_on.bindings, Vec::new(), 0));
+                    let returned = claimed.go_on(&handle(&names), None, 0).expect("no limit");
+                    let returned = returned.expect("from the beginning");
+                    assert!(leave(returned.session, returned.bindings));
                 })
             })
             .collect();
@@ -295,154 +445,162 @@ fn two_connections_that_claim_one_session_get_it_one_after_the_other() {
         for claim in claims {
             claim.join().expect("no panic");
         }
-        assert_eq!((sessions.away(), binder.len()), (1, 1));
+        assert_eq!((home.sessions.away(), home.binder.len()), (1, 1));
     });
 }
 
 #[test]
 fn a_session_that_leaves_while_its_user_is_dropped_is_over() {
-    in_many_orders(|| {
+    in_many_schedules(|| {
         let home = Home::new();
-        let Home { sessions, binder, user_id, .. } = &home;
-        let (outbox, session, bindings) = home.session();
-        let token = session.token();
+        let (_, session, bindings) = home.session();
+        let (token, mailbox) = (session.token(), session.mailbox().clone());
         let leaves = thread::spawn(move || {
-            session.leave(bindings, Vec::new(), 0);
+            leave(session, bindings);
         });
         let claims = thread::spawn({
-            let (sessions, user_id) = (sessions.clone(), user_id.clone());
+            let (sessions, user_id, names) = (home.sessions.clone(), home.user_id.clone(), home.names.clone());
             move || {
                 let claimed = block_on(sessions.claim(token, &user_id));
-                claimed.and_then(|claimed| claimed.go_on(0).expect("no limit"))
+                claimed.and_then(|claimed| claimed.go_on(&handle(&names), None, 0).expect("no limit"))
             }
         });
-        for outbox in binder.evict(user_id, None) {
-            outbox.stop(Stop::Dropped);
-        }
-        sessions.end_dropped(user_id);
+        home.drop_user();
         leaves.join().expect("no panic");
-        if let Some(goes_on) = claims.join().expect("no panic") {
-            // Its connection finds out at its first look.
-            assert!(!goes_on.session.leave(goes_on.bindings, Vec::new(), 0));
+        if let Some(returned) = claims.join().expect("no panic") {
+            // Its connection finds out at its first visit.
+            assert!(!leave(returned.session, returned.bindings));
         }
-        assert_eq!((sessions.away(), binder.len(), binder.users()), (0, 0, 0));
-        assert_eq!(outbox.told_to_stop(), Some(Stop::Dropped));
+        assert_eq!((home.sessions.away(), home.binder.len(), home.binder.users()), (0, 0, 0));
+        assert!(!matches!(offer(&mailbox, ticket(&home.names, &push(1))), Taken::Held));
     });
 }
 
 #[test]
 fn what_two_sessions_had_that_end_at_one_time_is_passed_on_by_one_of_them() {
-    in_many_orders(|| {
+    in_many_schedules(|| {
         let home = Home::new();
-        let Home { names, sessions, user_id, .. } = &home;
         let away: Vec<_> = (0..2)
             .map(|_| {
-                let (outbox, session, bindings) = home.session();
-                let token = session.token();
-                assert!(session.leave(bindings, Vec::new(), 0));
-                (outbox, token)
+                let (_, session, bindings) = home.session();
+                let (token, mailbox) = (session.token(), session.mailbox().clone());
+                assert!(leave(session, bindings));
+                (token, mailbox)
             })
             .collect();
-        let lasting = push(1).with_ttl(Duration::from_secs(3600));
-        let delivery = delivery(names, &lasting).followed(away.iter().map(|(outbox, _)| outbox.id()));
-        let delivery = Arc::new(delivery);
-        for (place, (outbox, _)) in away.iter().enumerate() {
-            assert_eq!(outbox.offer(delivery.ticket(place)).taken, Taken::Held);
-        }
-        delivery.leave_behind();
-        drop(delivery);
+        let ids = away.iter().map(|(_, mailbox)| mailbox.id());
+        let delivery = Arc::new(delivery(&home.names, &lasting(1)).followed(ids));
         let ends: Vec<_> = away
-            .into_iter()
-            .map(|(_, token)| {
-                let (sessions, user_id) = (sessions.clone(), user_id.clone());
+            .iter()
+            .enumerate()
+            .map(|(place, (token, mailbox))| {
+                assert_eq!(offer(mailbox, delivery.ticket(place)), Taken::Held);
+                let (sessions, user_id, token) = (home.sessions.clone(), home.user_id.clone(), *token);
                 thread::spawn(move || block_on(sessions.claim(token, &user_id)).expect("it is away").end())
             })
             .collect();
+        // The push goes on meanwhile, and is the last holder in some schedules.
+        if delivery.was_offered(true) {
+            home.sessions.pass_on(&home.user_id, delivery.ticket(usize::MAX));
+        }
         for thread in ends {
             thread.join().expect("no panic");
         }
-        assert_eq!(sessions.journal().usage().messages, 1, "held for the user");
+        assert_eq!(home.sessions.keep().usage().messages, 1, "held for the user");
     });
 }
 
 #[test]
 fn a_message_held_while_its_user_binds_is_taken_by_one_of_the_two() {
-    in_many_orders(|| {
-        let (names, journal) = (Names::new(), journal());
+    in_many_schedules(|| {
+        let (names, keep, push) = (Names::new(), keep(3, 1 << 20), lasting(1));
         let user_id = UserId::new("ann").expect("valid");
-        let push = push(1).with_ttl(Duration::from_secs(3600));
-        let event = push.event().clone();
-        let message = Kept::new(Arc::new(delivery(&names, &push)).ticket(0), 0);
-        let message_id = message.message_id();
+        let ticket = ticket(&names, &push);
+        let message_id = ticket.message_id();
         let releases: Vec<_> = (0..2)
             .map(|_| {
-                let (journal, user_id, event) = (journal.clone(), user_id.clone(), event.clone());
-                thread::spawn(move || block_on(journal.release(&user_id, &event)).len())
+                let (keep, user_id, event) = (keep.clone(), user_id.clone(), push.event().clone());
+                thread::spawn(move || keep.release(&user_id, &event).len())
             })
             .collect();
-        journal.hold(&user_id, message).expect("room");
-        let withdrawn = usize::from(journal.withdraw(&user_id, message_id).is_some());
+        assert!(keep.hold(&user_id, ticket).is_ok());
+        let withdrawn = usize::from(keep.withdraw(&user_id, message_id).is_some());
         let released: usize = releases.into_iter().map(|release| release.join().expect("no panic")).sum();
         assert_eq!(withdrawn + released, 1);
-        assert!(!journal.holds(&user_id));
+        assert!(!keep.holds(&user_id));
     });
 }
 
-/// Pushes as the gateway does, to those who are bound or else to the journal.
+#[test]
+fn when_two_users_fill_the_room_at_one_time_it_is_made_and_all_locks_are_let_go() {
+    in_many_schedules(|| {
+        let (names, keep) = (Arc::new(Names::new()), keep(2, 1_500));
+        let users: Vec<_> = ["ann", "bob"]
+            .map(|user| {
+                let (names, keep) = (names.clone(), keep.clone());
+                thread::spawn(move || {
+                    let user_id = UserId::new(user).expect("valid");
+                    let mailbox = Arc::new(Mailbox::new(handle(&names), capacity(4)));
+                    mailbox.begin_session(&keep, &user_id);
+                    assert!(matches!(mailbox.detach(&mut Line::default()), Departure::MayComeBack { .. }));
+                    for number in 0..3 {
+                        offer(&mailbox, ticket(&names, &lasting(number)));
+                    }
+                    let _ = keep.hold(&user_id, ticket(&names, &lasting(3)));
+                    assert!(keep.usage().bytes <= 3 * 1_500, "each may have one too much for a moment");
+                    (mailbox, user_id)
+                })
+            })
+            .into_iter()
+            .map(|user| user.join().expect("no panic"))
+            .collect();
+        assert!(keep.usage().bytes <= 1_500, "{:?}", keep.usage());
+        for (mailbox, user_id) in users {
+            mailbox.end_away();
+            keep.release(&user_id, push(0).event());
+        }
+        assert_eq!(keep.usage(), Default::default());
+    });
+}
+
+/// Pushes as the gateway does: to those who are bound, or else it is held.
 fn push_or_hold(home: &Home, push: &Push) {
     let receivers = || home.binder.receivers(&home.user_id, push.event());
     let delivery = Arc::new(delivery(&home.names, push));
     let mut bound = receivers();
     if bound.is_empty() {
-        let journal = home.sessions.journal();
-        let message = Kept::new(delivery.ticket(0), 0);
-        let message_id = message.message_id();
-        journal.hold(&home.user_id, message).expect("room");
+        let ticket = delivery.ticket(0);
+        let message_id = ticket.message_id();
+        assert!(home.sessions.keep().hold(&home.user_id, ticket).is_ok());
         bound = receivers();
-        if bound.is_empty() || journal.withdraw(&home.user_id, message_id).is_none() {
+        if bound.is_empty() || home.sessions.keep().withdraw(&home.user_id, message_id).is_none() {
             return;
         }
     }
-    for outbox in bound {
-        outbox.offer(delivery.ticket(0));
+    for mailbox in bound {
+        offer(&mailbox, delivery.ticket(0));
     }
 }
 
 #[test]
 fn what_was_held_comes_before_what_was_pushed_since_the_bind() {
-    in_many_orders(|| {
+    in_many_schedules(|| {
         let home = Arc::new(Home::new());
-        let Home { names, sessions, binder, user_id, .. } = &*home;
-        let pushes: Vec<Push> = (1..=3).map(|number| push(number).with_ttl(Duration::from_secs(3600))).collect();
-        let event = pushes[0].event().clone();
         let pusher = thread::spawn({
             let home = home.clone();
-            move || pushes.iter().for_each(|push| push_or_hold(&home, push))
+            move || (1..=3).for_each(|number| push_or_hold(&home, &lasting(number)))
         });
-        // As a connection binds: what is held, the binding, and what was held meanwhile; nothing is taken before that.
-        let outbox = Arc::new(Outbox::new(names.connection_id(), capacity(4)));
-        let look = || {
-            for message in block_on(sessions.journal().release(user_id, &event)) {
-                outbox.offer(message.into_ticket().late());
-            }
-        };
-        let held = block_on(sessions.journal().release(user_id, &event));
-        let limits = BindLimits { connections_per_user_max: 0, events_per_connection_max: 1 };
-        let _bindings = binder.bind(&outbox, user_id.clone(), event.clone(), limits).expect("no limit");
-        for message in held {
-            outbox.offer(message.into_ticket().late());
-        }
-        look();
-        let (mut batch, mut done) = (VecDeque::new(), Depth::default());
-        let mut take = || {
-            outbox.visit(&std::task::Context::from_waker(std::task::Waker::noop()), done, &mut batch, usize::MAX);
-            done = Depth::default();
-        };
-        take();
+        let (_, mailbox) = home.connection();
+        let wire = Wire::new();
+        mailbox.share(Some(wire.clone()));
+        // As a connection binds: its task is awake, so that nobody else writes before it has looked for what is held.
+        let bindings = home.bind(&mailbox);
+        home.sessions.release(&bindings, &mailbox);
+        let mut task = Task::new(&mailbox, &wire);
+        task.catch_up();
         pusher.join().expect("no panic");
-        take();
-        let order: Vec<&[u8]> = batch.iter().map(|ticket| &ticket.bytes()[2..]).collect();
-        assert_eq!(order, [b"1", b"2", b"3"]);
-        assert!(!sessions.journal().holds(user_id));
+        task.catch_up();
+        assert_eq!(wire.texts(), ["1", "2", "3"]);
+        assert!(!home.sessions.keep().holds(&home.user_id));
     });
 }
