@@ -315,7 +315,7 @@ impl Told {
             }
             assert_eq!(frame["seq"].as_u64(), Some(self.last + 1), "no silent gap: {text}");
             self.last += 1;
-            let message = frame["data"].as_str().unwrap_or_else(|| panic!("{text}")).to_owned();
+            let message = frame["message"].as_str().unwrap_or_else(|| panic!("{text}")).to_owned();
             let before = self.numbers.insert(self.last, Some(message.clone())).flatten();
             assert!(before.is_none_or(|before| before == message), "the same number for another message");
         }

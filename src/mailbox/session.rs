@@ -101,9 +101,8 @@ impl Mailbox {
         let mut state = self.state();
         let is_session = state.log.is_some();
         match &state.at {
+            // Under the lock: the session must not leave for another connection before this one is told.
             Whereabouts::Attached(Attached { handle, .. }) => {
-                let handle = handle.clone();
-                drop(state);
                 handle.stop(Stop::Dropped) || (is_session && handle.stop_for_good())
             }
             Whereabouts::Going | Whereabouts::Away { .. } | Whereabouts::Moving => {
@@ -156,8 +155,6 @@ impl Mailbox {
         let mut state = self.state();
         match &state.at {
             Whereabouts::Attached(Attached { handle, .. }) => {
-                let handle = handle.clone();
-                drop(state);
                 handle.stop(Stop::Replaced);
                 Claim::Wait
             }
