@@ -17,7 +17,9 @@ use crate::delivery::{Delivery, Ticket};
 use crate::dialect::Content;
 use crate::handle::{Handle, Stop};
 use crate::journal::Recorder;
-use crate::mailbox::{Bounds, Capacity, Claim, Departure, Depth, Flush, Keep, Line, Mailbox, Taken, Visit, Wants, WriteNow};
+use crate::mailbox::{
+    Bounds, Capacity, Claim, Departure, Depth, Flush, Keep, Line, Mailbox, Taken, Visit, Wants, WriteNow,
+};
 use crate::message::{ConnectionId, Names, Push, SlowReaderPolicy, UserId};
 use crate::metrics::Metrics;
 use crate::outcome::{Level, Outcome, Progress};

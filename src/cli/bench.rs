@@ -1,5 +1,6 @@
 //! `pushgate bench`: the arguments of a benchmark and their checks.
 
+mod callers;
 mod calls;
 mod clients;
 mod clock;

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use tokio_util::sync::CancellationToken;
 
-use super::calls::{Call, Caller, Calls, Schedule};
+use super::callers::Caller;
+use super::calls::{Call, Calls, Schedule};
 use super::clients::{Clients, Introduction, Known};
 use super::clock::{Timer, now};
 use super::process::Usage;
