@@ -113,9 +113,8 @@ settings! {
 
     /// WebSocket connections in all. A further upgrade is answered 503. A quiet connection costs a file and a few KiB.
     /// A busy one costs up to an outbox (`outbox_bytes_max`), two of the client's messages (`client_message_bytes_max`)
-    /// and a few control frames. A session adds the JSON of what it is being sent, and what the journal kept for it
-    /// while that is on its way to the client (`journal_bytes_max`). Lowered at start to what the open-file limit
-    /// allows.
+    /// and a few control frames. A session adds the JSON of what it is being sent, and what is kept for it
+    /// (`journal_bytes_max`). Lowered at start to what the open-file limit allows.
     connections_max: usize = 100_000;
     /// Connections of one user, 0 for no limit. A further bind closes its connection with 4429. The default is far
     /// above any person's devices, and low enough that one stolen token cannot use up `connections_max`.
@@ -215,22 +214,23 @@ settings! {
     /// reading. Must hold at least one message of `message_bytes_max`.
     outbox_bytes_max: usize = 1024 * 1024;
 
-    /// How long the journal keeps a message for a session's return, a session without a connection, and a message with a
-    /// time to live that nobody was bound to get. After it, the message is lost, and a session that comes back is told to begin
-    /// anew. Long enough to survive a lift, a tunnel or a change of networks.
+    /// How long a session without a connection may be away, and how long a message is kept: one that a session has not
+    /// acknowledged, or one with a time to live that nobody was bound to get. After it, the message is lost, and a session
+    /// that comes back is told to begin anew. Long enough to survive a lift, a tunnel or a change of networks.
     journal_age: Duration = Duration::from_secs(300);
-    /// Messages that the journal keeps for one user, over all of its sessions. For a further one the oldest of the same
-    /// session goes, which the client is told as a gap; without one, the message is not kept.
+    /// Messages kept for one user, over all of its sessions. Past this limit, the session of the user that keeps the most
+    /// gives up its oldest message. If its client does not have that message, it is told of a gap. If its client has it,
+    /// only the content goes, and a later acknowledgement still counts.
     journal_messages_max: usize = 1024;
-    /// Bytes that the journal keeps for one user, about as many as of memory: a message as it was pushed, as JSON once it
-    /// was sent to a session, and about 300 beside them. Room for more is made as for `journal_messages_max`.
+    /// Bytes kept for one user, about as many as of memory: a message as it was pushed, as JSON once it was sent to a
+    /// session, and about 300 beside them. Past this limit, room is made as for `journal_messages_max`.
     journal_bytes_max: usize = 2 * 1024 * 1024;
-    /// The same for all users together. When it is full, a session can make room only from its own messages, so that others'
-    /// new messages are not kept.
+    /// The same for all users together. Past this limit, the user who keeps the most gives up the oldest, so that no user
+    /// loses more than a fair share to others.
     journal_total_bytes_max: usize = 256 * 1024 * 1024;
-    /// Sessions without a connection that may come back. For a further one, the one that is away for longest is given up,
-    /// whosever it is: what is kept for it is lost, and its client is told so when it comes back. Each costs about a KiB, and
-    /// what the journal keeps for it.
+    /// Sessions without a connection that may come back. Past this limit, the one that has been away for longest ends,
+    /// whosever it is: its messages are lost, and its client is told so when it comes back. Each costs about a KiB, and
+    /// what is kept for it.
     sessions_away_max: usize = 100_000;
     /// The same for one user. For a further one, the user's own session that is away for longest is given up.
     sessions_away_per_user_max: usize = 16;
@@ -239,8 +239,7 @@ settings! {
     reconnect_spread: Duration = Duration::from_secs(10);
 
     /// How long a client may take to bind after the upgrade, token check included. After it, the client is closed with
-    /// 4408. Checks of later tokens have the same time, and so has the journal to hand over what is held for the bind.
-    /// A client for which they take longer is closed in the same way.
+    /// 4408. Checks of later tokens have the same time. A client for which they take longer is closed in the same way.
     bind_timeout: Duration = Duration::from_secs(10);
     /// How long a connection may be quiet before it is pinged. The default is below the idle timeouts of common proxies
     /// (60 s and up), and often enough to keep phones' network address translation open.

@@ -431,7 +431,7 @@ impl Metrics {
         );
         registry.register(
             "messages_forgotten",
-            "Messages held, or left over from an ended connection, that the journal removed before any client got them",
+            "Messages kept for a session or held for a user that were given up before their client had them",
             self.forgotten.clone(),
         );
         registry.register("resumes", "Binds that asked to resume a session, by result", self.resumes.clone());
@@ -445,8 +445,16 @@ impl Metrics {
             "Sessions without a connection that can still be resumed",
             self.sessions_away.clone(),
         );
-        registry.register("journal_messages", "Messages in the journal", self.journal_messages.clone());
-        registry.register("journal_bytes", "Memory of the journal, in bytes", self.journal_bytes.clone());
+        registry.register(
+            "journal_messages",
+            "Messages kept for sessions, or held for users without a connection",
+            self.journal_messages.clone(),
+        );
+        registry.register(
+            "journal_bytes",
+            "Memory of the messages that are kept, in bytes",
+            self.journal_bytes.clone(),
+        );
         registry.register(
             "http_refused",
             "TCP connections closed right after accept because the listener, or the peer address's share of it, was full",

@@ -132,7 +132,7 @@ pub(crate) enum RequestError {
     NotAllowed,
     #[error("the token cannot be checked now, try again later")]
     CheckUnavailable,
-    #[error("the token is another user's than this connection's")]
+    #[error("the token belongs to a different user")]
     OtherUser,
     #[error("too many events on this connection, the limit is {limit}")]
     TooManyEvents { limit: usize },
