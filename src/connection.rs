@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tracing::{Instrument, debug_span};
+use tracing::{Instrument, debug_span, field};
 
 use crate::auth::{Identity, TokenAuthenticator, TokenError};
 use crate::binder::BindLimits;
@@ -74,7 +74,7 @@ pub(crate) async fn run<S>(
 ) where
     S: Transport,
 {
-    let span = debug_span!("connection", id = %registration.id(), %peer);
+    let span = debug_span!("connection", id = %registration.id(), %peer, session = field::Empty);
     async move {
         // Set up in a box, and kept in one: a task is for its whole life as large as the largest thing it ever held.
         let (stream, socket) = stream.share();

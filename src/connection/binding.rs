@@ -5,6 +5,8 @@ use std::time::SystemTime;
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
+use tracing::{Span, field};
+
 use crate::auth::{BindAttempt, Identity, Token, TokenError};
 use crate::binder::Bindings;
 use crate::close::CloseReason;
@@ -196,6 +198,8 @@ impl<S: Transport> Link<S> {
         self.expire_at(expires_at);
         self.shared.metrics.binds.inc();
         if let Some(session) = session {
+            // What a message's outcome calls it, on whichever connection.
+            Span::current().record("session", field::display(session.epoch()));
             session.bound(bindings);
             let (seq, expires_in_ms) = (session.mailbox().told(), expires_at.map(expires_in_ms));
             self.say(&ServerFrame::bound(event, session.epoch(), session.token(), seq, recovered, expires_in_ms));
