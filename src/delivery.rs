@@ -1,5 +1,7 @@
 //! One message on its way to its receivers: shared by all of them, and followed on each as far as somebody asked.
 
+mod holders;
+
 use std::fmt;
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,7 +11,10 @@ use tokio::sync::Notify;
 
 use crate::message::{ConnectionId, Event, MessageId, Payload, Priority, Push, SlowReaderPolicy};
 use crate::outcome::{ConnectionOutcome, DropReason, Level, Progress};
-use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering};
+use crate::sync::{Mutex, MutexGuard};
+
+use holders::Holders;
+pub(crate) use holders::{Ended, LetGo};
 
 /// How long a message with a time to live of zero may be on its way: its receiver needs a moment to write it.
 const A_MOMENT: Duration = Duration::from_secs(1);
@@ -31,10 +36,8 @@ pub(crate) struct Delivery {
     priority: Priority,
     policy: SlowReaderPolicy,
     collapse_key: Option<Box<str>>,
-    /// Sessions that hold it while they are away, and the push itself until it has been offered to all receivers.
-    holders: AtomicU64,
-    /// Whether only sessions that are away have it, so that the last holder must pass it on.
-    is_left_behind: AtomicBool,
+    /// A std mutex: held for a few instructions, and no other lock is taken under it.
+    holders: Mutex<Holders>,
     /// Present when somebody wants to know more than that it was accepted.
     receipt: Option<Arc<Receipt>>,
 }
@@ -96,8 +99,9 @@ impl Delivery {
             priority: push.priority(),
             policy,
             collapse_key: push.collapse_key().map(Into::into),
-            holders: AtomicU64::new(1),
-            is_left_behind: AtomicBool::new(false),
+            // A message without a time to live is worth nothing to whoever connects next, and what is for some connections
+            // only is not for the others.
+            holders: Mutex::new(Holders::new(push.user_id().is_some() && push.ttl().is_some() && push.is_for_any())),
             receipt: None,
         }
     }
@@ -125,21 +129,18 @@ impl Delivery {
         self.receipt.clone()
     }
 
-    /// Notes that the message was offered to all receivers, and whether only sessions that are away hold it. Returns
-    /// whether all of those have ended already, so that the caller must pass it on. A message without a time to live is
-    /// worth nothing to whoever connects next.
-    pub(crate) fn was_offered(&self, is_only_held: bool) -> bool {
-        if is_only_held && self.expires_at.is_some() {
-            self.is_left_behind.store(true, Ordering::SeqCst);
-        }
-        self.let_go()
+    /// Notes that the message was offered to all receivers. `is_only_held` says that none of them has a connection.
+    pub(crate) fn was_offered(&self, is_only_held: bool) -> Ended {
+        self.holders().was_offered(is_only_held && !self.is_over())
     }
 
-    /// One holder less. Returns whether it was the last, and the message is still worth something to the user.
-    fn let_go(&self) -> bool {
-        self.holders.fetch_sub(1, Ordering::SeqCst) == 1
-            && self.is_left_behind.swap(false, Ordering::SeqCst)
-            && self.expires_at.is_none_or(|expires_at| expires_at > Instant::now())
+    fn is_over(&self) -> bool {
+        self.expires_at.is_some_and(|expires_at| expires_at <= Instant::now())
+    }
+
+    fn holders(&self) -> MutexGuard<'_, Holders> {
+        // Nothing under this lock can panic half way.
+        self.holders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What one receiver's mailbox is offered.
@@ -319,7 +320,7 @@ impl Ticket {
 
     /// Whether the message is no longer worth writing.
     pub(crate) fn is_expired(&self) -> bool {
-        self.delivery.expires_at.is_some_and(|expires_at| expires_at <= Instant::now())
+        self.delivery.is_over()
     }
 
     /// Whether nothing of the message is to be kept for a client that is away.
@@ -341,8 +342,9 @@ impl Ticket {
     /// The last byte is with the kernel, for a client that will acknowledge it. Returns how long that took.
     pub(crate) fn sent(&mut self, at: Instant) -> Duration {
         let after = self.age(at);
-        self.delivery.is_left_behind.store(false, Ordering::SeqCst);
-        self.let_go();
+        if std::mem::take(&mut self.is_held) {
+            self.delivery.holders().sent();
+        }
         self.note(|outcome| match outcome.progress {
             Progress::Accepted | Progress::Held => {
                 outcome.progress = Progress::Written { after };
@@ -362,7 +364,7 @@ impl Ticket {
     /// The client's session is away, and keeps the message for its return.
     pub(crate) fn held(&mut self) {
         if !std::mem::replace(&mut self.is_held, true) {
-            self.delivery.holders.fetch_add(1, Ordering::SeqCst);
+            self.delivery.holders().hold();
         }
         self.note(|outcome| {
             outcome.progress = Progress::Held;
@@ -370,10 +372,15 @@ impl Ticket {
         });
     }
 
-    /// Stops holding it. Returns whether this was the last holder of a message that no client ever had, which must be
-    /// passed on.
-    pub(crate) fn let_go(&mut self) -> bool {
-        std::mem::take(&mut self.is_held) && self.delivery.let_go()
+    /// The session that keeps it is over, and its client never had it. Returns who answers for it now.
+    pub(crate) fn let_go(&mut self) -> LetGo {
+        if !std::mem::take(&mut self.is_held) {
+            return LetGo::Lost;
+        }
+        match self.delivery.holders().let_go() {
+            LetGo::PassOn if self.is_expired() => LetGo::Lost,
+            let_go => let_go,
+        }
     }
 
     /// What is left of it once it was sent and its content is given up: enough to tell that it was acknowledged.
@@ -433,7 +440,9 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.let_go();
+        if self.is_held {
+            self.delivery.holders().release();
+        }
         self.give_up(DropReason::Closed);
     }
 }

@@ -329,12 +329,12 @@ impl Gateway {
             for (place, mailbox) in receivers.iter().enumerate() {
                 self.flush(mailbox, counts.offer(mailbox, delivery.ticket(place)), fans);
             }
-            // Passed on to whoever connects next, so only what is for them too.
-            let user_id = push.user_id().filter(|_| counts.outcome.matched == 0 && push.is_for_any());
-            if delivery.was_offered(user_id.is_some())
-                && let Some(user_id) = user_id
-            {
-                self.0.sessions.pass_on(user_id, delivery.ticket(usize::MAX));
+            if counts.outcome.held > 0 {
+                let ended = delivery.was_offered(counts.outcome.matched == 0);
+                self.0.metrics.forgotten.inc_by(u64::from(ended.lost));
+                if let Some(user_id) = push.user_id().filter(|_| ended.passes_on) {
+                    self.0.sessions.pass_on(user_id, delivery.ticket(usize::MAX));
+                }
             }
         }
         self.count(&counts);

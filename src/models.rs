@@ -378,6 +378,7 @@ struct Home {
     names: Arc<Names>,
     sessions: Arc<Sessions>,
     binder: Arc<Binder>,
+    metrics: Arc<Metrics>,
     user_id: UserId,
 }
 
@@ -389,9 +390,9 @@ impl Home {
         let limits = Limits { away_max: 4, away_per_user_max: 4, age: AGE, binds: BINDS, queue };
         let binder = Arc::new(Binder::default());
         let metrics = Arc::new(Metrics::new());
-        let sessions = Arc::new(Sessions::new(limits, keep(3, 1 << 20), binder.clone(), metrics));
+        let sessions = Arc::new(Sessions::new(limits, keep(3, 1 << 20), binder.clone(), metrics.clone()));
         let user_id = UserId::new("ann").expect("valid");
-        Self { names: Arc::new(Names::new()), sessions, binder, user_id }
+        Self { names: Arc::new(Names::new()), sessions, binder, metrics, user_id }
     }
 
     fn connection(&self) -> (Arc<Handle>, Arc<Mailbox>) {
@@ -502,13 +503,16 @@ fn what_two_sessions_had_that_end_at_one_time_is_passed_on_by_one_of_them() {
             })
             .collect();
         // The push goes on meanwhile, and is the last holder in some schedules.
-        if delivery.was_offered(true) {
+        let ended = delivery.was_offered(true);
+        home.metrics.forgotten.inc_by(u64::from(ended.lost));
+        if ended.passes_on {
             home.sessions.pass_on(&home.user_id, delivery.ticket(usize::MAX));
         }
         for thread in ends {
             thread.join().expect("no panic");
         }
         assert_eq!(home.sessions.keep().usage().messages, 1, "held for the user");
+        assert_eq!(home.metrics.forgotten.get(), 1, "of two copies");
     });
 }
 

@@ -538,7 +538,7 @@ mod tests {
             let delivery = Delivery::new(Names::new().message_id(), &push, SlowReaderPolicy::default(), Instant::now());
             let delivery = Arc::new(delivery);
             assert_eq!(world.mailbox.offer(delivery.ticket(0)).taken, Taken::Held);
-            assert!(!delivery.was_offered(true), "a session has it");
+            assert!(!delivery.was_offered(true).passes_on, "a session has it");
             let claimed = world.sessions.claim(token, &world.user_id).now_or_never().expect("nothing to wait for");
             let claimed = claimed.expect("it is away");
             if is_dropped {

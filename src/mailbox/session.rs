@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::delivery::Ticket;
+use crate::delivery::{LetGo, Ticket};
 use crate::handle::{Handle, Stop};
 use crate::message::{ConnectionId, UserId};
 
@@ -205,10 +205,11 @@ impl Mailbox {
         log.account().leave(self);
         let (mut left_behind, mut lost) = (Vec::new(), 0);
         for mut ticket in unsent {
-            if ticket.let_go() {
-                left_behind.push(ticket.for_anyone());
-            } else {
-                lost += 1;
+            match ticket.let_go() {
+                LetGo::PassOn => left_behind.push(ticket.for_anyone()),
+                // Told by the push where it ends up.
+                LetGo::LeftToPush => drop(ticket.for_anyone()),
+                LetGo::Lost => lost += 1,
             }
         }
         (left_behind, lost)
