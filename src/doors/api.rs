@@ -58,7 +58,7 @@ pub(super) fn send(
 ) -> Result<Asked, Wrong> {
     let request = read(request).inspect_err(|_| gateway.rooms().metrics.pushed(door, PushResult::Invalid))?;
     let Read { push, wait_for, per_connection } = request;
-    let waits = wait_for > Level::Accepted;
+    let waits = wait_for != Level::Accepted;
     let follow = if waits || per_connection { Follow::Each } else { Follow::Nobody };
     let sent = gateway.send_from(door, Some(scope), &push, follow)?;
     Ok(Asked { sent, wait_for, per_connection })
@@ -131,9 +131,6 @@ pub(super) struct Read {
 
 /// Connections that one push may name to leave out.
 pub(super) const EXCLUDED_MAX: usize = 100;
-
-/// Connections that one answer tells of by themselves.
-const CONNECTIONS_TOLD_MAX: usize = 1000;
 
 fn read(request: proto::PushRequest) -> Result<Read, Wrong> {
     read_for(|user_id| UserId::new(user_id).map(Target::User), request)
@@ -242,8 +239,9 @@ fn connection_id(text: &str, field: &'static str) -> Result<ConnectionId, Wrong>
 }
 
 fn write(outcome: &Outcome, per_connection: bool) -> proto::PushResponse {
-    let told = if per_connection { &outcome.connections[..] } else { &[] };
-    let if_followed_to = |level, count| if outcome.level >= level { count } else { 0 };
+    let (told, omitted) =
+        if per_connection { (&outcome.connections[..], outcome.connections_omitted) } else { (&[][..], 0) };
+    let if_followed_to = |level, count| if outcome.level.includes(level) { count } else { 0 };
     proto::PushResponse {
         message_id: outcome.message_id.to_string(),
         level: level(outcome.level).into(),
@@ -252,9 +250,9 @@ fn write(outcome: &Outcome, per_connection: bool) -> proto::PushResponse {
         dropped: outcome.dropped(),
         drops: counts(&outcome.drops),
         written: if_followed_to(Level::Written, outcome.written),
-        losses: if outcome.level >= Level::Written { counts(&outcome.losses) } else { Vec::new() },
-        connections: told.iter().take(CONNECTIONS_TOLD_MAX).map(connection).collect(),
-        connections_omitted: told.len().saturating_sub(CONNECTIONS_TOLD_MAX) as u64,
+        losses: if outcome.level.includes(Level::Written) { counts(&outcome.losses) } else { Vec::new() },
+        connections: told.iter().take(Outcome::CONNECTIONS_LISTED_MAX).map(connection).collect(),
+        connections_omitted: omitted + told.len().saturating_sub(Outcome::CONNECTIONS_LISTED_MAX) as u64,
         replayed: outcome.replayed,
         held: outcome.held,
         acked: if_followed_to(Level::Acked, outcome.acked),

@@ -70,7 +70,7 @@ impl PushService for PushDoor {
         let (caller, request) = called(request)?;
         let per_second = NonZeroU32::new(request.connections_per_second);
         let read = read_broadcast(request).inspect_err(|_| self.invalid())?;
-        let follow = if read.wait_for > Level::Accepted { Follow::Each } else { Follow::Nobody };
+        let follow = if read.wait_for != Level::Accepted { Follow::Each } else { Follow::Nobody };
         let scope = caller.scope.clone();
         let (sent, until) = match per_second {
             None => (self.gateway.send_from(Door::Grpc, Some(&scope), &read.push, follow), caller.into_wait()),
