@@ -11,7 +11,7 @@ use tonic::codec::CompressionEncoding;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::auth::PushScope;
-use crate::doors::api::{Asked, Caller, Wrong, batch, read_broadcast, send};
+use crate::doors::api::{Asked, Caller, Wrong, batch, send};
 use crate::doors::{Body, Refusal, empty, text};
 use crate::gateway::{Follow, Gateway};
 use crate::message::{Event, UserId};
@@ -19,6 +19,7 @@ use crate::metrics::{Door, PushResult};
 use crate::outcome::Level;
 use crate::proto;
 use crate::proto::push_service_server::{PushService, PushServiceServer};
+use crate::push_request::read_broadcast;
 
 use stream::{PushStreaming, Results};
 
@@ -69,7 +70,7 @@ impl PushService for PushDoor {
     ) -> Result<Response<proto::BroadcastResponse>, Status> {
         let (caller, request) = called(request)?;
         let per_second = NonZeroU32::new(request.connections_per_second);
-        let read = read_broadcast(request).inspect_err(|_| self.invalid())?;
+        let read = read_broadcast(request).map_err(Wrong::from).inspect_err(|_| self.invalid())?;
         let follow = if read.wait_for != Level::Accepted { Follow::Each } else { Follow::Nobody };
         let scope = caller.scope.clone();
         let (sent, until) = match per_second {

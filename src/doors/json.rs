@@ -10,13 +10,14 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use tonic::Code;
 
 use crate::config::{self, Config};
-use crate::doors::api::{Caller, EXCLUDED_MAX, Kind, Wrong, batch, send};
+use crate::doors::api::{Caller, Kind, Wrong, batch, send};
 use crate::doors::{Body, Refusal, empty, listed, text};
 use crate::gateway::{Gateway, PushError};
 use crate::legacy;
 use crate::message::{InvalidPush, Push};
 use crate::metrics::{Door, PushResult};
 use crate::proto;
+use crate::push_request::EXCLUDED_MAX;
 
 /// What the replaced service answered to whatever it could not use.
 const ILLEGAL: &str = "request data illegal";
