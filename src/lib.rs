@@ -26,7 +26,7 @@
 //! let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
 //! let running = tokio::spawn(server.run(async { stopped.await.unwrap_or_default() }));
 //!
-//! let outcome = gateway.push(&Push::new("ann", "mail", "you have mail")?)?;
+//! let outcome = gateway.push(&Push::new("ann", "mail", "you have mail")?).await?;
 //! assert_eq!(outcome.matched, 0, "ann has not connected yet");
 //!
 //! drop(stop);

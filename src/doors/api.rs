@@ -51,7 +51,7 @@ impl Place {
 }
 
 /// Makes one push and says who took it.
-pub(super) fn send(
+pub(super) async fn send(
     gateway: &Gateway,
     door: Door,
     scope: &PushScope,
@@ -61,7 +61,7 @@ pub(super) fn send(
     let Read { push, wait_for, per_connection } = request;
     let waits = wait_for != Level::Accepted;
     let follow = if waits || per_connection { Follow::Each } else { Follow::Nobody };
-    let sent = gateway.send_from(door, Some(scope), &push, follow)?;
+    let sent = gateway.send_from(door, Some(scope), &push, follow).await?;
     Ok(Asked { sent, wait_for, per_connection })
 }
 
@@ -76,7 +76,10 @@ pub(super) async fn batch(
         return Err(Wrong::field("pushes", "there is no push in the batch".to_owned()));
     }
     check_count(request.pushes.len(), gateway.rooms().config.batch_pushes_max)?;
-    let sent: Vec<_> = request.pushes.into_iter().map(|push| send(gateway, door, &caller.scope, push)).collect();
+    let mut sent = Vec::with_capacity(request.pushes.len());
+    for push in request.pushes {
+        sent.push(send(gateway, door, &caller.scope, push).await);
+    }
     let until = caller.into_wait();
     let mut results = Vec::with_capacity(sent.len());
     for asked in sent {
@@ -105,8 +108,8 @@ pub(super) struct Asked {
 
 impl Asked {
     /// Who took it.
-    pub(super) fn accepted(&self) -> proto::PushResponse {
-        write(&self.sent.now(Level::Accepted), self.per_connection)
+    pub(super) async fn accepted(&self) -> proto::PushResponse {
+        write(&self.sent.accepted().await, self.per_connection)
     }
 
     /// What became of it up to this level.
@@ -117,7 +120,7 @@ impl Asked {
     /// What became of it, as far as the caller waits for it.
     pub(super) async fn answer(&self, until: Instant) -> proto::PushResponse {
         match self.wait_for {
-            Level::Accepted => self.accepted(),
+            Level::Accepted => self.accepted().await,
             level => self.settled(level, until).await,
         }
     }

@@ -39,8 +39,8 @@ impl PushDoor {
             .accept_compressed(CompressionEncoding::Zstd)
     }
 
-    fn send(&self, scope: &PushScope, request: proto::PushRequest) -> Result<Asked, Wrong> {
-        send(&self.gateway, Door::Grpc, scope, request)
+    async fn send(&self, scope: &PushScope, request: proto::PushRequest) -> Result<Asked, Wrong> {
+        send(&self.gateway, Door::Grpc, scope, request).await
     }
 
     fn invalid(&self) {
@@ -52,7 +52,7 @@ impl PushDoor {
 impl PushService for PushDoor {
     async fn push(&self, request: Request<proto::PushRequest>) -> Result<Response<proto::PushResponse>, Status> {
         let (caller, request) = called(request)?;
-        let asked = self.send(&caller.scope, request)?;
+        let asked = self.send(&caller.scope, request).await?;
         Ok(Response::new(asked.answer(caller.into_wait()).await))
     }
 
@@ -74,7 +74,7 @@ impl PushService for PushDoor {
         let follow = if read.wait_for != Level::Accepted { Follow::Each } else { Follow::Nobody };
         let scope = caller.scope.clone();
         let (sent, until) = match per_second {
-            None => (self.gateway.send_from(Door::Grpc, Some(&scope), &read.push, follow), caller.into_wait()),
+            None => (self.gateway.send_from(Door::Grpc, Some(&scope), &read.push, follow).await, caller.into_wait()),
             Some(pace) => {
                 let until = caller.into_wait();
                 (self.gateway.broadcast_paced(Some(&scope), &read.push, pace, until).await, until)
@@ -103,7 +103,7 @@ impl PushService for PushDoor {
             "" => None,
             event => Some(Event::new(event).map_err(Wrong::from)?),
         };
-        let closed = self.gateway.drop_from(&caller.scope, &user_id, event.as_ref()).map_err(Wrong::from)?;
+        let closed = self.gateway.drop_from(&caller.scope, &user_id, event.as_ref()).await.map_err(Wrong::from)?;
         Ok(Response::new(proto::DropResponse { closed }))
     }
 }
