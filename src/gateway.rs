@@ -111,7 +111,7 @@ impl Gateway {
     /// # Errors
     /// Refuses a message over the config's `message_bytes_max`, and an idempotency key that stands for another push.
     pub async fn push(&self, push: &Push) -> Result<Outcome, PushError> {
-        self.push_from(Door::Library, None, push).await
+        Ok(self.send_from(Door::Library, None, push, Follow::Nobody).await?.into_outcome())
     }
 
     /// Pushes one message and waits until every connection that took it has got it as far as `level`, or will not, but
@@ -138,17 +138,7 @@ impl Gateway {
         told as u64
     }
 
-    /// A push by a door, for a caller with a scope; the embedding program needs none.
-    pub(crate) async fn push_from(
-        &self,
-        door: Door,
-        scope: Option<&PushScope>,
-        push: &Push,
-    ) -> Result<Outcome, PushError> {
-        Ok(self.send_from(door, scope, push, Follow::Nobody).await?.into_outcome().await)
-    }
-
-    /// The same, followed further if the caller asks.
+    /// A push by a door, for a caller with a scope; the embedding program needs none. Followed as far as the caller asks.
     pub(crate) async fn send_from(
         &self,
         door: Door,
@@ -158,7 +148,12 @@ impl Gateway {
     ) -> Result<Sent, PushError> {
         let started_at = Instant::now();
         let span = debug_span!("push", event = push.event().as_str(), caller = scope.map(PushScope::name));
-        let result = self.deliver(scope, push, follow, started_at).instrument(span).await;
+        let result = match push.idempotency_key() {
+            // Waits for nothing: what is known later is waited for at what was sent.
+            None => span.in_scope(|| self.deliver(scope, push, follow, started_at)),
+            // Boxed, so that pushes without a key need not carry the room for it.
+            Some(key) => Box::pin(self.deliver_once(scope, push, key, follow, started_at).instrument(span)).await,
+        };
         let metrics = &self.0.metrics;
         metrics.push_seconds.observe(started_at.elapsed().as_secs_f64());
         metrics.pushed(door, result_label(result.as_ref().map(Sent::taken)));
@@ -178,7 +173,7 @@ impl Gateway {
         Ok(self.drop_user(user_id, event).await)
     }
 
-    async fn deliver(
+    fn deliver(
         &self,
         scope: Option<&PushScope>,
         push: &Push,
@@ -188,21 +183,25 @@ impl Gateway {
         self.admit(scope, push)?;
         // Taken before anything is sent: a push that is refused must have done nothing.
         let waiting = self.may_wait(scope, follow)?;
-        let names = &self.0.names;
-        let made = match push.idempotency_key() {
-            None => self.fan_out(push, names.message_id(), follow, accepted_at),
-            Some(key) => {
-                let caller = scope.map(PushScope::name).unwrap_or_default();
-                // Followed even if nobody asks now: whoever repeats it may ask.
-                let make = async { self.fan_out(push, names.message_id(), Follow::Each, accepted_at) };
-                // Boxed, so that pushes without a key need not carry the room for it.
-                let made = Box::pin(self.0.replays.once(caller, key, push, accepted_at, make)).await;
-                made.map_err(|differs| PushError::KeyReused { differs })?
-            }
-        };
-        let Outcome { message_id, matched, accepted, replayed, .. } = made.outcome;
-        debug!(id = %message_id, matched, accepted, replayed, "pushed");
-        Ok(Sent::new(made, waiting))
+        Ok(sent(self.fan_out(push, self.0.names.message_id(), follow, accepted_at), waiting))
+    }
+
+    /// The same under a key, where the push may be made already, or another may be making it.
+    async fn deliver_once(
+        &self,
+        scope: Option<&PushScope>,
+        push: &Push,
+        key: &str,
+        follow: Follow,
+        accepted_at: Instant,
+    ) -> Result<Sent, PushError> {
+        self.admit(scope, push)?;
+        let waiting = self.may_wait(scope, follow)?;
+        // Followed even if nobody asks now: whoever repeats it may ask.
+        let make = async { self.fan_out(push, self.0.names.message_id(), Follow::Each, accepted_at) };
+        let caller = scope.map(PushScope::name).unwrap_or_default();
+        let made = self.0.replays.once(caller, key, push, accepted_at, make).await;
+        Ok(sent(made.map_err(|differs| PushError::KeyReused { differs })?, waiting))
     }
 
     /// What must hold before anything is done.
@@ -330,6 +329,12 @@ impl Gateway {
         metrics.held.inc_by(outcome.held);
         metrics.displaced.inc_by(*displaced as u64);
     }
+}
+
+fn sent(made: Made, waiting: Option<Share>) -> Sent {
+    let Outcome { message_id, matched, accepted, replayed, .. } = made.outcome;
+    debug!(id = %message_id, matched, accepted, replayed, "pushed");
+    Sent::new(made, waiting)
 }
 
 /// What a push has done so far.

@@ -50,19 +50,21 @@ impl Place {
     }
 }
 
-/// Makes one push and says who took it.
-pub(super) async fn send(
+/// Makes one push and says who took it. Reads the request first, so that the future need not carry it beside the push.
+pub(super) fn send(
     gateway: &Gateway,
     door: Door,
     scope: &PushScope,
     request: proto::PushRequest,
-) -> Result<Asked, Wrong> {
-    let request = read(request).inspect_err(|_| gateway.rooms().metrics.pushed(door, PushResult::Invalid))?;
-    let Read { push, wait_for, per_connection } = request;
-    let waits = wait_for != Level::Accepted;
-    let follow = if waits || per_connection { Follow::Each } else { Follow::Nobody };
-    let sent = gateway.send_from(door, Some(scope), &push, follow).await?;
-    Ok(Asked { sent, wait_for, per_connection })
+) -> impl Future<Output = Result<Asked, Wrong>> {
+    let request = read(request).inspect_err(|_| gateway.rooms().metrics.pushed(door, PushResult::Invalid));
+    async move {
+        let Read { push, wait_for, per_connection } = request?;
+        let waits = wait_for != Level::Accepted;
+        let follow = if waits || per_connection { Follow::Each } else { Follow::Nobody };
+        let sent = gateway.send_from(door, Some(scope), &push, follow).await?;
+        Ok(Asked { sent, wait_for, per_connection })
+    }
 }
 
 /// Makes the pushes of a batch, all before any is waited for, and says what became of each.

@@ -39,8 +39,8 @@ impl PushDoor {
             .accept_compressed(CompressionEncoding::Zstd)
     }
 
-    async fn send(&self, scope: &PushScope, request: proto::PushRequest) -> Result<Asked, Wrong> {
-        send(&self.gateway, Door::Grpc, scope, request).await
+    fn send(&self, scope: &PushScope, request: proto::PushRequest) -> impl Future<Output = Result<Asked, Wrong>> {
+        send(&self.gateway, Door::Grpc, scope, request)
     }
 
     fn invalid(&self) {

@@ -12,7 +12,7 @@ use tonic::Code;
 use crate::config::{self, Config};
 use crate::doors::api::{Caller, Kind, Wrong, batch, send};
 use crate::doors::{Body, Refusal, empty, listed, text};
-use crate::gateway::{Gateway, PushError};
+use crate::gateway::{Follow, Gateway, PushError};
 use crate::legacy;
 use crate::message::{InvalidPush, Push};
 use crate::metrics::{Door, PushResult};
@@ -106,8 +106,8 @@ async fn push_as_ever(gateway: &Gateway, caller: &Caller, body: &[u8]) -> Respon
             return too_large(&error.to_string());
         }
     };
-    match gateway.push_from(Door::Json, Some(&caller.scope), &push).await {
-        Ok(outcome) => text(StatusCode::OK, format!("message sent to {} clients", outcome.accepted)),
+    match gateway.send_from(Door::Json, Some(&caller.scope), &push, Follow::Nobody).await {
+        Ok(sent) => text(StatusCode::OK, format!("message sent to {} clients", sent.into_outcome().accepted)),
         Err(PushError::Invalid(InvalidPush::Empty { .. }) | PushError::KeyReused { .. }) => {
             text(StatusCode::BAD_REQUEST, ILLEGAL)
         }

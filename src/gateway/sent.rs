@@ -32,12 +32,13 @@ impl Sent {
         &self.made.outcome
     }
 
-    /// Who took it, for a caller who asks no more.
-    pub(crate) async fn into_outcome(self) -> Outcome {
+    /// The same, for a caller who asks no more.
+    pub(crate) fn into_outcome(self) -> Outcome {
         self.made.outcome
     }
 
-    /// Who took it, once that is known everywhere. Says of each receiver what is known by then, if it is followed.
+    /// Who took it, and of each receiver that is followed what is known by now. What takes it elsewhere would be waited for
+    /// here.
     pub(crate) async fn accepted(&self) -> Outcome {
         self.now(Level::Accepted)
     }
