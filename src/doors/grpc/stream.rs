@@ -109,14 +109,7 @@ async fn push(
         let problem = format!("the correlation id is over the limit of {CORRELATION_ID_BYTES_MAX} bytes");
         Err(Wrong::field("correlation_id", problem))
     } else {
-        let mut sent = pin!(door.send(scope, message.push.unwrap_or_default()));
-        loop {
-            tokio::select! {
-                biased;
-                sent = &mut sent => break sent,
-                went_on = results.go_on() => went_on?,
-            }
-        }
+        results.go_on_until(door.send(scope, message.push.unwrap_or_default())).await?
     };
     let asked = match sent {
         Ok(asked) => asked,
@@ -178,6 +171,18 @@ impl Untold {
 
     fn wait_for(&mut self, next: Next) {
         self.waiting.push(Box::pin(next.told()));
+    }
+
+    /// Waits for something else, and goes on telling meanwhile.
+    async fn go_on_until<T>(&mut self, something: impl Future<Output = T>) -> Result<T, Gone> {
+        let mut something = pin!(something);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut something => return Ok(done),
+                went_on = self.go_on() => went_on?,
+            }
+        }
     }
 
     /// Tells a result that there is room for now, or takes one that is known now. Waits for ever when there are none.
