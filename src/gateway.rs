@@ -1,36 +1,39 @@
 //! Push and drop: what both push doors and the library share.
 
-use std::num::NonZeroU32;
-use std::panic::AssertUnwindSafe;
+mod operating;
+mod paced;
+mod sent;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use futures_util::FutureExt;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, debug_span};
+use tracing::{Instrument, debug, debug_span};
 
-use crate::auth::{PushAuthorizer, PushScope, ReloadError, TokenAuthenticator};
+use crate::auth::{PushAuthorizer, PushScope, TokenAuthenticator};
 use crate::binder::{Binder, Receivers};
 use crate::config::Config;
-use crate::delivery::{Delivery, Receipt, Ticket};
+use crate::delivery::{Delivery, Ticket};
 use crate::flusher::Flusher;
 use crate::mailbox::{Flush, Mailbox, Offered, Taken};
 use crate::message::{Event, Field, InvalidPush, MessageId, Names, Push, Target, UserId};
-use crate::metrics::{Door, Format, Metrics, PushResult, Task, set};
+use crate::metrics::{Door, Metrics, PushResult};
 use crate::outcome::{Level, Outcome};
 use crate::registry::Registry;
 use crate::replays::{Made, Replays};
 use crate::sessions::Sessions;
 use crate::shares::{Payer, Share, Shares};
 
+pub(crate) use sent::{Follow, Sent};
+
 /// A running gateway, for the program that embeds it. Cloning is a reference count.
 ///
 /// ```
 /// # async fn example(gateway: pushgate::Gateway) -> Result<(), pushgate::PushError> {
 /// let push = pushgate::Push::new("ann", "mail", "you have mail")?;
-/// let outcome = gateway.push(&push)?;
+/// let outcome = gateway.push(&push).await?;
 /// println!("{} of {} connections took it", outcome.accepted, outcome.matched);
 /// # Ok(())
 /// # }
@@ -102,12 +105,13 @@ impl Gateway {
         &self.0
     }
 
-    /// Pushes one message to every connection bound to its user and event. Never waits for a client.
+    /// Pushes one message to every connection bound to its user and event. Never waits for a client, but may wait for the
+    /// outcome of another push: the one that is being made under the same idempotency key.
     ///
     /// # Errors
     /// Refuses a message over the config's `message_bytes_max`, and an idempotency key that stands for another push.
-    pub fn push(&self, push: &Push) -> Result<Outcome, PushError> {
-        self.push_from(Door::Library, None, push)
+    pub async fn push(&self, push: &Push) -> Result<Outcome, PushError> {
+        Ok(self.send_from(Door::Library, None, push, Follow::Nobody).await?.into_outcome())
     }
 
     /// Pushes one message and waits until every connection that took it has got it as far as `level`, or will not, but
@@ -116,13 +120,17 @@ impl Gateway {
     /// # Errors
     /// As for [`Gateway::push`]; and refuses any once `waiting_pushes_max` are waiting.
     pub async fn push_and_wait(&self, push: &Push, level: Level, until: Instant) -> Result<Outcome, PushError> {
-        let sent = self.send_from(Door::Library, None, push, Follow::Each)?;
+        let sent = self.send_from(Door::Library, None, push, Follow::Each).await?;
         Ok(sent.settled(level, until).await)
     }
 
     /// Closes a user's connections that are bound to the event, all of them without one, and says how many. What is
     /// already queued for them is written first. When this returns, no push matches them any more.
-    pub fn drop_user(&self, user_id: &UserId, event: Option<&Event>) -> u64 {
+    pub async fn drop_user(&self, user_id: &UserId, event: Option<&Event>) -> u64 {
+        self.drop_here(user_id, event)
+    }
+
+    fn drop_here(&self, user_id: &UserId, event: Option<&Event>) -> u64 {
         let evicted = self.0.binder.evict(user_id, event);
         let told = evicted.iter().filter(|mailbox| mailbox.drop_receiver()).count();
         self.0.sessions.end_dropped(user_id);
@@ -130,67 +138,8 @@ impl Gateway {
         told as u64
     }
 
-    /// Whether new clients and callers should come here.
-    pub(crate) fn is_ready(&self) -> bool {
-        !self.0.leaving.load(Ordering::Relaxed) && !self.0.registry.is_draining()
-    }
-
-    /// From here on nobody new should come, but whoever comes is served.
-    pub(crate) fn leave(&self) {
-        self.0.leaving.store(true, Ordering::Relaxed);
-    }
-
-    /// How many WebSocket connections are open, bound or not.
-    #[must_use]
-    pub fn connections(&self) -> usize {
-        self.0.registry.len()
-    }
-
-    /// Reads tokens and push keys again, each by itself. Open connections stay as they are. Returns what could not be
-    /// read again and goes on with what it had; empty when all is well.
-    pub async fn reload(&self) -> Vec<ReloadError> {
-        let tokens = self.reloaded(self.0.token_authenticator.reload()).await;
-        let push_keys = self.reloaded(self.0.push_authorizer.reload()).await;
-        [tokens.err(), push_keys.err()].into_iter().flatten().collect()
-    }
-
-    /// A check that panics has not been read again, and whoever asks for that can ask once more.
-    async fn reloaded(&self, reload: impl Future<Output = Result<(), ReloadError>>) -> Result<(), ReloadError> {
-        AssertUnwindSafe(reload).catch_unwind().await.unwrap_or_else(|_| {
-            self.0.metrics.task_panicked(Task::Reload);
-            Err(ReloadError::Other("the check panicked".into()))
-        })
-    }
-
-    /// All metrics as text. What can be counted when asked is counted now, not kept in step by hand.
-    pub(crate) fn scrape(&self, format: Format) -> String {
-        let Rooms { metrics, registry, binder, sessions, waiting, replays, .. } = &*self.0;
-        let depths = registry.depths();
-        set(&metrics.connections, depths.connections);
-        set(&metrics.bindings, binder.len());
-        set(&metrics.users, binder.users());
-        set(&metrics.outbox_messages, depths.total.messages);
-        set(&metrics.outbox_bytes, depths.total.bytes);
-        set(&metrics.outbox_messages_fullest, depths.messages_max);
-        set(&metrics.outbox_bytes_fullest, depths.bytes_max);
-        set(&metrics.waiting_pushes, waiting.taken());
-        let (keys, bytes) = replays.usage();
-        set(&metrics.idempotency_keys, keys);
-        set(&metrics.idempotency_bytes, bytes);
-        set(&metrics.sessions_away, sessions.away());
-        let kept = sessions.keep().usage();
-        set(&metrics.journal_messages, kept.messages);
-        set(&metrics.journal_bytes, kept.bytes);
-        metrics.encode(format)
-    }
-
-    /// A push by a door, for a caller with a scope; the embedding program needs none.
-    pub(crate) fn push_from(&self, door: Door, scope: Option<&PushScope>, push: &Push) -> Result<Outcome, PushError> {
-        self.send_from(door, scope, push, Follow::Nobody).map(|sent| sent.outcome)
-    }
-
-    /// The same, followed further if the caller asks.
-    pub(crate) fn send_from(
+    /// A push by a door, for a caller with a scope; the embedding program needs none. Followed as far as the caller asks.
+    pub(crate) async fn send_from(
         &self,
         door: Door,
         scope: Option<&PushScope>,
@@ -198,49 +147,21 @@ impl Gateway {
         follow: Follow,
     ) -> Result<Sent, PushError> {
         let started_at = Instant::now();
-        let result = self.deliver(scope, push, follow, started_at);
+        let span = debug_span!("push", event = push.event().as_str(), caller = scope.map(PushScope::name));
+        let result = match push.idempotency_key() {
+            // Waits for nothing: what is known later is waited for at what was sent.
+            None => span.in_scope(|| self.deliver(scope, push, follow, started_at)),
+            // Boxed, so that pushes without a key need not carry the room for it.
+            Some(key) => Box::pin(self.deliver_once(scope, push, key, follow, started_at).instrument(span)).await,
+        };
         let metrics = &self.0.metrics;
         metrics.push_seconds.observe(started_at.elapsed().as_secs_f64());
-        metrics.pushed(door, result_label(result.as_ref().map(|sent| &sent.outcome)));
+        metrics.pushed(door, result_label(result.as_ref().map(Sent::taken)));
         result
     }
 
-    /// A broadcast that offers the message to at most so many connections a second. Refused with nothing sent if that
-    /// cannot be done by `until`.
-    pub(crate) async fn broadcast_paced(
-        &self,
-        scope: Option<&PushScope>,
-        push: &Push,
-        per_second: NonZeroU32,
-        until: Instant,
-    ) -> Result<Sent, PushError> {
-        self.admit(scope, push)?;
-        let accepted_at = Instant::now();
-        let receivers = self.receivers(push);
-        let due = |place: usize| accepted_at + Duration::from_secs_f64(place as f64 / f64::from(per_second.get()));
-        if due(receivers.len()) > until {
-            return Err(PushError::TooSlow { matched: receivers.len() });
-        }
-        let waiting = self.may_wait(scope, Follow::Each)?;
-        let message_id = self.0.names.message_id();
-        let pace = due(receivers.len()) - accepted_at;
-        let (delivery, outcome) = self.prepare(push, message_id, &receivers, Follow::Each, accepted_at, pace);
-        // A caller who leaves half way leaves counts that add up.
-        let mut tally = Counted { gateway: self, counts: Counts { outcome, displaced: 0 } };
-        if let Some(delivery) = &delivery {
-            for (place, mailbox) in receivers.iter().enumerate() {
-                if due(place) > Instant::now() {
-                    tokio::time::sleep_until(due(place).into()).await;
-                }
-                self.flush(mailbox, tally.counts.offer(mailbox, delivery.ticket(place)), Fans::Wide);
-            }
-        }
-        let receipt = delivery.and_then(|delivery| delivery.receipt());
-        Ok(Sent { outcome: tally.counts.outcome.clone(), receipt, _waiting: waiting })
-    }
-
     /// A drop by a door, for a caller with a scope.
-    pub(crate) fn drop_from(
+    pub(crate) async fn drop_from(
         &self,
         scope: &PushScope,
         user_id: &UserId,
@@ -249,7 +170,7 @@ impl Gateway {
         if !scope.allows(Some(user_id), event) {
             return Err(PushError::PermissionDenied);
         }
-        Ok(self.drop_user(user_id, event))
+        Ok(self.drop_user(user_id, event).await)
     }
 
     fn deliver(
@@ -259,25 +180,28 @@ impl Gateway {
         follow: Follow,
         accepted_at: Instant,
     ) -> Result<Sent, PushError> {
-        let caller = scope.map(PushScope::name);
-        let span = debug_span!("push", event = push.event().as_str(), caller);
-        let _entered = span.enter();
         self.admit(scope, push)?;
         // Taken before anything is sent: a push that is refused must have done nothing.
         let waiting = self.may_wait(scope, follow)?;
-        let Made { outcome, receipt } = match push.idempotency_key() {
-            None => self.fan_out(push, follow, accepted_at),
-            Some(key) => {
-                // Followed even if nobody asks now: whoever repeats it may ask.
-                let make = || self.fan_out(push, Follow::Each, accepted_at);
-                let made = self.0.replays.once(caller.unwrap_or_default(), key, push, accepted_at, make);
-                made.map_err(|differs| PushError::KeyReused { differs })?
-            }
-        };
-        let sent = Sent { outcome, receipt, _waiting: waiting };
-        let Outcome { message_id, matched, accepted, replayed, .. } = sent.outcome;
-        debug!(id = %message_id, matched, accepted, replayed, "pushed");
-        Ok(sent)
+        Ok(sent(self.fan_out(push, self.0.names.message_id(), follow, accepted_at), waiting))
+    }
+
+    /// The same under a key, where the push may be made already, or another may be making it.
+    async fn deliver_once(
+        &self,
+        scope: Option<&PushScope>,
+        push: &Push,
+        key: &str,
+        follow: Follow,
+        accepted_at: Instant,
+    ) -> Result<Sent, PushError> {
+        self.admit(scope, push)?;
+        let waiting = self.may_wait(scope, follow)?;
+        // Followed even if nobody asks now: whoever repeats it may ask.
+        let make = async { self.fan_out(push, self.0.names.message_id(), Follow::Each, accepted_at) };
+        let caller = scope.map(PushScope::name).unwrap_or_default();
+        let made = self.0.replays.once(caller, key, push, accepted_at, make).await;
+        Ok(sent(made.map_err(|differs| PushError::KeyReused { differs })?, waiting))
     }
 
     /// What must hold before anything is done.
@@ -317,9 +241,8 @@ impl Gateway {
         }
     }
 
-    fn fan_out(&self, push: &Push, follow: Follow, accepted_at: Instant) -> Made {
+    fn fan_out(&self, push: &Push, message_id: MessageId, follow: Follow, accepted_at: Instant) -> Made {
         let mut receivers = self.receivers(push);
-        let message_id = self.0.names.message_id();
         let is_held = receivers.is_empty() && self.hold(push, message_id, accepted_at, &mut receivers);
         let (delivery, outcome) = self.prepare(push, message_id, &receivers, follow, accepted_at, Duration::ZERO);
         let mut counts = Counts { outcome, displaced: 0 };
@@ -408,6 +331,12 @@ impl Gateway {
     }
 }
 
+fn sent(made: Made, waiting: Option<Share>) -> Sent {
+    let Outcome { message_id, matched, accepted, replayed, .. } = made.outcome;
+    debug!(id = %message_id, matched, accepted, replayed, "pushed");
+    Sent::new(made, waiting)
+}
+
 /// What a push has done so far.
 struct Counts {
     outcome: Outcome,
@@ -439,61 +368,6 @@ impl Counts {
         self.outcome.matched += u64::from(taken != Taken::Held);
         self.displaced += displaced;
         flush
-    }
-}
-
-/// A broadcast on its way. Dropped, it counts what was done, also when its caller has left.
-struct Counted<'a> {
-    gateway: &'a Gateway,
-    counts: Counts,
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.gateway.count(&self.counts);
-        self.gateway.0.metrics.pushed(Door::Grpc, result_label(Ok(&self.counts.outcome)));
-    }
-}
-
-/// Whether each receiver is followed past acceptance.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Follow {
-    /// Nobody asks, so nothing is kept.
-    Nobody,
-    /// Each by itself.
-    Each,
-}
-
-/// A push that was made, and what of it is still followed.
-pub(crate) struct Sent {
-    /// As it was when the mailboxes had taken it.
-    pub(crate) outcome: Outcome,
-    receipt: Option<Arc<Receipt>>,
-    /// One of `waiting_pushes_max`, where it may be waited for.
-    _waiting: Option<Share>,
-}
-
-impl Sent {
-    /// What became of it by now.
-    pub(crate) fn now(&self, level: Level) -> Outcome {
-        let Outcome { message_id, replayed, .. } = self.outcome;
-        match &self.receipt {
-            Some(receipt) => Outcome { replayed, ..Outcome::count(message_id, level, receipt.outcomes()) },
-            None => Outcome { level, ..self.outcome.clone() },
-        }
-    }
-
-    /// Whether nothing more will become of it that is followed.
-    pub(crate) fn is_settled(&self) -> bool {
-        self.receipt.as_ref().is_none_or(|receipt| receipt.is_settled(Level::Acked))
-    }
-
-    /// What became of it once every receiver is settled at this level, or at `until` as far as it is known then.
-    pub(crate) async fn settled(&self, level: Level, until: Instant) -> Outcome {
-        if let Some(receipt) = &self.receipt {
-            let _in_time = tokio::time::timeout_at(until.into(), receipt.settled(level)).await;
-        }
-        self.now(level)
     }
 }
 

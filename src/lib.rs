@@ -26,7 +26,7 @@
 //! let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
 //! let running = tokio::spawn(server.run(async { stopped.await.unwrap_or_default() }));
 //!
-//! let outcome = gateway.push(&Push::new("ann", "mail", "you have mail")?)?;
+//! let outcome = gateway.push(&Push::new("ann", "mail", "you have mail")?).await?;
 //! assert_eq!(outcome.matched, 0, "ann has not connected yet");
 //!
 //! drop(stop);
@@ -78,8 +78,9 @@
 //! | `auth` | The token check and the push check: two traits, and the stock ones. |
 //!
 //! Below them are the leaves, free to all: `config` (settings and limits), `message` (the nouns), `outcome` (what became of a
-//! push), `close` (why connections end), `metrics`, `allowance` (the rate of one peer), `shares` (what all callers use up
-//! together), `legacy` (the JSON of the service that pushgate replaces), `sync` (the locks, which shuttle can schedule).
+//! push), `push_request` (a push as the API words it, read and written), `close` (why connections end), `metrics`,
+//! `allowance` (the rate of one peer), `shares` (what all callers use up together), `legacy` (the JSON of the service that
+//! pushgate replaces), `sync` (the locks, which shuttle can schedule).
 //!
 //! ## One push
 //!
@@ -154,6 +155,7 @@ mod metrics;
 #[cfg(all(test, feature = "shuttle"))]
 mod models;
 mod outcome;
+mod push_request;
 mod registry;
 mod replays;
 #[cfg(test)]

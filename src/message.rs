@@ -329,6 +329,11 @@ impl Push {
         self.only
     }
 
+    /// The excluded connections, as they were named.
+    pub(crate) fn excluded(&self) -> &[ConnectionId] {
+        &self.excluded
+    }
+
     /// The excluded connections, without duplicates and in a fixed order.
     pub(crate) fn excluded_in_order(&self) -> BTreeSet<ConnectionId> {
         self.excluded.iter().copied().collect()

@@ -5,6 +5,8 @@ use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::OnceCell;
+
 use crate::delivery::Receipt;
 use crate::message::{Field, Push};
 use crate::metrics::Metrics;
@@ -17,8 +19,7 @@ pub(crate) struct Replays {
     /// Randomly keyed for this process, so that nobody can construct two pushes with the same fingerprint.
     hasher: RandomState,
     metrics: Arc<Metrics>,
-    /// A std mutex, held while a push with a key is offered to its outboxes. A concurrent push with the same key waits
-    /// and then finds the first. Lock order: this lock before every other lock that a push takes.
+    /// Held for look-ups only, never while a push is made. No other lock is taken under it.
     known: Mutex<Known>,
 }
 
@@ -33,10 +34,30 @@ pub(crate) struct Limits {
 
 #[derive(Debug, Default)]
 struct Known {
+    /// Not in the limits: each is in the hands of a caller, who has a place of its own.
+    making: HashMap<Key, Making>,
     pushes: HashMap<Key, Remembered>,
-    /// The same keys, oldest first.
+    /// The same keys, in the order in which they were remembered.
     ages: VecDeque<(Instant, Key)>,
     bytes: usize,
+}
+
+/// A push that is being made. Whoever repeats it meanwhile waits at the cell. If its maker is cancelled or panics, the next
+/// one at the cell makes it.
+#[derive(Debug)]
+struct Making {
+    cell: Arc<OnceCell<Made>>,
+    fingerprint: Fingerprint,
+    /// Counted under the lock, as the count of an `Arc` could not be.
+    holds: usize,
+}
+
+/// One caller's hold of a push that is being made. The last to give it up unmade frees the key.
+struct Hold<'a> {
+    replays: &'a Replays,
+    key: Key,
+    cell: Arc<OnceCell<Made>>,
+    fingerprint: Fingerprint,
 }
 
 #[derive(Debug)]
@@ -67,6 +88,20 @@ impl Key {
 pub(crate) struct Made {
     pub(crate) outcome: Outcome,
     pub(crate) receipt: Option<Arc<Receipt>>,
+}
+
+impl Made {
+    /// The same, told to whoever repeats the push.
+    fn replayed(self) -> Self {
+        Self { outcome: Outcome { replayed: true, ..self.outcome }, ..self }
+    }
+}
+
+/// What was found under a key.
+enum Found<'a> {
+    Made(Made),
+    /// By this caller, or by another whom it may have to follow.
+    Making(Hold<'a>),
 }
 
 /// The parts of a push that must match when a key is reused. What the caller asks to have reported is not among them.
@@ -102,10 +137,10 @@ impl Fingerprint {
         }))
     }
 
-    /// The first part in which the pushes differ.
-    fn first_difference(&self, other: &Self) -> Option<Field> {
+    /// Returns the first part in which the pushes differ, if they do.
+    fn must_equal(&self, other: &Self) -> Result<(), Field> {
         let mut parts = PARTS.into_iter().zip(self.0.iter().zip(&other.0));
-        parts.find_map(|(part, (one, other))| (one != other).then_some(part))
+        parts.find_map(|(part, (one, other))| (one != other).then_some(part)).map_or(Ok(()), Err)
     }
 }
 
@@ -118,33 +153,60 @@ impl Replays {
         Self { limits, hasher: RandomState::new(), metrics, known: Mutex::default() }
     }
 
-    /// Makes a push once. If it was already made under this key within the window, returns the first push instead.
+    /// Makes a push once. If it was already made under this key within the window, or is being made, returns the first push
+    /// instead, once it is made.
+    ///
+    /// If the maker is cancelled, the next one makes the push, so `make` must offer the message only after its last wait.
     ///
     /// # Errors
     /// Refuses a push that differs from the one made under this key, and returns the first part that differs.
-    pub(crate) fn once(
+    pub(crate) async fn once(
         &self,
         caller: &str,
         key: &str,
         push: &Push,
         now: Instant,
-        make: impl FnOnce() -> Made,
+        make: impl Future<Output = Made>,
     ) -> Result<Made, Field> {
         let key = Key { caller: caller.into(), key: key.into() };
-        let fingerprint = Fingerprint::of(push, &self.hasher);
+        let hold = match self.find(key, Fingerprint::of(push, &self.hasher), now)? {
+            Found::Made(made) => return Ok(made.replayed()),
+            Found::Making(hold) => hold,
+        };
+        let mut is_ours = false;
+        let make = || {
+            is_ours = true;
+            make
+        };
+        let made = hold.cell.get_or_init(make).await.clone();
+        if !is_ours {
+            return Ok(made.replayed());
+        }
+        self.remember(&hold, made.clone(), now);
+        Ok(made)
+    }
+
+    /// What is known under a key. The key is taken if that is nothing.
+    fn find(&self, key: Key, fingerprint: Fingerprint, now: Instant) -> Result<Found<'_>, Field> {
         let mut known = self.known();
         known.forget_older(now, self.limits.window);
         if let Some(remembered) = known.pushes.get(&key) {
-            let Made { outcome, receipt } = remembered.made.clone();
-            let replayed = Made { outcome: Outcome { replayed: true, ..outcome }, receipt };
-            return fingerprint.first_difference(&remembered.fingerprint).map_or(Ok(replayed), Err);
+            fingerprint.must_equal(&remembered.fingerprint)?;
+            return Ok(Found::Made(remembered.made.clone()));
         }
-        let made = make();
-        let bytes = key.memory() + made.receipt.as_ref().map_or(0, |receipt| receipt.memory());
-        let remembered = Remembered { made: made.clone(), fingerprint, bytes };
-        let forgotten = known.remember(key, remembered, now, self.limits);
+        let making = known.making.entry(key.clone()).or_insert_with(|| Making::new(fingerprint));
+        fingerprint.must_equal(&making.fingerprint)?;
+        making.holds += 1;
+        Ok(Found::Making(Hold { replays: self, key, cell: making.cell.clone(), fingerprint }))
+    }
+
+    fn remember(&self, hold: &Hold<'_>, made: Made, now: Instant) {
+        let bytes = hold.key.memory() + made.receipt.as_ref().map_or(0, |receipt| receipt.memory());
+        let remembered = Remembered { made, fingerprint: hold.fingerprint, bytes };
+        let mut known = self.known();
+        known.making.remove(&hold.key);
+        let forgotten = known.remember(hold.key.clone(), remembered, now, self.limits);
         self.metrics.idempotency_keys_forgotten.inc_by(forgotten);
-        Ok(made)
     }
 
     /// The number of remembered keys and their memory in bytes.
@@ -155,6 +217,28 @@ impl Replays {
 
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Making {
+    fn new(fingerprint: Fingerprint) -> Self {
+        Self { cell: Arc::default(), fingerprint, holds: 0 }
+    }
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        if self.cell.initialized() {
+            // Its maker has remembered it, or is about to.
+            return;
+        }
+        let mut known = self.replays.known();
+        if let Some(making) = known.making.get_mut(&self.key).filter(|making| Arc::ptr_eq(&making.cell, &self.cell)) {
+            making.holds -= 1;
+            if making.holds == 0 {
+                known.making.remove(&self.key);
+            }
+        }
     }
 }
 
@@ -193,6 +277,11 @@ impl Known {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::FutureExt;
+    use tokio::sync::oneshot;
+
     use super::*;
     use crate::delivery::Delivery;
     use crate::message::{Names, Priority, SlowReaderPolicy};
@@ -218,7 +307,9 @@ mod tests {
 
     /// Whether the push was made now rather than replayed.
     fn is_made(replays: &Replays, caller: &str, key: &str, now: Instant, receivers: usize) -> bool {
-        let made = replays.once(caller, key, &push(), now, || made(receivers)).expect("the same push");
+        let push = push();
+        let once = replays.once(caller, key, &push, now, async { made(receivers) });
+        let made = once.now_or_never().expect("nobody else makes it").expect("the same push");
         !made.outcome.replayed
     }
 
@@ -276,12 +367,87 @@ mod tests {
         ];
         assert!(is_made(&replays, "billing", "1", now, 1));
         for (push, differs) in pushes {
-            let refused = replays.once("billing", "1", &push, now, || panic!("it must not be made"));
-            assert_eq!(refused.map(|_| ()), Err(differs));
+            let refused = replays.once("billing", "1", &push, now, async { panic!("it must not be made") });
+            assert_eq!(refused.now_or_never().expect("known at once").map(|_| ()), Err(differs));
         }
         assert!(!is_made(&replays, "billing", "1", now, 1), "the first is still the one");
         let (one, other) = (Names::new().connection_id(), id);
         let excluding = |ids: [_; 2]| Fingerprint::of(&push().excluding(ids), &replays.hasher);
         assert_eq!(excluding([one, other]), excluding([other, one]), "in whatever order");
+    }
+
+    /// A push by one caller of the key "1", in a task of its own. It is made once `go` says so, and counted then.
+    struct Caller {
+        go: oneshot::Sender<()>,
+        task: tokio::task::JoinHandle<Made>,
+    }
+
+    /// As far as callers get without being told to go on.
+    async fn caller(replays: &Arc<Replays>, makes: &Arc<AtomicUsize>) -> Caller {
+        let (go, gone) = oneshot::channel();
+        let (replays, makes) = (replays.clone(), makes.clone());
+        let task = tokio::spawn(async move {
+            let make = async {
+                gone.await.expect("told to go, or it panics here");
+                makes.fetch_add(1, Ordering::Relaxed);
+                made(1)
+            };
+            replays.once("billing", "1", &push(), Instant::now(), make).await.expect("the same push")
+        });
+        tokio::task::yield_now().await;
+        Caller { go, task }
+    }
+
+    #[tokio::test]
+    async fn who_repeats_a_push_that_is_being_made_waits_and_gets_the_same_outcome() {
+        let (replays, makes) = (Arc::new(replays(Limits { keys_max: 1, ..LIMITS })), Arc::default());
+        let first = caller(&replays, &makes).await;
+        let repeats = [caller(&replays, &makes).await, caller(&replays, &makes).await];
+        assert!(repeats.iter().all(|repeat| !repeat.task.is_finished()));
+        let other = Push::new("ann", "mail", "n").expect("valid");
+        let refused = replays.once("billing", "1", &other, Instant::now(), async { made(1) }).now_or_never();
+        assert_eq!(refused.expect("known at once").map(|_| ()), Err(Field::Message));
+        first.go.send(()).expect("it waits");
+        let first = first.task.await.expect("no panic").outcome;
+        assert!(!first.replayed);
+        assert!(is_made(&replays, "billing", "2", Instant::now(), 1), "the first is forgotten before the others wake");
+        for repeat in repeats {
+            let outcome = repeat.task.await.expect("no panic").outcome;
+            assert_eq!(outcome, Outcome { replayed: true, ..first.clone() });
+        }
+        assert_eq!(makes.load(Ordering::Relaxed), 1);
+        assert!(replays.known().making.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_push_whose_maker_is_cancelled_or_panics_is_made_by_the_next() {
+        let (replays, makes) = (Arc::new(replays(LIMITS)), Arc::default());
+        let cancelled = caller(&replays, &makes).await;
+        let panicked = caller(&replays, &makes).await;
+        let (next, last) = (caller(&replays, &makes).await, caller(&replays, &makes).await);
+        cancelled.task.abort();
+        assert!(cancelled.task.await.expect_err("aborted").is_cancelled());
+        drop(panicked.go);
+        assert!(panicked.task.await.expect_err("it panics").is_panic());
+        next.go.send(()).expect("it waits");
+        let made = next.task.await.expect("no panic").outcome;
+        assert!(!made.replayed);
+        assert_eq!(last.task.await.expect("no panic").outcome, Outcome { replayed: true, ..made });
+        assert_eq!(makes.load(Ordering::Relaxed), 1);
+        assert!(!is_made(&replays, "billing", "1", Instant::now(), 1));
+    }
+
+    #[tokio::test]
+    async fn a_key_under_which_nothing_was_made_is_free() {
+        let (replays, makes) = (Arc::new(replays(LIMITS)), Arc::default());
+        let (first, repeat) = (caller(&replays, &makes).await, caller(&replays, &makes).await);
+        for caller in [repeat, first] {
+            caller.task.abort();
+            assert!(caller.task.await.expect_err("aborted").is_cancelled());
+        }
+        assert!(replays.known().making.is_empty());
+        let other = Push::new("ann", "mail", "n").expect("valid");
+        let made = replays.once("billing", "1", &other, Instant::now(), async { made(1) }).now_or_never();
+        assert!(made.expect("nobody else makes it").is_ok_and(|made| !made.outcome.replayed));
     }
 }

@@ -1,4 +1,5 @@
-//! Between the messages of the API and the nouns: what a request asks for, how an outcome is told, what was wrong.
+//! What the push doors share between the API's messages and the gateway: sends what a request asks for, words its outcome,
+//! and says what was wrong.
 
 use std::any::Any;
 use std::borrow::Cow;
@@ -10,12 +11,12 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::auth::PushScope;
 use crate::gateway::{Follow, Gateway, PushError, Sent};
-use crate::message::{ConnectionId, Field, InvalidPush, Priority, Push, SlowReaderPolicy, Target, UserId};
+use crate::message::{Field, InvalidPush};
 use crate::metrics::{Door, PushResult};
 use crate::outcome::{ConnectionOutcome, DropReason, Drops, Level, Outcome, Progress};
 use crate::proto;
-use crate::proto::push_request::Payload;
 use crate::proto::push_result::Result as ResultOf;
+use crate::push_request::{InvalidRequest, Read, name, read};
 
 /// Who calls, as it was found before the door was reached.
 #[derive(Clone)]
@@ -49,19 +50,21 @@ impl Place {
     }
 }
 
-/// Makes one push and says who took it.
+/// Makes one push and says who took it. Reads the request first, so that the future need not carry it beside the push.
 pub(super) fn send(
     gateway: &Gateway,
     door: Door,
     scope: &PushScope,
     request: proto::PushRequest,
-) -> Result<Asked, Wrong> {
-    let request = read(request).inspect_err(|_| gateway.rooms().metrics.pushed(door, PushResult::Invalid))?;
-    let Read { push, wait_for, per_connection } = request;
-    let waits = wait_for > Level::Accepted;
-    let follow = if waits || per_connection { Follow::Each } else { Follow::Nobody };
-    let sent = gateway.send_from(door, Some(scope), &push, follow)?;
-    Ok(Asked { sent, wait_for, per_connection })
+) -> impl Future<Output = Result<Asked, Wrong>> {
+    let request = read(request).inspect_err(|_| gateway.rooms().metrics.pushed(door, PushResult::Invalid));
+    async move {
+        let Read { push, wait_for, per_connection } = request?;
+        let waits = wait_for != Level::Accepted;
+        let follow = if waits || per_connection { Follow::Each } else { Follow::Nobody };
+        let sent = gateway.send_from(door, Some(scope), &push, follow).await?;
+        Ok(Asked { sent, wait_for, per_connection })
+    }
 }
 
 /// Makes the pushes of a batch, all before any is waited for, and says what became of each.
@@ -75,7 +78,10 @@ pub(super) async fn batch(
         return Err(Wrong::field("pushes", "there is no push in the batch".to_owned()));
     }
     check_count(request.pushes.len(), gateway.rooms().config.batch_pushes_max)?;
-    let sent: Vec<_> = request.pushes.into_iter().map(|push| send(gateway, door, &caller.scope, push)).collect();
+    let mut sent = Vec::with_capacity(request.pushes.len());
+    for push in request.pushes {
+        sent.push(send(gateway, door, &caller.scope, push).await);
+    }
     let until = caller.into_wait();
     let mut results = Vec::with_capacity(sent.len());
     for asked in sent {
@@ -104,8 +110,8 @@ pub(super) struct Asked {
 
 impl Asked {
     /// Who took it.
-    pub(super) fn accepted(&self) -> proto::PushResponse {
-        write(&self.sent.now(Level::Accepted), self.per_connection)
+    pub(super) async fn accepted(&self) -> proto::PushResponse {
+        write(&self.sent.accepted().await, self.per_connection)
     }
 
     /// What became of it up to this level.
@@ -116,134 +122,16 @@ impl Asked {
     /// What became of it, as far as the caller waits for it.
     pub(super) async fn answer(&self, until: Instant) -> proto::PushResponse {
         match self.wait_for {
-            Level::Accepted => self.accepted(),
+            Level::Accepted => self.accepted().await,
             level => self.settled(level, until).await,
         }
     }
 }
 
-/// A valid request.
-pub(super) struct Read {
-    pub(super) push: Push,
-    pub(super) wait_for: Level,
-    pub(super) per_connection: bool,
-}
-
-/// Connections that one push may name to leave out.
-pub(super) const EXCLUDED_MAX: usize = 100;
-
-/// Connections that one answer tells of by themselves.
-const CONNECTIONS_TOLD_MAX: usize = 1000;
-
-fn read(request: proto::PushRequest) -> Result<Read, Wrong> {
-    read_for(|user_id| UserId::new(user_id).map(Target::User), request)
-}
-
-pub(super) fn read_broadcast(request: proto::BroadcastRequest) -> Result<Read, Wrong> {
-    read_for(|_| Ok(Target::Everyone), of_broadcast(request))
-}
-
-/// A broadcast as the push to nobody in particular that it is.
-fn of_broadcast(request: proto::BroadcastRequest) -> proto::PushRequest {
-    proto::PushRequest {
-        event: request.event,
-        payload: request.payload.map(|payload| match payload {
-            proto::broadcast_request::Payload::Message(text) => Payload::Message(text),
-            proto::broadcast_request::Payload::Binary(bytes) => Payload::Binary(bytes),
-        }),
-        wait_for: request.wait_for,
-        ttl: request.ttl,
-        exclude_connection_ids: request.exclude_connection_ids,
-        priority: request.priority,
-        collapse_key: request.collapse_key,
-        slow_reader_policy: request.slow_reader_policy,
-        ..proto::PushRequest::default()
-    }
-}
-
-fn read_for(
-    target: impl FnOnce(String) -> Result<Target, InvalidPush>,
-    request: proto::PushRequest,
-) -> Result<Read, Wrong> {
-    let (target, event) = (target(request.user_id)?, request.event);
-    let mut push = match request.payload {
-        Some(Payload::Message(text)) => Push::to(target, event, text),
-        Some(Payload::Binary(bytes)) => Push::to(target, event, bytes),
-        None => Push::to(target, event, ""),
-    }?;
-    if !request.idempotency_key.is_empty() {
-        push = push.with_idempotency_key(request.idempotency_key)?;
-    }
-    let wait_for = match proto::Level::try_from(request.wait_for) {
-        Ok(proto::Level::Unspecified | proto::Level::Accepted) => Level::Accepted,
-        Ok(proto::Level::Written) => Level::Written,
-        Ok(proto::Level::Acked) => Level::Acked,
-        Err(_) => return Err(unknown("wait_for")),
-    };
-    if let Some(ttl) = request.ttl {
-        push = push.with_ttl(duration(ttl, "ttl")?);
-    }
-    if !request.connection_id.is_empty() {
-        push = push.only_to(connection_id(&request.connection_id, "connection_id")?);
-    }
-    if request.exclude_connection_ids.len() > EXCLUDED_MAX {
-        let problem = format!("more connections are excluded than the limit of {EXCLUDED_MAX}");
-        return Err(Wrong::field("exclude_connection_ids", problem));
-    }
-    let excluded = request.exclude_connection_ids.iter().map(|id| connection_id(id, "exclude_connection_ids"));
-    push = push.excluding(excluded.collect::<Result<Vec<_>, _>>()?);
-    push = match proto::Priority::try_from(request.priority) {
-        Ok(proto::Priority::Unspecified | proto::Priority::Normal) => push,
-        Ok(proto::Priority::Bulk) => push.with_priority(Priority::Bulk),
-        Ok(proto::Priority::High) => push.with_priority(Priority::High),
-        Err(_) => return Err(unknown("priority")),
-    };
-    if !request.collapse_key.is_empty() {
-        push = push.with_collapse_key(request.collapse_key)?;
-    }
-    push = match proto::SlowReaderPolicy::try_from(request.slow_reader_policy) {
-        Ok(proto::SlowReaderPolicy::Unspecified) => push,
-        Ok(proto::SlowReaderPolicy::Disconnect) => push.with_slow_reader_policy(SlowReaderPolicy::Disconnect),
-        Ok(proto::SlowReaderPolicy::DropNewest) => push.with_slow_reader_policy(SlowReaderPolicy::DropNewest),
-        Ok(proto::SlowReaderPolicy::DropOldest) => push.with_slow_reader_policy(SlowReaderPolicy::DropOldest),
-        Ok(proto::SlowReaderPolicy::Conflate) => push.with_slow_reader_policy(SlowReaderPolicy::Conflate),
-        Err(_) => return Err(unknown("slow_reader_policy")),
-    };
-    Ok(Read { push, wait_for, per_connection: request.per_connection })
-}
-
-/// The longest duration by protobuf's rules, in seconds: about 10,000 years.
-const DURATION_SECONDS_MAX: u64 = 315_576_000_000;
-
-/// A duration by protobuf's own rules, which are on the message `google.protobuf.Duration`; no field takes a negative one.
-fn duration(given: prost_types::Duration, field: &'static str) -> Result<Duration, Wrong> {
-    let prost_types::Duration { seconds, nanos } = given;
-    let problem = if seconds.unsigned_abs() > DURATION_SECONDS_MAX {
-        format!("the duration has more than {DURATION_SECONDS_MAX} seconds")
-    } else if nanos.unsigned_abs() > 999_999_999 {
-        "the duration has more than 999999999 nanos".to_owned()
-    } else if seconds.signum() * i64::from(nanos.signum()) < 0 {
-        "the seconds and nanos of the duration have different signs".to_owned()
-    } else if seconds < 0 || nanos < 0 {
-        "the duration is negative".to_owned()
-    } else {
-        return Ok(Duration::new(seconds.unsigned_abs(), nanos.unsigned_abs()));
-    };
-    Err(Wrong::field(field, problem))
-}
-
-/// A number that names nothing, most likely from a caller that is newer than this gateway.
-fn unknown(field: &'static str) -> Wrong {
-    Wrong::field(field, "the value is not one that this gateway knows".to_owned())
-}
-
-fn connection_id(text: &str, field: &'static str) -> Result<ConnectionId, Wrong> {
-    text.parse().map_err(|_| Wrong::field(field, "the text is not a connection id".to_owned()))
-}
-
 fn write(outcome: &Outcome, per_connection: bool) -> proto::PushResponse {
-    let told = if per_connection { &outcome.connections[..] } else { &[] };
-    let if_followed_to = |level, count| if outcome.level >= level { count } else { 0 };
+    let (told, omitted) =
+        if per_connection { (&outcome.connections[..], outcome.connections_omitted) } else { (&[][..], 0) };
+    let if_followed_to = |level, count| if outcome.level.includes(level) { count } else { 0 };
     proto::PushResponse {
         message_id: outcome.message_id.to_string(),
         level: level(outcome.level).into(),
@@ -252,9 +140,9 @@ fn write(outcome: &Outcome, per_connection: bool) -> proto::PushResponse {
         dropped: outcome.dropped(),
         drops: counts(&outcome.drops),
         written: if_followed_to(Level::Written, outcome.written),
-        losses: if outcome.level >= Level::Written { counts(&outcome.losses) } else { Vec::new() },
-        connections: told.iter().take(CONNECTIONS_TOLD_MAX).map(connection).collect(),
-        connections_omitted: told.len().saturating_sub(CONNECTIONS_TOLD_MAX) as u64,
+        losses: if outcome.level.includes(Level::Written) { counts(&outcome.losses) } else { Vec::new() },
+        connections: told.iter().take(Outcome::CONNECTIONS_LISTED_MAX).map(connection).collect(),
+        connections_omitted: omitted + told.len().saturating_sub(Outcome::CONNECTIONS_LISTED_MAX) as u64,
         replayed: outcome.replayed,
         held: outcome.held,
         acked: if_followed_to(Level::Acked, outcome.acked),
@@ -352,27 +240,23 @@ impl Wrong {
     }
 }
 
+impl From<InvalidRequest> for Wrong {
+    fn from(error: InvalidRequest) -> Self {
+        match error {
+            InvalidRequest::Push(invalid) => invalid.into(),
+            InvalidRequest::Unknown { .. }
+            | InvalidRequest::NotAConnection { .. }
+            | InvalidRequest::TooManyExcluded { .. }
+            | InvalidRequest::Ttl(_) => Self::field(error.field(), error.to_string()),
+        }
+    }
+}
+
 impl From<InvalidPush> for Wrong {
     fn from(error: InvalidPush) -> Self {
         let (InvalidPush::Empty { field } | InvalidPush::TooLong { field, .. }) = error;
         let kind = if matches!(error, InvalidPush::TooLong { .. }) { Kind::TooLong } else { Kind::Other };
         Self { kind, ..Self::field(name(field), error.to_string()) }
-    }
-}
-
-/// What the API calls a part of a push.
-fn name(field: Field) -> &'static str {
-    match field {
-        Field::UserId => "user_id",
-        Field::Event => "event",
-        Field::Message => "message",
-        Field::CollapseKey => "collapse_key",
-        Field::IdempotencyKey => "idempotency_key",
-        Field::Ttl => "ttl",
-        Field::Priority => "priority",
-        Field::SlowReaderPolicy => "slow_reader_policy",
-        Field::ConnectionId => "connection_id",
-        Field::ExcludedConnectionIds => "exclude_connection_ids",
     }
 }
 

@@ -11,7 +11,7 @@ use tonic::codec::CompressionEncoding;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::auth::PushScope;
-use crate::doors::api::{Asked, Caller, Wrong, batch, read_broadcast, send};
+use crate::doors::api::{Asked, Caller, Wrong, batch, send};
 use crate::doors::{Body, Refusal, empty, text};
 use crate::gateway::{Follow, Gateway};
 use crate::message::{Event, UserId};
@@ -19,6 +19,7 @@ use crate::metrics::{Door, PushResult};
 use crate::outcome::Level;
 use crate::proto;
 use crate::proto::push_service_server::{PushService, PushServiceServer};
+use crate::push_request::read_broadcast;
 
 use stream::{PushStreaming, Results};
 
@@ -38,7 +39,7 @@ impl PushDoor {
             .accept_compressed(CompressionEncoding::Zstd)
     }
 
-    fn send(&self, scope: &PushScope, request: proto::PushRequest) -> Result<Asked, Wrong> {
+    fn send(&self, scope: &PushScope, request: proto::PushRequest) -> impl Future<Output = Result<Asked, Wrong>> {
         send(&self.gateway, Door::Grpc, scope, request)
     }
 
@@ -51,7 +52,7 @@ impl PushDoor {
 impl PushService for PushDoor {
     async fn push(&self, request: Request<proto::PushRequest>) -> Result<Response<proto::PushResponse>, Status> {
         let (caller, request) = called(request)?;
-        let asked = self.send(&caller.scope, request)?;
+        let asked = self.send(&caller.scope, request).await?;
         Ok(Response::new(asked.answer(caller.into_wait()).await))
     }
 
@@ -69,11 +70,11 @@ impl PushService for PushDoor {
     ) -> Result<Response<proto::BroadcastResponse>, Status> {
         let (caller, request) = called(request)?;
         let per_second = NonZeroU32::new(request.connections_per_second);
-        let read = read_broadcast(request).inspect_err(|_| self.invalid())?;
-        let follow = if read.wait_for > Level::Accepted { Follow::Each } else { Follow::Nobody };
+        let read = read_broadcast(request).map_err(Wrong::from).inspect_err(|_| self.invalid())?;
+        let follow = if read.wait_for != Level::Accepted { Follow::Each } else { Follow::Nobody };
         let scope = caller.scope.clone();
         let (sent, until) = match per_second {
-            None => (self.gateway.send_from(Door::Grpc, Some(&scope), &read.push, follow), caller.into_wait()),
+            None => (self.gateway.send_from(Door::Grpc, Some(&scope), &read.push, follow).await, caller.into_wait()),
             Some(pace) => {
                 let until = caller.into_wait();
                 (self.gateway.broadcast_paced(Some(&scope), &read.push, pace, until).await, until)
@@ -102,7 +103,7 @@ impl PushService for PushDoor {
             "" => None,
             event => Some(Event::new(event).map_err(Wrong::from)?),
         };
-        let closed = self.gateway.drop_from(&caller.scope, &user_id, event.as_ref()).map_err(Wrong::from)?;
+        let closed = self.gateway.drop_from(&caller.scope, &user_id, event.as_ref()).await.map_err(Wrong::from)?;
         Ok(Response::new(proto::DropResponse { closed }))
     }
 }

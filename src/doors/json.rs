@@ -10,13 +10,14 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use tonic::Code;
 
 use crate::config::{self, Config};
-use crate::doors::api::{Caller, EXCLUDED_MAX, Kind, Wrong, batch, send};
+use crate::doors::api::{Caller, Kind, Wrong, batch, send};
 use crate::doors::{Body, Refusal, empty, listed, text};
-use crate::gateway::{Gateway, PushError};
+use crate::gateway::{Follow, Gateway, PushError};
 use crate::legacy;
 use crate::message::{InvalidPush, Push};
 use crate::metrics::{Door, PushResult};
 use crate::proto;
+use crate::push_request::EXCLUDED_MAX;
 
 /// What the replaced service answered to whatever it could not use.
 const ILLEGAL: &str = "request data illegal";
@@ -51,7 +52,7 @@ impl Mode {
 pub(crate) async fn push(gateway: &Gateway, mode: Mode, caller: Caller, body: Bytes) -> Response<Body> {
     // Boxed where an answer may have to be waited for: room for that would be moved with every request.
     let answer = match mode {
-        Mode::Legacy => return push_as_ever(gateway, &caller, &body),
+        Mode::Legacy => return push_as_ever(gateway, &caller, &body).await,
         Mode::Full => {
             Box::pin(push_in_full(gateway, caller, body)).await.map(|outcome| mapping::write(&outcome, "PushResponse"))
         }
@@ -96,21 +97,17 @@ fn accepts(headers: &HeaderMap, kind: &str, subkind: &str) -> bool {
 }
 
 /// The legacy contract.
-fn push_as_ever(gateway: &Gateway, caller: &Caller, body: &[u8]) -> Response<Body> {
-    let json = legacy::text(body);
-    let Ok([user_id, event, message]) = legacy::fields_of(&json, FIELDS) else {
-        return illegal(gateway);
-    };
-    let push = match Push::new(user_id, event, message.into_owned()) {
-        Ok(push) => push,
-        Err(InvalidPush::Empty { .. }) => return illegal(gateway),
-        Err(error @ InvalidPush::TooLong { .. }) => {
+async fn push_as_ever(gateway: &Gateway, caller: &Caller, body: &[u8]) -> Response<Body> {
+    let push = match read_as_ever(body) {
+        Some(Ok(push)) => push,
+        None | Some(Err(InvalidPush::Empty { .. })) => return illegal(gateway),
+        Some(Err(error @ InvalidPush::TooLong { .. })) => {
             gateway.rooms().metrics.pushed(Door::Json, PushResult::Invalid);
             return too_large(&error.to_string());
         }
     };
-    match gateway.push_from(Door::Json, Some(&caller.scope), &push) {
-        Ok(outcome) => text(StatusCode::OK, format!("message sent to {} clients", outcome.accepted)),
+    match gateway.send_from(Door::Json, Some(&caller.scope), &push, Follow::Nobody).await {
+        Ok(sent) => text(StatusCode::OK, format!("message sent to {} clients", sent.into_outcome().accepted)),
         Err(PushError::Invalid(InvalidPush::Empty { .. }) | PushError::KeyReused { .. }) => {
             text(StatusCode::BAD_REQUEST, ILLEGAL)
         }
@@ -122,12 +119,19 @@ fn push_as_ever(gateway: &Gateway, caller: &Caller, body: &[u8]) -> Response<Bod
     }
 }
 
+/// The push that a legacy body asks for. `None` if it is not understood.
+fn read_as_ever(body: &[u8]) -> Option<Result<Push, InvalidPush>> {
+    let json = legacy::text(body);
+    let [user_id, event, message] = legacy::fields_of(&json, FIELDS).ok()?;
+    Some(Push::new(user_id, event, message.into_owned()))
+}
+
 const FIELDS: [&str; 3] = ["userId", "event", "message"];
 
 /// The legacy body with whatever `PushRequest` has besides, and its whole outcome.
 async fn push_in_full(gateway: &Gateway, caller: Caller, body: Bytes) -> Result<proto::PushResponse, Wrong> {
     let request = read(gateway, body, "PushRequest")?;
-    let asked = send(gateway, Door::Json, &caller.scope, request)?;
+    let asked = send(gateway, Door::Json, &caller.scope, request).await?;
     Ok(asked.answer(caller.into_wait()).await)
 }
 

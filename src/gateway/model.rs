@@ -13,6 +13,8 @@ use crate::sessions;
 use std::collections::{BTreeMap, BTreeSet};
 use std::task::{Context, Waker};
 
+use futures_util::FutureExt;
+
 const STEPS: usize = 10_000;
 const OUTBOX_MESSAGES: usize = 4;
 const CONNECTIONS_MAX: usize = 24;
@@ -93,6 +95,11 @@ fn event(number: u8) -> Event {
     Event::new(format!("event {number}")).expect("not empty")
 }
 
+/// What is done here waits for nothing.
+fn at_once<T>(done: impl Future<Output = T>) -> T {
+    done.now_or_never().expect("it waits for nothing")
+}
+
 struct World {
     gateway: Gateway,
     held: BTreeMap<usize, Held>,
@@ -161,7 +168,7 @@ impl World {
         let (user_number, event_number) = (self.dice.below(5) as u8, self.dice.below(4) as u8);
         let message = format!("message {step}");
         let push = Push::new(user(user_number).as_str(), event(event_number).as_str(), &*message).expect("valid");
-        let outcome = self.gateway.push(&push).expect("valid");
+        let outcome = at_once(self.gateway.push(&push)).expect("valid");
         let mut expected = (0, 0, Drops::default());
         for naive in self.naive.values_mut() {
             if naive.user != Some(user_number) || !naive.events.contains(&event_number) {
@@ -185,7 +192,7 @@ impl World {
     fn drop_user(&mut self) {
         let user_number = self.dice.below(5) as u8;
         let event_number = Some(self.dice.below(5) as u8).filter(|number| *number < 4);
-        let told = self.gateway.drop_user(&user(user_number), event_number.map(event).as_ref());
+        let told = at_once(self.gateway.drop_user(&user(user_number), event_number.map(event).as_ref()));
         let mut expected = 0;
         for naive in self.naive.values_mut() {
             let bound = naive.user == Some(user_number) && !naive.events.is_empty();

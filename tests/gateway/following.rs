@@ -669,9 +669,9 @@ async fn another_push_under_a_used_key_is_refused_by_every_door_and_names_what_d
     assert_eq!(json.post(body("one")).await.status, 200);
     // The embedding program is a caller of its own.
     let own = |text: &str| pushgate::Push::new("ann", "mail", text).unwrap().with_idempotency_key("order 7").unwrap();
-    assert!(!gateway.gateway.push(&own("three")).unwrap().replayed);
+    assert!(!gateway.gateway.push(&own("three")).await.unwrap().replayed);
     assert_eq!(phone.next_text().await, "three");
-    let refused = gateway.gateway.push(&own("four")).unwrap_err();
+    let refused = gateway.gateway.push(&own("four")).await.unwrap_err();
     assert!(matches!(refused, pushgate::PushError::KeyReused { differs: pushgate::Field::Message }), "{refused:?}");
     // What only asks for another answer is the same push.
     let again = grpc.try_push(written(told(first()))).await.unwrap();

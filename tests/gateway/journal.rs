@@ -141,7 +141,7 @@ async fn a_restart_in_order_is_no_end_of_a_session_that_outlives_the_process() {
     let gateway = disk.start().await;
     let mut phone = SessionClient::connect(gateway.clients).await;
     assert_eq!(phone.resume("ann", "mail", &place).await["recovered"], true);
-    assert_eq!(gateway.gateway.drop_user(&UserId::new("ann").unwrap(), None), 1);
+    assert_eq!(gateway.gateway.drop_user(&UserId::new("ann").unwrap(), None).await, 1);
     assert_eq!(phone.closed().await.0, 4409);
     gateway.until("pushgate_connections", |open| open == 0).await;
     assert_eq!(disk.recovered(), Recovered::default(), "one that was dropped is over");

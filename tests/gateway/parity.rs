@@ -104,7 +104,7 @@ async fn pushes_through_different_doors_arrive_in_the_order_they_were_accepted()
             1 => assert_eq!(grpc.push("ann", "mail", &message).await.accepted, 1),
             _ => {
                 let push = pushgate::Push::new("ann", "mail", message).unwrap();
-                assert_eq!(gateway.gateway.push(&push).unwrap().accepted, 1);
+                assert_eq!(gateway.gateway.push(&push).await.unwrap().accepted, 1);
             }
         }
     }

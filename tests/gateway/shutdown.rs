@@ -29,7 +29,7 @@ async fn clients_get_what_is_queued_and_then_1001() {
     assert_eq!(unbound.closed().await.0, 1001);
     let report = soon(stopping).await.unwrap();
     let push = pushgate::Push::new("ann", "mail", "late").unwrap();
-    assert_eq!((handle.connections(), handle.push(&push).unwrap().matched), (0, 0), "no entry is left");
+    assert_eq!((handle.connections(), handle.push(&push).await.unwrap().matched), (0, 0), "no entry is left");
     assert_eq!((report.connections_cut, report.http_connections_cut), (0, 0));
 }
 

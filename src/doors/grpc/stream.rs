@@ -76,7 +76,7 @@ impl PushStreaming {
                 went_on = results.go_on() => went_on?,
                 () = &mut stopped => break Err(status(Refusal::Draining)),
                 message = messages.message(), if has_room => match message {
-                    Ok(Some(message)) => push(door, scope, message, &mut results)?,
+                    Ok(Some(message)) => push(door, scope, message, &mut results).await?,
                     Ok(None) => break Ok(()),
                     // Unary calls have it mapped in the stack.
                     Err(error) if is_too_large(&error) => {
@@ -96,8 +96,9 @@ impl PushStreaming {
     }
 }
 
-/// Pushes one message and tells its first result.
-fn push(
+/// Pushes one message and tells its first result. While that waits for another push with the same key, the stream's
+/// further messages wait behind it, so that they keep their order, and its other results are told.
+async fn push(
     door: &PushDoor,
     scope: &PushScope,
     message: proto::PushStreamRequest,
@@ -108,7 +109,7 @@ fn push(
         let problem = format!("the correlation id is over the limit of {CORRELATION_ID_BYTES_MAX} bytes");
         Err(Wrong::field("correlation_id", problem))
     } else {
-        door.send(scope, message.push.unwrap_or_default())
+        results.go_on_until(door.send(scope, message.push.unwrap_or_default())).await?
     };
     let asked = match sent {
         Ok(asked) => asked,
@@ -122,7 +123,7 @@ fn push(
             });
         }
     };
-    let accepted = asked.accepted();
+    let accepted = asked.accepted().await;
     let is_final = asked.wait_for == Level::Accepted || accepted.accepted == 0;
     let result = Some(accepted.into());
     if is_final {
@@ -170,6 +171,18 @@ impl Untold {
 
     fn wait_for(&mut self, next: Next) {
         self.waiting.push(Box::pin(next.told()));
+    }
+
+    /// Waits for something else, and goes on telling meanwhile.
+    async fn go_on_until<T>(&mut self, something: impl Future<Output = T>) -> Result<T, Gone> {
+        let mut something = pin!(something);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut something => return Ok(done),
+                went_on = self.go_on() => went_on?,
+            }
+        }
     }
 
     /// Tells a result that there is room for now, or takes one that is known now. Waits for ever when there are none.
