@@ -254,7 +254,7 @@ impl<S: Transport> Bound<S> {
             if identity.user_id != *granted.bindings.user_id() {
                 return Err(Refused::other_user());
             }
-            Ok(granted.bindings.add(event.clone(), identity.expires_at)?)
+            Ok(granted.bindings.add(event, identity.expires_at)?)
         });
         match added {
             Ok(()) => {

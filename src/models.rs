@@ -400,7 +400,7 @@ impl Home {
     }
 
     fn bind(&self, mailbox: &Arc<Mailbox>) -> Bindings {
-        self.binder.bind(mailbox, self.user_id.clone(), push(0).event().clone(), BINDS)
+        self.binder.bind(mailbox, &self.user_id, push(0).event(), BINDS)
     }
 
     fn session(&self) -> (Arc<Handle>, Attached, Bindings) {
