@@ -4,24 +4,21 @@ mod bindings;
 mod mailboxes;
 #[cfg(test)]
 mod model;
+mod receivers;
 mod shard;
 mod user;
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
-use smallvec::SmallVec;
-
 use crate::config::Config;
 use crate::mailbox::Mailbox;
 use crate::message::{Event, UserId};
 
 pub(crate) use bindings::{Bindings, Seat};
+pub(crate) use receivers::Receivers;
 
 use shard::{Key, Shard};
-
-/// The mailboxes that one push goes to. Inline for the usual handful, so that a push allocates nothing for them.
-pub(crate) type Receivers = SmallVec<[Arc<Mailbox>; 8]>;
 
 /// Shards of a binder. Many more than cores, so that two pushes seldom want the same one; few enough for a broadcast to go
 /// through all.
@@ -101,18 +98,22 @@ impl Binder {
     /// The connections bound to a user's event.
     pub(crate) fn receivers(&self, user_id: &UserId, event: &Event) -> Receivers {
         let (shard, key) = self.place(user_id);
-        shard.index().user(key).map_or_else(Receivers::new, |user| user.receivers(event))
+        let mut receivers = Receivers::none();
+        if let Some(user) = shard.index().user(key) {
+            user.add_receivers(event, &mut receivers);
+        }
+        receivers
     }
 
     /// All connections bound to an event, whoever's they are. The shards are looked at one after the other, so a binding
     /// that comes or goes meanwhile may be in or not.
     pub(crate) fn receivers_of_all(&self, event: &Event) -> Receivers {
-        let mut receivers = Receivers::new();
+        let mut receivers = Receivers::none();
         for shard in &self.shards {
             let index = shard.index();
             if let Some(mailboxes) = index.receivers_of_all(event) {
                 receivers.reserve(mailboxes.len());
-                receivers.extend(mailboxes.iter().cloned());
+                receivers.extend(mailboxes.iter());
             }
         }
         receivers

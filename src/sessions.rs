@@ -243,7 +243,7 @@ impl Sessions {
     /// Gives a message that had a receiver which is none any more to the user's next connection, or to one there is.
     pub(crate) fn pass_on(&self, user_id: &UserId, ticket: Ticket) {
         let (event, message_id) = (ticket.event().clone(), ticket.message_id());
-        let find = || self.binder.receivers(user_id, &event).into_iter().find(|mailbox| !mailbox.is_away());
+        let find = || self.binder.receivers(user_id, &event).iter().find(|mailbox| !mailbox.is_away()).cloned();
         let (receiver, ticket) = match find() {
             Some(receiver) => (receiver, ticket),
             None => {

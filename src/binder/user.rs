@@ -8,8 +8,8 @@ use smallvec::SmallVec;
 use crate::mailbox::Mailbox;
 use crate::message::{Event, UserId};
 
-use super::Receivers;
 use super::mailboxes::Mailboxes;
+use super::receivers::Receivers;
 
 /// A user with more bindings than this has an index of them. Up to here, a search takes about as long as a hash.
 const FEW_MAX: usize = 16;
@@ -69,18 +69,18 @@ impl User {
         }
     }
 
-    /// The receivers that are bound to an event.
-    pub(super) fn receivers(&self, event: &Event) -> Receivers {
+    /// Adds the receivers that are bound to an event.
+    pub(super) fn add_receivers(&self, event: &Event, receivers: &mut Receivers) {
         match &self.bound {
             Bound::Few(list) => {
                 let bound = list.iter().filter(|binding| binding.event == *event);
-                bound.map(|binding| binding.mailbox.clone()).collect()
+                receivers.extend(bound.map(|binding| &binding.mailbox));
             }
             Bound::Many(index) => {
-                let Some(mailboxes) = index.get(event) else { return Receivers::new() };
-                let mut receivers = Receivers::with_capacity(mailboxes.len());
-                receivers.extend(mailboxes.iter().cloned());
-                receivers
+                if let Some(mailboxes) = index.get(event) {
+                    receivers.reserve(mailboxes.len());
+                    receivers.extend(mailboxes.iter());
+                }
             }
         }
     }
