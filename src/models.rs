@@ -579,8 +579,8 @@ fn push_or_hold(home: &Home, push: &Push) {
             return;
         }
     }
-    for mailbox in bound {
-        offer(&mailbox, delivery.ticket(0));
+    for mailbox in bound.iter() {
+        offer(mailbox, delivery.ticket(0));
     }
 }
 
