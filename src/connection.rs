@@ -254,7 +254,7 @@ impl<S: Transport> Bound<S> {
             if identity.user_id != *granted.bindings.user_id() {
                 return Err(Refused::other_user());
             }
-            Ok(granted.bindings.add(event.clone(), identity.expires_at)?)
+            Ok(granted.bindings.add(event, identity.expires_at)?)
         });
         match added {
             Ok(()) => {
@@ -271,6 +271,20 @@ impl<S: Transport> Bound<S> {
     }
 }
 
+/// What a bound connection over this stream consists of, in bytes, beside what it shares with other rooms.
+#[cfg(any(test, feature = "inside"))]
+pub(crate) fn sizes<S: Transport>() -> [(&'static str, usize); 4] {
+    fn size_of_task<F, A, B, C, D, E, G>(_: fn(A, B, C, D, E, G) -> F) -> usize {
+        size_of::<F>()
+    }
+    [
+        ("task", size_of_task(run::<S>)),
+        ("link", size_of::<Link<S::Shared>>()),
+        ("granted", size_of::<Granted>()),
+        ("read buffer", socket::READ_BUFFER_BYTES),
+    ]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -278,12 +292,8 @@ mod tests {
     /// What every idle connection costs. A larger state is easily added by accident: a local kept over an await will do.
     #[test]
     fn the_task_and_the_state_of_a_connection_stay_small() {
-        fn size_of_task<F, A, B, C, D, E, G>(_: fn(A, B, C, D, E, G) -> F) -> usize {
-            size_of::<F>()
-        }
-        let task = size_of_task(run::<tokio::net::TcpStream>);
+        let [(_, task), (_, link), ..] = sizes::<tokio::net::TcpStream>();
         assert!(task <= 600, "{task} bytes");
-        let link = size_of::<Link<tokio::net::TcpStream>>();
         assert!(link <= 640, "{link} bytes");
     }
 }

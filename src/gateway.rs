@@ -322,6 +322,10 @@ impl Gateway {
 
     fn count(&self, counts: &Counts) {
         let Counts { outcome, displaced } = counts;
+        if outcome.matched == 0 && outcome.held == 0 {
+            // Nobody was offered anything.
+            return;
+        }
         let metrics = &self.0.metrics;
         metrics.matched.inc_by(outcome.matched);
         metrics.accepted.inc_by(outcome.accepted);

@@ -147,6 +147,9 @@ mod doors;
 mod flusher;
 mod gateway;
 mod handle;
+#[cfg(feature = "inside")]
+#[doc(hidden)]
+pub mod inside;
 mod journal;
 mod legacy;
 mod mailbox;

@@ -4,6 +4,7 @@
 mod counters;
 mod histogram;
 mod process;
+mod striped;
 mod text;
 
 use std::fmt::{self, Debug, Write};
@@ -15,7 +16,7 @@ use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::encoding::{
     DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder,
 };
-use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
@@ -27,6 +28,8 @@ use crate::outcome::{DropReason, Drops};
 
 use counters::{Counters, Labels};
 use histogram::Histogram;
+
+pub(crate) use striped::Counter;
 
 /// The metrics of one gateway. Not global, so that two gateways in one process do not share counts.
 #[derive(Debug)]

@@ -401,7 +401,7 @@ impl Home {
     }
 
     fn bind(&self, mailbox: &Arc<Mailbox>) -> Bindings {
-        self.binder.bind(mailbox, self.user_id.clone(), push(0).event().clone(), BINDS)
+        self.binder.bind(mailbox, &self.user_id, push(0).event(), BINDS)
     }
 
     fn session(&self) -> (Arc<Handle>, Attached, Bindings) {
@@ -583,8 +583,8 @@ fn push_or_hold(home: &Home, push: &Push) {
             return;
         }
     }
-    for mailbox in bound {
-        offer(&mailbox, delivery.ticket(0));
+    for mailbox in bound.iter() {
+        offer(mailbox, delivery.ticket(0));
     }
 }
 

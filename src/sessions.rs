@@ -105,10 +105,10 @@ impl Sessions {
         let mailbox = Mailbox::restored(&self.keep, &user_id, epoch, self.limits.queue, restored);
         let mut events = events.into_iter();
         let Some(first) = events.next() else { return };
-        let mut bindings = self.binder.bind(&mailbox, user_id.clone(), first, self.limits.binds);
+        let mut bindings = self.binder.bind(&mailbox, &user_id, &first, self.limits.binds);
         for event in events {
             // One over a limit that is lower now is bound no more, and its client is told when it comes back.
-            let _over_the_limit = bindings.add(event, None);
+            let _over_the_limit = bindings.add(&event, None);
         }
         let session = Arc::new(Session { token, user_id, mailbox, bindings: Mutex::new(Some(bindings)) });
         self.known().by_token.insert(token, session.clone());
@@ -243,7 +243,7 @@ impl Sessions {
     /// Gives a message that had a receiver which is none any more to the user's next connection, or to one there is.
     pub(crate) fn pass_on(&self, user_id: &UserId, ticket: Ticket) {
         let (event, message_id) = (ticket.event().clone(), ticket.message_id());
-        let find = || self.binder.receivers(user_id, &event).into_iter().find(|mailbox| !mailbox.is_away());
+        let find = || self.binder.receivers(user_id, &event).iter().find(|mailbox| !mailbox.is_away()).cloned();
         let (receiver, ticket) = match find() {
             Some(receiver) => (receiver, ticket),
             None => {
@@ -504,7 +504,7 @@ mod tests {
             let mailbox = Arc::new(Mailbox::new(handle.clone(), queue));
             let (user_id, event) = (UserId::new("ann").expect("valid"), Event::new("mail").expect("valid"));
             let session = sessions.begin(&mailbox, &user_id).expect("random numbers");
-            let bindings = binder.bind(&mailbox, user_id.clone(), event.clone(), binds);
+            let bindings = binder.bind(&mailbox, &user_id, &event, binds);
             (Self { sessions, binder, handle, mailbox, user_id, event }, session, bindings)
         }
 

@@ -167,7 +167,7 @@ impl<S: Transport> Link<S> {
         } else {
             None
         };
-        let mut bindings = binder.bind(self.mailbox(), identity.user_id.clone(), event.clone(), limits);
+        let mut bindings = binder.bind(self.mailbox(), &identity.user_id, event, limits);
         bindings.renew(identity.expires_at);
         self.granted(session.as_deref(), &bindings, event, is_resume.then_some(false));
         Ok(Granted { bindings, seat, session })
@@ -176,7 +176,7 @@ impl<S: Transport> Link<S> {
     /// Goes on with a session that was on another connection before.
     fn go_on(&mut self, returned: Returned, expires_at: Option<SystemTime>, event: &Event) -> Result<Granted, Refused> {
         let Returned { session, mut bindings, seat, is_recovered } = returned;
-        if let Err(error) = bindings.add(event.clone(), expires_at) {
+        if let Err(error) = bindings.add(event, expires_at) {
             session.leave(bindings, &mut self.socket.line);
             return Err(error.into());
         }

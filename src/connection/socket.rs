@@ -30,7 +30,7 @@ const OPCODE_CLOSE: u8 = 0x8;
 const OPCODE_PING: u8 = 0x9;
 
 /// Held per connection from its first read on. Clients send little: a token once, then pongs.
-const READ_BUFFER_BYTES: usize = 512;
+pub(super) const READ_BUFFER_BYTES: usize = 512;
 
 /// What a client may still send behind the gateway's close frame.
 const DISCARDED_BYTES_MAX: u32 = 1024 * 1024;

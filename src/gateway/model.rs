@@ -140,12 +140,12 @@ impl World {
                 assert_eq!(seat.is_ok(), of_user < USER_MAX);
                 seat.map(|seat| {
                     naive.user = Some(user_number);
-                    let bindings = binder.bind(mailbox, user(user_number), event(event_number), LIMITS);
+                    let bindings = binder.bind(mailbox, &user(user_number), &event(event_number), LIMITS);
                     held.bindings = Some((bindings, seat));
                 })
             }
             Some((bindings, _)) => {
-                let bound = bindings.add(event(event_number), None);
+                let bound = bindings.add(&event(event_number), None);
                 let fits = naive.events.len() < EVENTS_MAX || naive.events.contains(&event_number);
                 assert_eq!(bound.is_ok(), fits);
                 bound

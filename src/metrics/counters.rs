@@ -5,8 +5,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder};
-use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::{MetricType, TypedMetric};
+
+use super::striped::Counter;
 
 /// Labels of which every combination is known.
 pub(crate) trait Labels: EncodeLabelSet + Sized {
@@ -42,6 +43,6 @@ impl<L: Labels> EncodeMetric for Counters<L> {
     }
 
     fn metric_type(&self) -> MetricType {
-        Counter::<u64>::TYPE
+        Counter::TYPE
     }
 }

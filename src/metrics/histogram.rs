@@ -9,6 +9,8 @@ use std::time::Duration;
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
+use super::striped::{self, STRIPES};
+
 /// The upper bounds of the buckets, in seconds: from 50 µs, where a push on one machine starts, to 10 s, where the
 /// timeouts are.
 const BOUNDS: [f64; 16] =
@@ -19,7 +21,12 @@ const BOUNDS: [f64; 16] =
 pub(crate) struct Histogram(Arc<Observed>);
 
 #[derive(Debug, Default)]
-struct Observed {
+struct Observed([Stripe; STRIPES]);
+
+/// What some of the threads observed.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Stripe {
     /// Observations of each bucket alone, and behind them those over the last bound. Their number is not kept beside them:
     /// a scrape that adds them up always finds the two in agreement.
     buckets: [AtomicU64; BOUNDS.len() + 1],
@@ -29,17 +36,22 @@ struct Observed {
 impl Histogram {
     pub(crate) fn observe(&self, seconds: f64) {
         let bucket = BOUNDS.iter().position(|bound| seconds <= *bound).unwrap_or(BOUNDS.len());
-        self.0.buckets[bucket].fetch_add(1, Ordering::Relaxed);
-        self.0.nanoseconds.fetch_add((seconds * 1e9) as u64, Ordering::Relaxed);
+        let stripe = &self.0.0[striped::stripe()];
+        stripe.buckets[bucket].fetch_add(1, Ordering::Relaxed);
+        stripe.nanoseconds.fetch_add((seconds * 1e9) as u64, Ordering::Relaxed);
     }
 }
 
 impl EncodeMetric for Histogram {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
         let bounds = BOUNDS.into_iter().chain([f64::INFINITY]);
-        let buckets: Vec<_> = bounds.zip(self.0.buckets.iter().map(|count| count.load(Ordering::Relaxed))).collect();
+        let sum_of = |part: &dyn Fn(&Stripe) -> &AtomicU64| -> u64 {
+            self.0.0.iter().map(|stripe| part(stripe).load(Ordering::Relaxed)).sum()
+        };
+        let buckets: Vec<_> =
+            bounds.enumerate().map(|(at, bound)| (bound, sum_of(&|stripe| &stripe.buckets[at]))).collect();
         let count = buckets.iter().map(|(_, count)| count).sum();
-        let sum = Duration::from_nanos(self.0.nanoseconds.load(Ordering::Relaxed)).as_secs_f64();
+        let sum = Duration::from_nanos(sum_of(&|stripe| &stripe.nanoseconds)).as_secs_f64();
         encoder.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
     }
 

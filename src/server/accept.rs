@@ -12,7 +12,6 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use prometheus_client::metrics::counter::Counter;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -20,7 +19,7 @@ use tracing::{debug, warn};
 
 use crate::config::{Config, HTTP_HEADERS_MAX, UNIX_PEER};
 use crate::connection::Transport;
-use crate::metrics::{ListenerLabels, Metrics, RefusedLabels, RefusedReason, set};
+use crate::metrics::{Counter, ListenerLabels, Metrics, RefusedLabels, RefusedReason, set};
 
 use super::places::{Found, NoPlace, Places};
 use super::route::{Router, Serves, too_many_keyless};

@@ -1,0 +1,141 @@
+//! What a receiver holds of the binder: its bindings and its seat, both given back on drop.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use smallvec::SmallVec;
+
+use crate::mailbox::Mailbox;
+use crate::message::{Event, UserId};
+
+use super::{BindError, BindLimits, Binder};
+
+/// A list up to this long grows by one event at a time, since most receivers bind no more.
+const EXACT_MAX: usize = 4;
+
+/// One receiver's bindings, of a connection or a session. Dropping them unbinds all, on every path by which one can end.
+#[derive(Debug)]
+pub(crate) struct Bindings {
+    binder: Arc<Binder>,
+    mailbox: Arc<Mailbox>,
+    user_id: UserId,
+    events: SmallVec<[Bound; 1]>,
+    events_max: usize,
+}
+
+/// One of a user's connections, as far as their number is limited. Dropping it frees the seat; a session that is away has
+/// none.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    binder: Arc<Binder>,
+    user_id: UserId,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let (shard, key) = self.binder.place(&self.user_id);
+        shard.index().leave_seat(key);
+    }
+}
+
+/// One event that is bound.
+#[derive(Debug)]
+struct Bound {
+    event: Event,
+    /// When the token that was shown for it is over.
+    expires_at: Option<SystemTime>,
+}
+
+impl Seat {
+    /// For a seat that was taken already.
+    pub(super) fn new(binder: Arc<Binder>, user_id: UserId) -> Self {
+        Self { binder, user_id }
+    }
+}
+
+impl Bindings {
+    /// For a receiver that was bound already.
+    pub(super) fn new(
+        binder: Arc<Binder>,
+        mailbox: Arc<Mailbox>,
+        user_id: UserId,
+        event: Event,
+        limits: BindLimits,
+    ) -> Self {
+        let events = SmallVec::from_buf([Bound { event, expires_at: None }]);
+        Self { binder, mailbox, user_id, events, events_max: limits.events_per_connection_max }
+    }
+
+    pub(crate) fn user_id(&self) -> &UserId {
+        &self.user_id
+    }
+
+    /// Binds one more event, by a token that is over at this time. An event that is already bound stays bound, once, by
+    /// the newer token.
+    ///
+    /// # Errors
+    /// Refuses an event over the connection's limit.
+    pub(crate) fn add(&mut self, event: &Event, expires_at: Option<SystemTime>) -> Result<(), BindError> {
+        let limit = self.events_max;
+        if let Some(bound) = self.events.iter_mut().find(|bound| bound.event == *event) {
+            bound.expires_at = expires_at;
+            return Ok(());
+        }
+        if self.events.len() >= limit {
+            return Err(BindError::TooManyEvents { limit });
+        }
+        let (shard, key) = self.binder.place(&self.user_id);
+        let mut index = shard.index();
+        // An eviction takes all bindings at once, so the first stands for all.
+        let (user, first) = (index.user(key), self.events.first());
+        if !user.zip(first).is_some_and(|(user, first)| user.contains(&first.event, &self.mailbox)) {
+            // Evicted: the connection is on its way out, and must not come back into the index.
+            return Ok(());
+        }
+        let (_, event) = index.bind(key, event, &self.mailbox);
+        drop(index);
+        if self.events.len() < EXACT_MAX {
+            self.events.reserve_exact(1);
+        }
+        self.events.push(Bound { event, expires_at });
+        Ok(())
+    }
+
+    /// A token that is over at this time is good for all events that are bound.
+    pub(crate) fn renew(&mut self, expires_at: Option<SystemTime>) {
+        self.events.iter_mut().for_each(|bound| bound.expires_at = expires_at);
+    }
+
+    /// When the first of the tokens is over.
+    pub(crate) fn expires_at(&self) -> Option<SystemTime> {
+        self.events.iter().filter_map(|bound| bound.expires_at).min()
+    }
+
+    /// The events that are bound.
+    pub(crate) fn events(&self) -> impl Iterator<Item = &Event> {
+        self.events.iter().map(|bound| &bound.event)
+    }
+
+    /// Unbinds an event, and says whether it is unbound now: the last one stays.
+    pub(crate) fn remove(&mut self, event: &Event) -> bool {
+        let Some(at) = self.events.iter().position(|bound| bound.event == *event) else { return true };
+        if self.events.len() == 1 {
+            return false;
+        }
+        let Bound { event, .. } = self.events.remove(at);
+        let (shard, key) = self.binder.place(&self.user_id);
+        shard.index().unbind(key, &event, &self.mailbox);
+        true
+    }
+}
+
+impl Drop for Bindings {
+    fn drop(&mut self) {
+        let (shard, key) = self.binder.place(&self.user_id);
+        let mut index = shard.index();
+        for Bound { event, .. } in &self.events {
+            index.unbind(key, event, &self.mailbox);
+        }
+        index.forget_if_gone(key);
+    }
+}
