@@ -32,7 +32,7 @@ async fn bound(gateway: &TestGateway, user: &str, count: usize) -> Vec<TcpStream
     let mut unread = 0;
     let all_are_bound = async {
         loop {
-            let accepted = usize::try_from(gateway.gateway.push(&push).unwrap().accepted).unwrap();
+            let accepted = usize::try_from(gateway.gateway.push(&push).await.unwrap().accepted).unwrap();
             unread += accepted * FRAME_BYTES;
             if accepted == count {
                 break;
@@ -58,7 +58,7 @@ fn allocations(runtime: &Runtime, gateway: &Gateway, user: &str, clients: &mut [
     let push = Push::new(user, "mail", MESSAGE).unwrap();
     let mut once = || {
         runtime.block_on(async {
-            assert_eq!(gateway.push(&push).unwrap().accepted, clients.len() as u64);
+            assert_eq!(gateway.push(&push).await.unwrap().accepted, clients.len() as u64);
             let mut frame = [0; FRAME_BYTES];
             for client in clients.iter_mut() {
                 client.read_exact(&mut frame).await.unwrap();

@@ -18,7 +18,8 @@ mod workers;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use pushgate::Config;
+use futures_util::FutureExt;
+use pushgate::{Config, Gateway, Outcome, Push};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::{Builder, Runtime};
@@ -40,6 +41,11 @@ struct Figure {
     unit: String,
     /// What it should be, in words.
     target: Option<String>,
+}
+
+/// Makes a push that has no idempotency key, which waits for nothing.
+fn pushed(gateway: &Gateway, push: &Push) -> Outcome {
+    gateway.push(push).now_or_never().unwrap().unwrap()
 }
 
 fn figure(name: impl Into<String>, value: f64, unit: &str) -> Figure {

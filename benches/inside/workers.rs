@@ -11,7 +11,7 @@ use rustix::time::ClockId;
 use tokio::runtime::Builder;
 
 use super::connections::connect;
-use super::{Dice, Figure, config, cpu_time, figure, median};
+use super::{Dice, Figure, config, cpu_time, figure, median, pushed};
 
 const CONNECTIONS: usize = 10_000;
 /// Callers for each worker, so that no worker is ever without one.
@@ -118,7 +118,7 @@ impl Caller {
         let mut count = 0;
         while !self.is_over.load(Ordering::Relaxed) {
             for push in &self.pushes[count % PUSHES..][..TURN] {
-                assert_eq!(self.inside.gateway().push(push).unwrap().accepted, 1);
+                assert_eq!(pushed(self.inside.gateway(), push).accepted, 1);
             }
             count += TURN;
             tokio::task::yield_now().await;
