@@ -7,11 +7,11 @@ mod inbound;
 mod link;
 mod socket;
 mod transport;
+mod wire;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tracing::{Instrument, debug_span, field};
 
 use crate::auth::{Identity, TokenAuthenticator, TokenError};
@@ -61,34 +61,43 @@ impl Shared {
     }
 }
 
-/// Runs one upgraded connection to its end.
-///
-/// `already_read` is what the HTTP side read past the upgrade request.
-pub(crate) async fn run<S>(
-    stream: S,
-    already_read: Bytes,
-    protocol: Protocol,
-    peer: SocketAddr,
-    registration: Registration,
-    shared: Arc<Shared>,
-) where
-    S: Transport,
-{
-    let span = debug_span!("connection", id = %registration.id(), %peer, session = field::Empty);
-    async move {
-        // Set up in a box, and kept in one: a task is for its whole life as large as the largest thing it ever held.
+/// A client whose upgrade is answered, until its stream is handed over.
+pub(crate) struct Arrival {
+    pub(crate) protocol: Protocol,
+    pub(crate) peer: SocketAddr,
+    pub(crate) registration: Registration,
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl Arrival {
+    /// `already_read` is what the HTTP side read past the upgrade request.
+    pub(crate) fn connect<S: Transport>(self, stream: S, already_read: &[u8]) -> Connection<S::Shared> {
         let (stream, socket) = stream.share();
-        let dialect = protocol.dialect();
-        let link = Box::pin(Link::open(stream, socket, already_read, dialect, peer, registration, shared)).await;
-        let unbound = Unbound { link };
-        let (link, session, reason) = match unbound.bind().await {
-            Ok(bound) => bound.run().await,
-            Err((link, reason)) => (link, None, reason),
-        };
-        Box::pin(link.close(reason, session)).await;
+        Connection { link: Box::new(Link::open(stream, socket, already_read, self)) }
     }
-    .instrument(span)
-    .await;
+}
+
+/// An upgraded connection. In a box from the beginning, because a task is for its whole life as large as the largest
+/// thing it ever held.
+pub(crate) struct Connection<S> {
+    link: Box<Link<S>>,
+}
+
+impl<S: Transport> Connection<S> {
+    /// Runs it to its end.
+    pub(crate) async fn run(self) {
+        let Link { registration, peer, .. } = &*self.link;
+        let span = debug_span!("connection", id = %registration.id(), %peer, session = field::Empty);
+        async move {
+            let (link, session, reason) = match (Unbound { link: self.link }).bind().await {
+                Ok(bound) => bound.run().await,
+                Err((link, reason)) => (link, None, reason),
+            };
+            Box::pin(link.close(reason, session)).await;
+        }
+        .instrument(span)
+        .await;
+    }
 }
 
 /// A connection that has not shown a token yet. No push can reach it.
@@ -273,15 +282,14 @@ impl<S: Transport> Bound<S> {
 
 /// What a bound connection over this stream consists of, in bytes, beside what it shares with other rooms.
 #[cfg(any(test, feature = "inside"))]
-pub(crate) fn sizes<S: Transport>() -> [(&'static str, usize); 4] {
-    fn size_of_task<F, A, B, C, D, E, G>(_: fn(A, B, C, D, E, G) -> F) -> usize {
+pub(crate) fn sizes<S: Transport>() -> [(&'static str, usize); 3] {
+    fn size_of_task<F, A>(_: fn(A) -> F) -> usize {
         size_of::<F>()
     }
     [
-        ("task", size_of_task(run::<S>)),
+        ("task", size_of_task(Connection::<S>::run)),
         ("link", size_of::<Link<S::Shared>>()),
         ("granted", size_of::<Granted>()),
-        ("read buffer", socket::READ_BUFFER_BYTES),
     ]
 }
 
@@ -293,7 +301,7 @@ mod tests {
     #[test]
     fn the_task_and_the_state_of_a_connection_stay_small() {
         let [(_, task), (_, link), ..] = sizes::<tokio::net::TcpStream>();
-        assert!(task <= 600, "{task} bytes");
-        assert!(link <= 640, "{link} bytes");
+        assert!(task <= 200, "{task} bytes");
+        assert!(link <= 400, "{link} bytes");
     }
 }

@@ -9,10 +9,9 @@ use tokio::sync::Notify;
 use crate::mailbox::Mailbox;
 use crate::metrics::Metrics;
 
-/// Receivers that are written to before other tasks of the runtime have their turn. Of a long list a share, so that the
-/// number of turns stays small.
-const CHUNK_MIN: usize = 128;
-const CHUNK_SHARE: usize = 16;
+/// Receivers that are written to before other tasks of the runtime have their turn. Few, so that pushes that come meanwhile
+/// are offered soon, and one write takes several messages.
+const CHUNK: usize = 16;
 
 /// Receivers that wait to be written to. Each belongs to one part, so that its messages keep their order and every core
 /// has something to do.
@@ -77,7 +76,7 @@ impl Part {
     /// Moves what comes next into `chunk`. Returns whether there is any.
     fn take(&self, chunk: &mut Vec<Arc<Mailbox>>) -> bool {
         let mut waiting = self.waiting();
-        let count = CHUNK_MIN.max(waiting.len() / CHUNK_SHARE).min(waiting.len());
+        let count = CHUNK.min(waiting.len());
         chunk.extend(waiting.drain(..count));
         count > 0
     }

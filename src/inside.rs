@@ -7,12 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::binder::{BindLimits, Bindings, Seat};
 use crate::config::Config;
-use crate::connection::{self, Protocol, Shared, Transport};
+use crate::connection::{self, Arrival, Protocol, Shared, Transport};
 use crate::gateway::Gateway;
 use crate::handle::Handle;
 use crate::mailbox::{Capacity, Mailbox, WriteNow};
@@ -75,10 +74,9 @@ impl Inside {
     pub fn connect(&self, sends: Box<[u8]>) -> Option<MemorySocket> {
         let registration = self.gateway.rooms().registry.admit(Ipv4Addr::LOCALHOST.into()).ok()?;
         let socket = MemorySocket(Arc::new(Memory { unread: Mutex::new(Some(sends)), written: AtomicU64::new(0) }));
-        let (stream, shared, peer) = (socket.clone(), self.shared.clone(), (Ipv4Addr::LOCALHOST, 1).into());
-        tokio::spawn(async move {
-            connection::run(stream, Bytes::new(), Protocol::Legacy, peer, registration, shared).await;
-        });
+        let (protocol, peer) = (Protocol::Legacy, (Ipv4Addr::LOCALHOST, 1).into());
+        let arrival = Arrival { protocol, peer, registration, shared: self.shared.clone() };
+        tokio::spawn(arrival.connect(socket.clone(), &[]).run());
         Some(socket)
     }
 

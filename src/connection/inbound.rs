@@ -8,6 +8,8 @@ pub(super) struct Inbound {
     /// The frame's length as far as it is read; within the payload, what is still to come of it. One over 4 GiB is counted
     /// as 4 GiB: tungstenite refuses it by its head.
     length: u32,
+    /// Whether a message in fragments has begun, and its last fragment has not.
+    is_fragmented: bool,
 }
 
 /// Where in a frame the next byte belongs, RFC 6455 section 5.2.
@@ -43,11 +45,21 @@ impl Inbound {
                 self.begin_payload();
                 continue;
             }
-            frames += u32::from(matches!(self.place, Place::First));
+            if let Place::First = self.place {
+                frames += 1;
+                // Control frames may come between fragments, and are whole themselves.
+                let (is_final, is_control) = (byte & 0x80 != 0, byte & 0x08 != 0);
+                self.is_fragmented = if is_control { self.is_fragmented } else { !is_final };
+            }
             self.read_head(*byte)?;
             bytes = rest;
         }
         Ok(frames)
+    }
+
+    /// Whether every message that began has been read to its end.
+    pub(super) fn is_between_messages(&self) -> bool {
+        matches!(self.place, Place::First) && !self.is_fragmented
     }
 
     fn read_head(&mut self, byte: u8) -> Result<(), NotMinimal> {
@@ -120,6 +132,17 @@ mod tests {
 
     proptest! {
         #[test]
+    fn a_message_in_fragments_ends_with_its_last_one_whatever_comes_between() {
+        let (first, ping, last) = ([0x01, 0x80, 1, 2, 3, 4], [0x89, 0x80, 1, 2, 3, 4], [0x80, 0x80, 1, 2, 3, 4]);
+        let mut inbound = Inbound::default();
+        assert!(inbound.is_between_messages());
+        for (bytes, is_between) in [(&first[..], false), (&ping, false), (&last[..3], false), (&last[3..], true)] {
+            inbound.read(bytes).expect("minimal");
+            assert_eq!(inbound.is_between_messages(), is_between, "after {bytes:?}");
+        }
+    }
+
+    #[test]
         fn every_frame_is_counted_once_however_the_bytes_are_cut(
             lengths in proptest::collection::vec(prop_oneof![0..130usize, 65_500..65_600usize], 0..12),
             cut in 1..4096usize,

@@ -18,10 +18,10 @@ use crate::mailbox::{Mailbox, WriteNow};
 use crate::metrics::InSnakeCase;
 use crate::registry::{Clock, Registration};
 
-use super::Shared;
 use super::grant::Checked;
-use super::socket::{Received, Socket, Takes, Wrote};
+use super::socket::{Limits, Received, Socket, Takes, Wrote};
 use super::transport::Transport;
+use super::{Arrival, Shared};
 
 /// Answers that wait for a client that asks and does not read. Past it, the client is not read either.
 const ANSWERS_MAX: usize = 32;
@@ -91,26 +91,26 @@ pub(super) enum Input {
 }
 
 impl<S: Transport> Link<S> {
-    pub(super) async fn open(
+    pub(super) fn open(
         stream: S,
         shared_socket: Option<Arc<dyn WriteNow>>,
-        already_read: Bytes,
-        dialect: &'static dyn Dialect,
-        peer: SocketAddr,
-        registration: Registration,
-        shared: Arc<Shared>,
-    ) -> Box<Self> {
+        already_read: &[u8],
+        arrival: Arrival,
+    ) -> Self {
+        let Arrival { protocol, peer, registration, shared } = arrival;
         let config = &shared.config;
-        let (message_bytes_max, frame_bytes_max) = (config.client_message_bytes_max, config.client_frame_bytes_max);
-        let frames_per_second_max = config.client_frames_per_second_max;
-        let socket = Socket::new(stream, already_read, message_bytes_max, frame_bytes_max, frames_per_second_max).await;
+        let limits = Limits {
+            message_bytes_max: config.client_message_bytes_max,
+            frame_bytes_max: config.client_frame_bytes_max,
+        };
+        let socket = Socket::new(stream, already_read, limits, config.client_frames_per_second_max);
         let clock = registration.clock();
         let (first_ping, bind_deadline) = (clock.after(config.ping_interval), clock.after(config.bind_timeout));
         registration.mailbox().share(shared_socket.clone());
-        Box::new(Self {
+        Self {
             socket,
             shared_socket,
-            dialect,
+            dialect: protocol.dialect(),
             peer,
             registration,
             shared,
@@ -120,7 +120,7 @@ impl<S: Transport> Link<S> {
             write_deadline: NEVER,
             heartbeat: Heartbeat::ToPing(first_ping),
             reason: None,
-        })
+        }
     }
 
     pub(super) fn mailbox(&self) -> &Arc<Mailbox> {

@@ -10,37 +10,34 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::Stream;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_tungstenite::WebSocketStream;
+use tokio::io::ReadBuf;
 use tokio_tungstenite::tungstenite::error::{CapacityError, Error, ProtocolError};
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig, WebSocketContext};
 
-use crate::allowance::Allowance;
 use crate::close::CloseReason;
 use crate::dialect::Content;
 use crate::mailbox::{Depth, FRAMES_MAX, Line, Mailbox, Visit, Wants};
 
-use super::inbound::{Inbound, NotMinimal};
 use super::transport::Transport;
+use super::wire::{CONTROL_BYTES_MAX, Polled, Wire};
 
 /// RFC 6455 section 5.2.
 const OPCODE_CLOSE: u8 = 0x8;
 const OPCODE_PING: u8 = 0x9;
 
-/// Held per connection from its first read on. Clients send little: a token once, then pongs.
-pub(super) const READ_BUFFER_BYTES: usize = 512;
+/// Held while a message of the client's is read. Clients send little: a token once, then pongs.
+const READ_BUFFER_BYTES: usize = 512;
 
 /// What a client may still send behind the gateway's close frame.
 const DISCARDED_BYTES_MAX: u32 = 1024 * 1024;
 
-/// Control frames that wait for a client that does not read. A pong is at most 127 bytes, and a newer one replaces the
-/// one that waits inside tungstenite, so more than a few never queue.
-const CONTROL_BYTES_MAX: usize = 512;
-
 pub(super) struct Socket<S> {
-    websocket: WebSocketStream<Wire<S>>,
+    wire: Wire<S>,
+    /// tungstenite, which reads what the client sends. Here only while it has something unfinished: a quiet connection
+    /// needs neither its state nor its buffer.
+    reader: Option<Box<WebSocketContext>>,
+    limits: Limits,
     /// What is in hand to write.
     pub(super) line: Line,
     /// What was written since the mailbox was last told.
@@ -56,6 +53,25 @@ pub(super) struct Socket<S> {
     is_done: bool,
     /// Bytes that came behind the gateway's close frame.
     discarded: u32,
+}
+
+/// What the client may send.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub(super) message_bytes_max: usize,
+    pub(super) frame_bytes_max: usize,
+}
+
+impl Limits {
+    fn reader(self, already_read: &[u8]) -> Box<WebSocketContext> {
+        let config = WebSocketConfig::default()
+            .read_buffer_size(READ_BUFFER_BYTES)
+            .write_buffer_size(0)
+            .max_write_buffer_size(CONTROL_BYTES_MAX)
+            .max_message_size(Some(self.message_bytes_max))
+            .max_frame_size(Some(self.frame_bytes_max));
+        Box::new(WebSocketContext::from_partially_read(already_read.to_vec(), Role::Server, Some(config)))
+    }
 }
 
 /// What came from the client.
@@ -105,34 +121,14 @@ pub(super) struct Wrote {
 
 impl<S: Transport> Socket<S> {
     /// `already_read` is what the HTTP side read past the upgrade request.
-    pub(super) async fn new(
-        stream: S,
-        already_read: Bytes,
-        message_bytes_max: usize,
-        frame_bytes_max: usize,
-        frames_per_second_max: u32,
-    ) -> Self {
-        let config = WebSocketConfig::default()
-            .read_buffer_size(READ_BUFFER_BYTES)
-            .write_buffer_size(0)
-            .max_write_buffer_size(CONTROL_BYTES_MAX)
-            .max_message_size(Some(message_bytes_max))
-            .max_frame_size(Some(frame_bytes_max));
-        let mut wire = Wire {
-            stream,
-            control: Vec::new(),
-            control_offset: 0,
-            heard: false,
-            is_closed: false,
-            inbound: Inbound::default(),
-            allowance: Allowance::new(frames_per_second_max, Instant::now()),
-            broken: None,
-        };
-        wire.look(&already_read);
-        let websocket =
-            WebSocketStream::from_partially_read(wire, already_read.to_vec(), Role::Server, Some(config)).await;
+    pub(super) fn new(stream: S, already_read: &[u8], limits: Limits, frames_per_second_max: u32) -> Self {
+        let mut wire = Wire::new(stream, frames_per_second_max);
+        wire.look(already_read);
+        let reader = (!already_read.is_empty()).then(|| limits.reader(already_read));
         Self {
-            websocket,
+            wire,
+            reader,
+            limits,
             line: Line::default(),
             done: Depth::default(),
             unflushed: false,
@@ -158,16 +154,16 @@ impl<S: Transport> Socket<S> {
 
     /// Allows as many frames more, since a session's client acknowledges what was written to it.
     pub(super) fn earn(&mut self, numbers: u32) {
-        self.websocket.get_mut().allowance.earn(numbers as f32);
+        self.wire.earn(numbers);
     }
 
     fn has_control(&self) -> bool {
-        !self.websocket.get_ref().control.is_empty()
+        !self.wire.control.is_empty()
     }
 
     /// Has the connection reset when it is dropped, with what the client has not read.
     pub(super) fn reset_when_dropped(&self) {
-        self.websocket.get_ref().stream.reset_when_dropped();
+        self.wire.stream.reset_when_dropped();
     }
 
     /// Whether everything in hand is written.
@@ -183,13 +179,13 @@ impl<S: Transport> Socket<S> {
 
     /// Whether bytes came from the client since the last call, be they part of a frame only.
     pub(super) fn take_heard(&mut self) -> bool {
-        std::mem::take(&mut self.websocket.get_mut().heard)
+        std::mem::take(&mut self.wire.heard)
     }
 
     /// Queues the gateway's close frame. Nothing that tungstenite has to answer afterwards is written any more.
     pub(super) fn queue_close(&mut self, code: u16, text: &str) {
         self.queue_control(OPCODE_CLOSE, &[&code.to_be_bytes(), text.as_bytes()].concat());
-        self.websocket.get_mut().is_closed = true;
+        self.wire.is_closed = true;
     }
 
     /// Queues a ping of the gateway's.
@@ -200,7 +196,7 @@ impl<S: Transport> Socket<S> {
     /// Queues a control frame behind the frame that is being written.
     fn queue_control(&mut self, opcode: u8, body: &[u8]) {
         debug_assert!(body.len() <= 125, "RFC 6455 section 5.5");
-        let control = &mut self.websocket.get_mut().control;
+        let control = &mut self.wire.control;
         control.extend([0x80 | opcode, body.len() as u8]);
         control.extend_from_slice(body);
     }
@@ -214,7 +210,7 @@ impl<S: Transport> Socket<S> {
         mut delivered: impl FnMut(Duration),
     ) -> Poll<io::Result<()>> {
         loop {
-            let wire = self.websocket.get_mut();
+            let wire = &mut self.wire;
             let at_boundary = !self.line.is_begun();
             let count = if at_boundary && !wire.control.is_empty() {
                 let count = ready!(Pin::new(&mut wire.stream).poll_write(cx, &wire.control[wire.control_offset..]))?;
@@ -270,7 +266,7 @@ impl<S: Transport> Socket<S> {
         let mut slices = self.line.slices(frames_max);
         let mut rest = &mut slices[..];
         IoSlice::advance_slices(&mut rest, self.line.offset());
-        let count = ready!(Pin::new(&mut self.websocket.get_mut().stream).poll_write_vectored(cx, rest))?;
+        let count = ready!(Pin::new(&mut self.wire.stream).poll_write_vectored(cx, rest))?;
         drop(slices);
         let (now, done) = (Instant::now(), &mut self.done);
         let mut numbers = 0;
@@ -295,40 +291,52 @@ impl<S: Transport> Socket<S> {
     }
 
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Received> {
-        let polled = Pin::new(&mut self.websocket).poll_next(cx);
+        if self.unreadable {
+            return Poll::Ready(Received::End(CloseReason::Reset));
+        }
+        let polled = self.poll_reader(cx);
         // Before the message, so that one which came too many is not acted on.
-        if let Some(reason) = self.websocket.get_ref().broken {
+        if let Some(reason) = self.wire.broken() {
             self.unreadable = true;
             return Poll::Ready(Received::End(reason));
         }
         let received = match ready!(polled) {
-            Some(Ok(Message::Text(text))) => Received::Data(text.into()),
-            Some(Ok(Message::Binary(bytes))) => Received::Data(bytes),
-            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Received::Life,
-            Some(Ok(Message::Close(frame))) => {
+            Ok(Message::Text(text)) => Received::Data(text.into()),
+            Ok(Message::Binary(bytes)) => Received::Data(bytes),
+            Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => Received::Life,
+            Ok(Message::Close(frame)) => {
                 self.has_closed = true;
                 self.is_done = frame.is_some_and(|frame| frame.code == CloseCode::Normal);
                 // The next read does not read: it hands over the answer to the close frame. tungstenite answers 1014, which was
                 // assigned after RFC 6455, with 1002, and has put that into the frame already; to see the client's own code,
                 // each connection would have to unmask what it reads a second time.
-                let _answered = Pin::new(&mut self.websocket).poll_next(cx);
+                let _answered = self.poll_reader(cx);
                 Received::End(CloseReason::ClientClosed)
             }
-            Some(Err(error)) => {
+            Err(error) => {
                 self.unreadable = true;
                 Received::End(reason(&error))
-            }
-            None => {
-                self.unreadable = true;
-                Received::End(CloseReason::Reset)
             }
         };
         Poll::Ready(received)
     }
 
+    fn poll_reader(&mut self, cx: &mut Context<'_>) -> Poll<Result<Message, Error>> {
+        let reader = self.reader.get_or_insert_with(|| self.limits.reader(&[]));
+        match reader.read(&mut Polled { wire: &mut self.wire, cx }) {
+            Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                if self.wire.is_between_messages() {
+                    self.reader = None;
+                }
+                Poll::Pending
+            }
+            done => Poll::Ready(done),
+        }
+    }
+
     /// Ends the sending direction, so that the client sees the end of the stream behind the close frame.
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.websocket.get_mut().stream).poll_shutdown(cx)
+        Pin::new(&mut self.wire.stream).poll_shutdown(cx)
     }
 
     /// Reads what still comes; ready when the client has closed, or cannot be understood any more.
@@ -348,7 +356,7 @@ impl<S: Transport> Socket<S> {
         let mut scratch = [0; 512];
         while self.discarded < DISCARDED_BYTES_MAX {
             let mut buffer = ReadBuf::new(&mut scratch);
-            match ready!(Pin::new(&mut self.websocket.get_mut().stream).poll_read(cx, &mut buffer)) {
+            match ready!(Pin::new(&mut self.wire.stream).poll_read(cx, &mut buffer)) {
                 Ok(()) if !buffer.filled().is_empty() => self.discarded += buffer.filled().len() as u32,
                 _ => return Poll::Ready(()),
             }
@@ -365,65 +373,5 @@ fn reason(error: &Error) -> CloseReason {
         Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => CloseReason::Reset,
         Error::Protocol(_) | Error::Capacity(_) => CloseReason::ProtocolError,
         _ => CloseReason::Reset,
-    }
-}
-
-/// The stream under tungstenite: reads come from the client, writes are set aside in `control` for
-/// [`Socket::poll_write`] to place between two frames.
-struct Wire<S> {
-    stream: S,
-    control: Vec<u8>,
-    control_offset: usize,
-    heard: bool,
-    /// Whether the gateway's close frame is queued, after which RFC 6455 section 5.5.1 allows no other frame.
-    is_closed: bool,
-    inbound: Inbound,
-    /// Frames that the client may still send.
-    allowance: Allowance,
-    /// Why the client is not read any more, where tungstenite would read on.
-    broken: Option<CloseReason>,
-}
-
-impl<S> Wire<S> {
-    /// Looks at what the client sent, before tungstenite does.
-    fn look(&mut self, bytes: &[u8]) {
-        let is_good = match self.inbound.read(bytes) {
-            Ok(0) => return,
-            Ok(frames) => self.allowance.spend(frames, Instant::now()).then_some(()).ok_or(CloseReason::TooManyFrames),
-            Err(NotMinimal) => Err(CloseReason::ProtocolError),
-        };
-        self.broken = self.broken.or(is_good.err());
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        self.heard |= read.is_ready();
-        self.look(&buffer.filled()[before..]);
-        read
-    }
-}
-
-impl<S: Unpin> AsyncWrite for Wire<S> {
-    fn poll_write(mut self: Pin<&mut Self>, _cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if self.is_closed {
-            return Poll::Ready(Ok(bytes.len()));
-        }
-        if !self.control.is_empty() && self.control.len() + bytes.len() > CONTROL_BYTES_MAX {
-            // No waker: the task polls the reader again once these are written.
-            return Poll::Pending;
-        }
-        self.control.extend_from_slice(bytes);
-        Poll::Ready(Ok(bytes.len()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
     }
 }

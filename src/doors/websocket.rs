@@ -10,6 +10,7 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto::upgrade::downcast;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -18,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use crate::close::CloseReason;
-use crate::connection::{self, Protocol, Shared, Transport};
+use crate::connection::{Arrival, Connection, Protocol, Shared, Transport};
 use crate::dialect::SESSION_PROTOCOL;
 use crate::doors::{Body, empty, listed, lists, text, try_later};
 use crate::metrics::UpgradeResult;
@@ -73,27 +74,36 @@ impl WebSocketDoor {
         let upgrade = hyper::upgrade::on(&mut request);
         // The task must not keep any part of the request, because a single header would keep hyper's read buffer alive.
         drop(request);
-        let shared = self.shared.clone();
+        let arrival = Box::new(Arrival { protocol, peer, registration, shared: self.shared.clone() });
         self.tasks.spawn(async move {
-            let upgraded = match upgrade.await {
-                Ok(upgraded) => upgraded,
+            let connection = match upgrade.await {
+                Ok(upgraded) => connect(upgraded, *arrival, into_stream),
                 Err(error) => {
-                    shared.metrics.closed(CloseReason::Reset, 0);
+                    arrival.shared.metrics.closed(CloseReason::Reset, 0);
                     return debug!(%error, "upgrade failed");
                 }
             };
-            // The type of the upgraded stream depends on whether hyper detected the HTTP version or served HTTP/1 only.
-            let (io, already_read) = match downcast::<TokioIo<Served>>(upgraded) {
-                Ok(parts) => (parts.io, parts.read_buf),
-                Err(upgraded) => match upgraded.downcast::<TokioIo<Served>>() {
-                    Ok(parts) => (parts.io, parts.read_buf),
-                    Err(_) => unreachable!("hyper serves another stream type than the router was told"),
-                },
-            };
-            connection::run(into_stream(io.into_inner()), already_read, protocol, peer, registration, shared).await;
+            connection.run().await;
         });
         response
     }
+}
+
+/// Takes the stream out of hyper's hands.
+fn connect<Served, S>(upgraded: Upgraded, arrival: Arrival, into_stream: fn(Served) -> S) -> Connection<S::Shared>
+where
+    Served: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Transport,
+{
+    // The type of the upgraded stream depends on whether hyper detected the HTTP version or served HTTP/1 only.
+    let (io, already_read) = match downcast::<TokioIo<Served>>(upgraded) {
+        Ok(parts) => (parts.io, parts.read_buf),
+        Err(upgraded) => match upgraded.downcast::<TokioIo<Served>>() {
+            Ok(parts) => (parts.io, parts.read_buf),
+            Err(_) => unreachable!("hyper serves another stream type than the router was told"),
+        },
+    };
+    arrival.connect(into_stream(io.into_inner()), &already_read)
 }
 
 /// The protocol that the client offers. A client that offers only other subprotocols gets the legacy protocol, and can

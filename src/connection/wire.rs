@@ -1,0 +1,114 @@
+//! The stream under tungstenite.
+
+use std::io::{self, Read, Write};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use tokio::io::{AsyncRead, ReadBuf};
+
+use crate::allowance::Allowance;
+use crate::close::CloseReason;
+
+use super::inbound::{Inbound, NotMinimal};
+
+/// Control frames that wait for a client that does not read. A pong is at most 127 bytes, and a newer one replaces the
+/// one that waits inside tungstenite, so more than a few never queue.
+pub(super) const CONTROL_BYTES_MAX: usize = 512;
+
+/// The stream, as far as tungstenite has to do with it: what it reads is looked at first, and what it writes is set aside in
+/// `control`, to be placed between two frames.
+pub(super) struct Wire<S> {
+    pub(super) stream: S,
+    pub(super) control: Vec<u8>,
+    pub(super) control_offset: usize,
+    pub(super) heard: bool,
+    /// Whether the gateway's close frame is queued, after which RFC 6455 section 5.5.1 allows no other frame.
+    pub(super) is_closed: bool,
+    /// Whether tungstenite has something to write for which there is no room in `control`.
+    holds_back: bool,
+    inbound: Inbound,
+    /// Frames that the client may still send.
+    allowance: Allowance,
+    /// Why the client is not read any more, where tungstenite would read on.
+    broken: Option<CloseReason>,
+}
+
+impl<S> Wire<S> {
+    pub(super) fn new(stream: S, frames_per_second_max: u32) -> Self {
+        Self {
+            stream,
+            control: Vec::new(),
+            control_offset: 0,
+            heard: false,
+            is_closed: false,
+            holds_back: false,
+            inbound: Inbound::default(),
+            allowance: Allowance::new(frames_per_second_max, Instant::now()),
+            broken: None,
+        }
+    }
+
+    /// Looks at what the client sent, before tungstenite does.
+    pub(super) fn look(&mut self, bytes: &[u8]) {
+        let is_good = match self.inbound.read(bytes) {
+            Ok(0) => return,
+            Ok(frames) => self.allowance.spend(frames, Instant::now()).then_some(()).ok_or(CloseReason::TooManyFrames),
+            Err(NotMinimal) => Err(CloseReason::ProtocolError),
+        };
+        self.broken = self.broken.or(is_good.err());
+    }
+
+    pub(super) fn broken(&self) -> Option<CloseReason> {
+        self.broken
+    }
+
+    /// Allows as many frames more.
+    pub(super) fn earn(&mut self, frames: u32) {
+        self.allowance.earn(frames as f32);
+    }
+
+    /// Whether tungstenite, once it has read all there is, has nothing unfinished.
+    pub(super) fn is_between_messages(&self) -> bool {
+        self.inbound.is_between_messages() && !self.holds_back
+    }
+}
+
+/// The stream for one call of tungstenite's, which knows of blocking and not of polling.
+pub(super) struct Polled<'a, 'b, S> {
+    pub(super) wire: &'a mut Wire<S>,
+    pub(super) cx: &'a mut Context<'b>,
+}
+
+impl<S: AsyncRead + Unpin> Read for Polled<'_, '_, S> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let mut buffer = ReadBuf::new(bytes);
+        let Poll::Ready(read) = Pin::new(&mut self.wire.stream).poll_read(self.cx, &mut buffer) else {
+            return Err(io::ErrorKind::WouldBlock.into());
+        };
+        self.wire.heard = true;
+        self.wire.look(buffer.filled());
+        read.map(|()| buffer.filled().len())
+    }
+}
+
+impl<S> Write for Polled<'_, '_, S> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let wire = &mut *self.wire;
+        if wire.is_closed {
+            return Ok(bytes.len());
+        }
+        if !wire.control.is_empty() && wire.control.len() + bytes.len() > CONTROL_BYTES_MAX {
+            // The task polls the reader again once these are written.
+            wire.holds_back = true;
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        wire.control.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.wire.holds_back = false;
+        Ok(())
+    }
+}
