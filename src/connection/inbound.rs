@@ -130,8 +130,7 @@ mod tests {
         frame
     }
 
-    proptest! {
-        #[test]
+    #[test]
     fn a_message_in_fragments_ends_with_its_last_one_whatever_comes_between() {
         let (first, ping, last) = ([0x01, 0x80, 1, 2, 3, 4], [0x89, 0x80, 1, 2, 3, 4], [0x80, 0x80, 1, 2, 3, 4]);
         let mut inbound = Inbound::default();
@@ -142,7 +141,8 @@ mod tests {
         }
     }
 
-    #[test]
+    proptest! {
+        #[test]
         fn every_frame_is_counted_once_however_the_bytes_are_cut(
             lengths in proptest::collection::vec(prop_oneof![0..130usize, 65_500..65_600usize], 0..12),
             cut in 1..4096usize,

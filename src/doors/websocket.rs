@@ -77,7 +77,7 @@ impl WebSocketDoor {
         let arrival = Box::new(Arrival { protocol, peer, registration, shared: self.shared.clone() });
         self.tasks.spawn(async move {
             let connection = match upgrade.await {
-                Ok(upgraded) => connect(upgraded, *arrival, into_stream),
+                Ok(upgraded) => connect(upgraded, arrival, into_stream),
                 Err(error) => {
                     arrival.shared.metrics.closed(CloseReason::Reset, 0);
                     return debug!(%error, "upgrade failed");
@@ -90,7 +90,7 @@ impl WebSocketDoor {
 }
 
 /// Takes the stream out of hyper's hands.
-fn connect<Served, S>(upgraded: Upgraded, arrival: Arrival, into_stream: fn(Served) -> S) -> Connection<S::Shared>
+fn connect<Served, S>(upgraded: Upgraded, arrival: Box<Arrival>, into_stream: fn(Served) -> S) -> Connection<S::Shared>
 where
     Served: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Transport,
