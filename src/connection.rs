@@ -296,18 +296,11 @@ pub(crate) fn sizes<S: Transport>() -> [(&'static str, usize); 3] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mailbox::Mailbox;
 
     /// What every idle connection costs. A larger state is easily added by accident: a local kept over an await will do.
     #[test]
     fn the_task_and_the_state_of_a_connection_stay_small() {
         let [(_, task), (_, link), ..] = sizes::<tokio::net::TcpStream>();
-        println!(
-            "SIZES {:?} mailbox {} handle {}",
-            sizes::<tokio::net::TcpStream>(),
-            size_of::<Mailbox>(),
-            size_of::<crate::handle::Handle>()
-        );
         assert!(task <= 200, "{task} bytes");
         assert!(link <= 400, "{link} bytes");
     }
