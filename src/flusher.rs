@@ -3,15 +3,21 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
 use crate::mailbox::Mailbox;
 use crate::metrics::Metrics;
 
-/// Receivers that are written to before other tasks of the runtime have their turn. Few, so that pushes that come meanwhile
-/// are offered soon, and one write takes several messages.
+/// Receivers that are written to between two looks at the clock.
 const CHUNK: usize = 16;
+
+/// How long a flusher writes before the other tasks of its worker have a turn: as long as their last turn took, so that
+/// pushes that come meanwhile are offered soon and one write takes several messages, and so that no receiver waits for
+/// pushes without end. Within these bounds.
+const TURN_MIN: Duration = Duration::from_micros(30);
+const TURN_MAX: Duration = Duration::from_millis(2);
 
 /// Receivers that wait to be written to. Each belongs to one part, so that its messages keep their order and every core
 /// has something to do.
@@ -59,13 +65,20 @@ impl Flusher {
     pub(crate) async fn run(&self, part: usize) {
         let part = &self.parts[part];
         let mut chunk = Vec::new();
+        let mut turn = TURN_MIN;
         loop {
+            let mut since = Instant::now();
             // What waits from before a panic is found here too.
             while part.take(&mut chunk) {
                 for mailbox in chunk.drain(..) {
                     self.flush_now(&mailbox);
                 }
-                tokio::task::yield_now().await;
+                let now = Instant::now();
+                if now - since >= turn {
+                    tokio::task::yield_now().await;
+                    since = Instant::now();
+                    turn = (since - now).clamp(TURN_MIN, TURN_MAX);
+                }
             }
             part.is_wanted.notified().await;
         }

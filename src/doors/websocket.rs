@@ -90,6 +90,7 @@ impl WebSocketDoor {
 }
 
 /// Takes the stream out of hyper's hands.
+#[expect(clippy::boxed_local, reason = "the box is freed here, and not when the task ends")]
 fn connect<Served, S>(upgraded: Upgraded, arrival: Box<Arrival>, into_stream: fn(Served) -> S) -> Connection<S::Shared>
 where
     Served: AsyncRead + AsyncWrite + Unpin + Send + 'static,
