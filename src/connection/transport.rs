@@ -29,6 +29,19 @@ pub(crate) trait Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static {
 #[derive(Debug)]
 pub(crate) struct SharedSocket<S>(Arc<S>);
 
+/// Slices of so few bytes are copied together: the kernel takes one buffer in less time than it needs for a list of two.
+const JOINED_BYTES_MAX: usize = 512;
+
+fn join<'a>(slices: &[IoSlice<'_>], buffer: &'a mut [u8]) -> Option<&'a [u8]> {
+    let mut joined = 0;
+    for slice in slices {
+        let end = joined + slice.len();
+        buffer.get_mut(joined..end)?.copy_from_slice(slice);
+        joined = end;
+    }
+    Some(&buffer[..joined])
+}
+
 macro_rules! sockets {
     ($($socket:ty => $reset:expr;)+) => {
         $(
@@ -60,7 +73,11 @@ macro_rules! sockets {
 
             impl WriteNow for $socket {
                 fn write_now(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-                    self.try_write_vectored(slices)
+                    let mut buffer = [0; JOINED_BYTES_MAX];
+                    match join(slices, &mut buffer) {
+                        Some(joined) => self.try_write(joined),
+                        None => self.try_write_vectored(slices),
+                    }
                 }
             }
 
@@ -99,7 +116,7 @@ macro_rules! sockets {
                     slices: &[IoSlice<'_>],
                 ) -> Poll<io::Result<usize>> {
                     loop {
-                        match self.0.try_write_vectored(slices) {
+                        match self.0.write_now(slices) {
                             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                             done => return Poll::Ready(done),
                         }
