@@ -2,10 +2,10 @@ use futures_util::FutureExt;
 
 use super::*;
 use crate::delivery::Delivery;
-use crate::handle::Stop;
+use crate::handle::{Handle, Stop};
 use crate::journal::Recorder;
-use crate::mailbox::Bounds;
-use crate::message::{Names, Push, SlowReaderPolicy};
+use crate::mailbox::{Bounds, Line};
+use crate::message::{Event, Names, Push, SlowReaderPolicy};
 
 const AGE: Duration = Duration::from_secs(3600);
 
