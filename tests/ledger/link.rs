@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -13,7 +14,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
-use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+use tokio_tungstenite::tungstenite::{Bytes, Error, Message, Utf8Bytes};
 
 use crate::body::Body;
 use crate::book::{Book, Name};
@@ -22,6 +23,20 @@ use crate::support::{Client, soon};
 
 /// One frame in this many is checked against the schema. Checking all frames would take most of the time.
 const FRAMES_PER_CHECK: usize = 64;
+
+/// A client that hears nothing for so long says something.
+const SILENCE: Duration = Duration::from_secs(2);
+
+/// The next WebSocket message, or the end of the stream. A reset can be lost on a lossy link. The client learns of it when
+/// it speaks.
+pub(crate) async fn heard(socket: &mut WebSocketStream<TcpStream>) -> Option<Result<Message, Error>> {
+    loop {
+        if let Ok(next) = tokio::time::timeout(SILENCE, socket.next()).await {
+            return next;
+        }
+        let _sent = socket.send(Message::Ping(Bytes::new())).await;
+    }
+}
 
 /// Something that arrived on the connection.
 #[derive(Debug)]
@@ -206,20 +221,23 @@ impl Link {
     /// Reads the next text, or returns the close code of a connection that has ended.
     async fn next_text(&mut self) -> Result<Utf8Bytes, Option<u16>> {
         let mut code = None;
-        loop {
-            match soon(self.socket.next()).await {
-                Some(Ok(Message::Text(text))) => {
-                    assert!(!self.is_over, "behind the close frame: {text}");
-                    return Ok(text);
+        soon(async {
+            loop {
+                match heard(&mut self.socket).await {
+                    Some(Ok(Message::Text(text))) => {
+                        assert!(!self.is_over, "behind the close frame: {text}");
+                        return Ok(text);
+                    }
+                    Some(Ok(Message::Close(frame))) => {
+                        self.is_over = true;
+                        code = frame.map(|frame| frame.code.into());
+                    }
+                    Some(Ok(_)) => {}
+                    Some(Err(_)) | None => return Err(code),
                 }
-                Some(Ok(Message::Close(frame))) => {
-                    self.is_over = true;
-                    code = frame.map(|frame| frame.code.into());
-                }
-                Some(Ok(_)) => {}
-                Some(Err(_)) | None => return Err(code),
             }
-        }
+        })
+        .await
     }
 
     /// Sends a close frame.

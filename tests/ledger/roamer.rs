@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::body::Body;
 use crate::book::{Book, Ending, Name};
 use crate::dice::{Dice, Owner};
-use crate::link::{Came, Link};
+use crate::link::{Came, Link, heard};
 use crate::support::soon;
 use crate::world::{EVENTS, JOURNAL_AGE, News, Time, USERS_ALONE, WRITE_TIMEOUT, World, user};
 
@@ -339,18 +339,20 @@ impl Listener {
 
     /// The next message; `None` at the end.
     async fn next(&mut self, client: &mut crate::support::Client) -> Option<Body> {
-        use futures_util::StreamExt;
         use tokio_tungstenite::tungstenite::Message;
-        loop {
-            let body = match soon(client.socket.next()).await {
-                Some(Ok(Message::Text(text))) => Body::read(&text),
-                Some(Ok(Message::Binary(bytes))) => Body::read(std::str::from_utf8(&bytes).unwrap()),
-                Some(Ok(_)) => continue,
-                Some(Err(_)) | None => return None,
-            };
-            self.visits.connections.last_mut().expect("arrived").push(body);
-            return Some(body);
-        }
+        let body = soon(async {
+            loop {
+                match heard(&mut client.socket).await {
+                    Some(Ok(Message::Text(text))) => return Some(Body::read(&text)),
+                    Some(Ok(Message::Binary(bytes))) => return Some(Body::read(std::str::from_utf8(&bytes).unwrap())),
+                    Some(Ok(_)) => {}
+                    Some(Err(_)) | None => return None,
+                }
+            }
+        });
+        let body = body.await?;
+        self.visits.connections.last_mut().expect("arrived").push(body);
+        Some(body)
     }
 
     async fn visit(&mut self) {
