@@ -127,10 +127,6 @@ impl Gateway {
     /// Closes a user's connections that are bound to the event, all of them without one, and says how many. What is
     /// already queued for them is written first. When this returns, no push matches them any more.
     pub async fn drop_user(&self, user_id: &UserId, event: Option<&Event>) -> u64 {
-        self.drop_here(user_id, event)
-    }
-
-    fn drop_here(&self, user_id: &UserId, event: Option<&Event>) -> u64 {
         let evicted = self.0.binder.evict(user_id, event);
         let told = evicted.iter().filter(|mailbox| mailbox.drop_receiver()).count();
         self.0.sessions.end_dropped(user_id);

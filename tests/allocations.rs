@@ -20,7 +20,7 @@ const FRAME_BYTES: usize = 2 + MESSAGE.len();
 const FEW: usize = 8;
 const MANY: usize = 200;
 const PUSHES: usize = 50;
-/// Far below the receivers of either push.
+/// Less than one for each receiver of either push.
 const ALLOCATIONS_MAX: u64 = 4;
 
 /// Opens connections of one user, and returns once all are bound and have read what is theirs.

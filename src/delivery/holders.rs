@@ -90,3 +90,58 @@ impl Holders {
         Ended { passes_on, lost: left_to_push - u32::from(passes_on) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of a push that so many sessions without a connection keep.
+    fn held_by(sessions: u32) -> Holders {
+        let mut holders = Holders::new(true);
+        (0..sessions).for_each(|_| holders.hold());
+        holders
+    }
+
+    #[test]
+    fn the_last_session_to_end_passes_on_what_no_client_had() {
+        let mut holders = held_by(2);
+        assert_eq!(holders.was_offered(true), Ended::default());
+        assert_eq!([holders.let_go(), holders.let_go()], [LetGo::Lost, LetGo::PassOn]);
+    }
+
+    #[test]
+    fn the_push_passes_on_one_copy_and_counts_the_others_when_all_sessions_ended_while_it_was_offered() {
+        let mut holders = held_by(1);
+        assert_eq!(holders.let_go(), LetGo::LeftToPush);
+        holders.hold();
+        assert_eq!(holders.let_go(), LetGo::LeftToPush);
+        assert_eq!(holders.was_offered(true), Ended { passes_on: true, lost: 1 });
+    }
+
+    #[test]
+    fn what_was_left_to_the_push_is_lost_when_a_connection_took_the_message() {
+        let mut holders = held_by(1);
+        assert_eq!(holders.let_go(), LetGo::LeftToPush);
+        assert_eq!(holders.was_offered(false), Ended { passes_on: false, lost: 1 });
+    }
+
+    #[test]
+    fn what_a_client_was_sent_is_not_passed_on_whenever_it_was() {
+        let mut holders = held_by(2);
+        holders.sent();
+        assert_eq!(holders.let_go(), LetGo::LeftToPush);
+        assert_eq!(holders.was_offered(true), Ended { passes_on: false, lost: 1 });
+
+        let mut holders = held_by(2);
+        assert_eq!(holders.was_offered(true), Ended::default());
+        holders.sent();
+        assert_eq!(holders.let_go(), LetGo::Lost);
+    }
+
+    #[test]
+    fn a_copy_given_up_for_another_reason_is_not_passed_on() {
+        let mut holders = held_by(1);
+        holders.release();
+        assert_eq!(holders.was_offered(true), Ended::default());
+    }
+}
