@@ -83,16 +83,15 @@ impl Binder {
     }
 
     /// Binds a receiver to a user's event. More may be added to what this returns; a receiver has only one of these.
-    pub(crate) fn bind(
-        self: &Arc<Self>,
-        mailbox: &Arc<Mailbox>,
-        user_id: &UserId,
-        event: &Event,
-        limits: BindLimits,
-    ) -> Bindings {
+    pub(crate) fn bind(self: &Arc<Self>, mailbox: &Arc<Mailbox>, user_id: &UserId, event: &Event) -> Bindings {
         let (shard, key) = self.place(user_id);
         let (user_id, event) = shard.index().bind(key, event, mailbox);
-        Bindings::new(self.clone(), mailbox.clone(), user_id, event, limits)
+        Bindings::new(self.clone(), mailbox.clone(), user_id, event)
+    }
+
+    fn leave_seat(&self, user_id: &UserId) {
+        let (shard, key) = self.place(user_id);
+        shard.index().leave_seat(key);
     }
 
     /// The connections bound to a user's event.

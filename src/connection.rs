@@ -9,10 +9,7 @@ mod socket;
 mod transport;
 mod wire;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
-
-use tracing::{Instrument, debug_span, field};
 
 use crate::auth::{Identity, TokenAuthenticator, TokenError};
 use crate::binder::BindLimits;
@@ -26,6 +23,7 @@ use crate::sessions::{Attached, Sessions};
 
 use grant::{Checked, Granted, Refused, expires_in_ms};
 use link::{Input, Link, NEVER};
+use socket::Limits;
 
 pub(crate) use transport::Transport;
 
@@ -56,6 +54,10 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    fn limits(&self) -> Limits {
+        Limits::of(&self.config)
+    }
+
     fn bind_limits(&self) -> BindLimits {
         BindLimits::of(&self.config)
     }
@@ -64,7 +66,6 @@ impl Shared {
 /// A client whose upgrade is answered, until its stream is handed over.
 pub(crate) struct Arrival {
     pub(crate) protocol: Protocol,
-    pub(crate) peer: SocketAddr,
     pub(crate) registration: Registration,
     pub(crate) shared: Arc<Shared>,
 }
@@ -72,8 +73,7 @@ pub(crate) struct Arrival {
 impl Arrival {
     /// `already_read` is what the HTTP side read past the upgrade request.
     pub(crate) fn connect<S: Transport>(self, stream: S, already_read: &[u8]) -> Connection<S::Shared> {
-        let (stream, socket) = stream.share();
-        Connection { link: Box::new(Link::open(stream, socket, already_read, self)) }
+        Connection { link: Box::new(Link::open(stream.share(), already_read, self)) }
     }
 }
 
@@ -86,17 +86,11 @@ pub(crate) struct Connection<S> {
 impl<S: Transport> Connection<S> {
     /// Runs it to its end.
     pub(crate) async fn run(self) {
-        let Link { registration, peer, .. } = &*self.link;
-        let span = debug_span!("connection", id = %registration.id(), %peer, session = field::Empty);
-        async move {
-            let (link, session, reason) = match (Unbound { link: self.link }).bind().await {
-                Ok(bound) => bound.run().await,
-                Err((link, reason)) => (link, None, reason),
-            };
-            Box::pin(link.close(reason, session)).await;
-        }
-        .instrument(span)
-        .await;
+        let (link, session, reason) = match (Unbound { link: self.link }).bind().await {
+            Ok(bound) => bound.run().await,
+            Err((link, reason)) => (link, None, reason),
+        };
+        Box::pin(link.close(reason, session)).await;
     }
 }
 
@@ -135,7 +129,7 @@ impl<S: Transport> Unbound<S> {
     }
 
     fn on_request(&mut self, data: &[u8]) -> Result<(), CloseReason> {
-        let (error, event) = match self.link.dialect.read(data) {
+        let (error, event) = match self.link.dialect().read(data) {
             Ok(Request::Bind { token, event, resume }) => {
                 self.link.check_bind(token, event, resume);
                 return Ok(());
@@ -173,7 +167,7 @@ impl<S: Transport> Bound<S> {
     /// here, before the close frame is even written: whoever pushes now is told the truth.
     async fn leave(self, reason: CloseReason) -> (Box<Link<S>>, Option<Box<Attached>>) {
         let Self { mut link, granted } = self;
-        let Granted { bindings, seat, session } = *granted;
+        let Granted { mut bindings, session } = *granted;
         let Some(session) = session else { return (link, None) };
         let is_over = match reason {
             CloseReason::ClientClosed => link.socket.is_done(),
@@ -189,7 +183,7 @@ impl<S: Transport> Bound<S> {
             link.finish_message().await;
         }
         // Its place among the user's connections is free before anybody can come back for the session.
-        drop(seat);
+        bindings.leave_seat();
         if session.leave(bindings, &mut link.socket.line) {
             // The books are the session's now; this connection begins new ones.
             let _left_behind = link.socket.take_done();
@@ -199,7 +193,7 @@ impl<S: Transport> Bound<S> {
     }
 
     fn on_request(&mut self, data: &[u8]) -> Result<(), CloseReason> {
-        let result = match self.link.dialect.read(data) {
+        let result = match self.link.dialect().read(data) {
             Ok(request) => self.serve(request),
             Err(error) => Err((error, None)),
         };
@@ -263,7 +257,7 @@ impl<S: Transport> Bound<S> {
             if identity.user_id != *granted.bindings.user_id() {
                 return Err(Refused::other_user());
             }
-            Ok(granted.bindings.add(event, identity.expires_at)?)
+            Ok(granted.bindings.add(event, identity.expires_at, link.shared.bind_limits())?)
         });
         match added {
             Ok(()) => {
@@ -301,7 +295,7 @@ mod tests {
     #[test]
     fn the_task_and_the_state_of_a_connection_stay_small() {
         let [(_, task), (_, link), ..] = sizes::<tokio::net::TcpStream>();
-        assert!(task <= 200, "{task} bytes");
-        assert!(link <= 400, "{link} bytes");
+        assert!(task <= 128, "{task} bytes");
+        assert!(link <= 232, "{link} bytes");
     }
 }

@@ -1,12 +1,12 @@
 //! One open connection as the rest of the gateway holds it: a name, a way to stop it, and a way to wake its task.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::PoisonError;
 use std::task::{Context, Waker};
 use std::time::Instant;
 
 use crate::message::ConnectionId;
-use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
+use crate::sync::{AtomicU8, AtomicU64, Mutex, MutexGuard, Ordering};
 
 /// Why the gateway, not the peer, ends a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,16 +36,17 @@ impl Stop {
 }
 
 /// A connection that is not told to stop.
-const RUNNING: u64 = u64::MAX;
+const RUNNING: u8 = u8::MAX;
 
 /// One open connection. Its task sleeps here; whoever has something for the task wakes it.
 #[derive(Debug)]
 pub(crate) struct Handle {
     id: ConnectionId,
-    peer: IpAddr,
+    /// Without the rest of a [`SocketAddr`], which is half as much again.
+    peer: (IpAddr, u16),
     since: Instant,
     /// The [`Stop`] the connection was told, by its place in [`Stop::ALL`]. An atomic, because every message looks at it.
-    stop: AtomicU64,
+    stop: AtomicU8,
     /// The tick at which the task wants to be woken; `u64::MAX` for never. See [`Handle::wake_if_due`].
     alarm: AtomicU64,
     /// Present while the task sleeps. Whoever wakes the task takes it, so that a busy task is not woken again.
@@ -53,12 +54,12 @@ pub(crate) struct Handle {
 }
 
 impl Handle {
-    pub(crate) fn new(id: ConnectionId, peer: IpAddr) -> Self {
+    pub(crate) fn new(id: ConnectionId, peer: SocketAddr) -> Self {
         Self {
             id,
-            peer,
+            peer: (peer.ip(), peer.port()),
             since: Instant::now(),
-            stop: AtomicU64::new(RUNNING),
+            stop: AtomicU8::new(RUNNING),
             alarm: AtomicU64::new(u64::MAX),
             waker: Mutex::new(None),
         }
@@ -69,8 +70,8 @@ impl Handle {
     }
 
     /// The address the client came from.
-    pub(crate) fn peer(&self) -> IpAddr {
-        self.peer
+    pub(crate) fn peer(&self) -> SocketAddr {
+        self.peer.into()
     }
 
     /// When the connection was admitted.
@@ -99,7 +100,7 @@ impl Handle {
     }
 
     fn replace(&self, now: Option<Stop>, stop: Stop) -> bool {
-        let code = |stop: Stop| Stop::ALL.iter().position(|known| *known == stop).map_or(RUNNING, |at| at as u64);
+        let code = |stop: Stop| Stop::ALL.iter().position(|known| *known == stop).map_or(RUNNING, |at| at as u8);
         let now = now.map_or(RUNNING, code);
         self.stop.compare_exchange(now, code(stop), Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
@@ -107,7 +108,7 @@ impl Handle {
     /// Why the connection is to end, if it was told to.
     pub(crate) fn stopped(&self) -> Option<Stop> {
         let code = self.stop.load(Ordering::SeqCst);
-        usize::try_from(code).ok().and_then(|code| Stop::ALL.get(code)).copied()
+        Stop::ALL.get(usize::from(code)).copied()
     }
 
     /// Arranges for the task to be woken, and tells it whether to stop.
@@ -166,7 +167,7 @@ mod tests {
     }
 
     fn handle() -> Handle {
-        Handle::new(Names::new().connection_id(), Ipv4Addr::LOCALHOST.into())
+        Handle::new(Names::new().connection_id(), (Ipv4Addr::LOCALHOST, 0).into())
     }
 
     fn sleep(handle: &Handle, wakes: &Arc<Wakes>) -> Option<Stop> {

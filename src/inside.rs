@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::binder::{BindLimits, Bindings, Seat};
+use crate::binder::{BindLimits, Bindings};
 use crate::config::Config;
 use crate::connection::{self, Arrival, Protocol, Shared, Transport};
 use crate::gateway::Gateway;
@@ -35,7 +35,6 @@ pub struct Receiver(Arc<Mailbox>);
 #[derive(Debug)]
 pub struct Held {
     _bindings: Bindings,
-    _seat: Seat,
 }
 
 impl std::fmt::Debug for Inside {
@@ -72,10 +71,9 @@ impl Inside {
     /// Opens a legacy connection in memory, whose client sends this and nothing more. `None` if the registry refuses it.
     #[must_use]
     pub fn connect(&self, sends: Box<[u8]>) -> Option<MemorySocket> {
-        let registration = self.gateway.rooms().registry.admit(Ipv4Addr::LOCALHOST.into()).ok()?;
+        let registration = self.gateway.rooms().registry.admit((Ipv4Addr::LOCALHOST, 0).into()).ok()?;
         let socket = MemorySocket(Arc::new(Memory { unread: Mutex::new(Some(sends)), written: AtomicU64::new(0) }));
-        let (protocol, peer) = (Protocol::Legacy, (Ipv4Addr::LOCALHOST, 1).into());
-        let arrival = Arrival { protocol, peer, registration, shared: self.shared.clone() };
+        let arrival = Arrival { protocol: Protocol::Legacy, registration, shared: self.shared.clone() };
         tokio::spawn(arrival.connect(socket.clone(), &[]).run());
         Some(socket)
     }
@@ -83,7 +81,7 @@ impl Inside {
     /// Makes a receiver that nobody writes for.
     #[must_use]
     pub fn receiver(&self) -> Receiver {
-        let handle = Handle::new(self.gateway.rooms().names.connection_id(), Ipv4Addr::LOCALHOST.into());
+        let handle = Handle::new(self.gateway.rooms().names.connection_id(), (Ipv4Addr::LOCALHOST, 0).into());
         Receiver(Arc::new(Mailbox::new(Arc::new(handle), Capacity { messages_max: 1, bytes_max: 1 })))
     }
 
@@ -93,9 +91,10 @@ impl Inside {
         let binder = &self.gateway.rooms().binder;
         let mut events = events.into_iter();
         let seat = binder.seat(user_id, LIMITS).ok()?;
-        let mut bindings = binder.bind(&receiver.0, user_id, &events.next()?, LIMITS);
-        events.try_for_each(|event| bindings.add(&event, None)).ok()?;
-        Some(Held { _bindings: bindings, _seat: seat })
+        let mut bindings = binder.bind(&receiver.0, user_id, &events.next()?);
+        bindings.take_seat(seat);
+        events.try_for_each(|event| bindings.add(&event, None, LIMITS)).ok()?;
+        Some(Held { _bindings: bindings })
     }
 
     /// How many receivers the binder finds for a user's event.
@@ -155,9 +154,12 @@ impl WriteNow for Memory {
 impl Transport for MemorySocket {
     type Shared = Self;
 
-    fn share(self) -> (Self, Option<Arc<dyn WriteNow>>) {
-        let memory = self.0.clone();
-        (self, Some(memory))
+    fn share(self) -> Self {
+        self
+    }
+
+    fn direct(&self) -> Option<Arc<dyn WriteNow>> {
+        Some(self.0.clone())
     }
 }
 

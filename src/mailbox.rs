@@ -175,6 +175,11 @@ impl Mailbox {
         Self::at(id, capacity, Whereabouts::Attached(Attached::new(handle, None)))
     }
 
+    /// The mailbox of a connection whose session, with this epoch, has left it.
+    pub(crate) fn left_by(epoch: ConnectionId, handle: Arc<Handle>, capacity: Capacity) -> Self {
+        Self::at(epoch, capacity, Whereabouts::Attached(Attached::new(handle, None)))
+    }
+
     fn at(id: ConnectionId, capacity: Capacity, at: Whereabouts) -> Self {
         let state = State { at, queue: Queue::default(), begun: None, log: None };
         Self { id, capacity, state: Mutex::new(state) }
@@ -272,14 +277,13 @@ impl Mailbox {
         if let Some(begun) = state.begun.take() {
             // Nobody else writes while the task has something in hand, so the line is empty of what would go before.
             let (frame, offset) = *begun;
-            line.frames.push_front(frame);
-            line.offset = offset;
+            line.go_on_with(frame, offset);
         }
         if wants != Wants::Nothing {
             while line.room() > 0
                 && let Some(frame) = state.next_frame()
             {
-                line.frames.push_back(frame);
+                line.push(frame);
             }
         }
         state.queue.shrink();
@@ -333,7 +337,7 @@ impl Mailbox {
             log.end();
             log.account().leave(self);
         }
-        messages + late
+        (messages + late) as usize
     }
 
     /// How much is queued.

@@ -56,7 +56,7 @@ fn ticket(names: &Names, push: &Push) -> Ticket {
 }
 
 fn handle(names: &Names) -> Arc<Handle> {
-    Arc::new(Handle::new(names.connection_id(), Ipv4Addr::LOCALHOST.into()))
+    Arc::new(Handle::new(names.connection_id(), (Ipv4Addr::LOCALHOST, 0).into()))
 }
 
 fn keep(messages_per_user_max: usize, bytes_max: usize) -> Arc<Keep> {
@@ -401,7 +401,7 @@ impl Home {
     }
 
     fn bind(&self, mailbox: &Arc<Mailbox>) -> Bindings {
-        self.binder.bind(mailbox, &self.user_id, push(0).event(), BINDS)
+        self.binder.bind(mailbox, &self.user_id, push(0).event())
     }
 
     fn session(&self) -> (Arc<Handle>, Attached, Bindings) {

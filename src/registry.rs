@@ -1,7 +1,7 @@
 //! Every open connection: admission under the limits, listing, and the sweep that keeps their time.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use slab::Slab;
 use tokio::time::Instant;
 
 use crate::handle::{Handle, Stop};
-use crate::mailbox::{Capacity, Depth, Mailbox};
+use crate::mailbox::{Capacity, Mailbox};
 use crate::message::{ConnectionId, Names};
 
 /// Connections looked at before the lock is given to whoever waits for it.
@@ -70,7 +70,8 @@ pub(crate) enum AdmitError {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Depths {
     pub(crate) connections: usize,
-    pub(crate) total: Depth,
+    pub(crate) messages: usize,
+    pub(crate) bytes: usize,
     /// Messages where the most are queued.
     pub(crate) messages_max: usize,
     /// Bytes where the most are queued.
@@ -93,7 +94,7 @@ impl Registry {
     ///
     /// # Errors
     /// Refuses over a limit, and while draining.
-    pub(crate) fn admit(self: &Arc<Self>, address: IpAddr) -> Result<Registration, AdmitError> {
+    pub(crate) fn admit(self: &Arc<Self>, peer: SocketAddr) -> Result<Registration, AdmitError> {
         let mut connections = self.connections();
         if self.is_draining() {
             return Err(AdmitError::Draining);
@@ -104,13 +105,13 @@ impl Registry {
         }
         let limit = self.limits.connections_per_address_max;
         if limit != 0 {
-            let from_address = connections.per_address.entry(address).or_default();
+            let from_address = connections.per_address.entry(peer.ip()).or_default();
             if *from_address >= limit {
                 return Err(AdmitError::TooManyFromAddress { limit });
             }
             *from_address += 1;
         }
-        let handle = Arc::new(Handle::new(self.names.connection_id(), address));
+        let handle = Arc::new(Handle::new(self.names.connection_id(), peer));
         let mailbox = Arc::new(Mailbox::new(handle.clone(), self.limits.queue));
         let place = connections.open.insert(Open { handle: handle.clone(), mailbox: mailbox.clone() });
         Ok(Registration { registry: self.clone(), handle, mailbox, place })
@@ -144,9 +145,9 @@ impl Registry {
         self.for_each(|open| {
             let depth = open.mailbox.depth();
             depths.connections += 1;
-            depths.total.messages += depth.messages + depth.late;
-            depths.total.bytes += depth.bytes;
-            depths.messages_max = depths.messages_max.max(depth.messages);
+            depths.messages += (depth.messages + depth.late) as usize;
+            depths.bytes += depth.bytes;
+            depths.messages_max = depths.messages_max.max(depth.messages as usize);
             depths.bytes_max = depths.bytes_max.max(depth.bytes);
         });
         depths
@@ -249,7 +250,8 @@ impl Registration {
 
     /// The mailbox is the session's alone from here on, and this connection has nothing coming until it is closed.
     pub(crate) fn leave_mailbox(&mut self) {
-        self.go_on_with(Arc::new(Mailbox::new(self.handle.clone(), self.registry.limits.queue)));
+        let left = Mailbox::left_by(self.mailbox.id(), self.handle.clone(), self.registry.limits.queue);
+        self.go_on_with(Arc::new(left));
     }
 }
 
@@ -260,10 +262,10 @@ impl Drop for Registration {
         if connections.open.is_empty() {
             connections.open.shrink_to_fit();
         }
-        if let Some(from_address) = connections.per_address.get_mut(&self.handle.peer()) {
+        if let Some(from_address) = connections.per_address.get_mut(&self.handle.peer().ip()) {
             *from_address -= 1;
             if *from_address == 0 {
-                connections.per_address.remove(&self.handle.peer());
+                connections.per_address.remove(&self.handle.peer().ip());
             }
         }
     }

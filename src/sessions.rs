@@ -64,11 +64,11 @@ struct Session {
     user_id: UserId,
     mailbox: Arc<Mailbox>,
     /// Here while the session has no connection.
-    bindings: Mutex<Option<Bindings>>,
+    bindings: Mutex<Option<Box<Bindings>>>,
 }
 
 impl Session {
-    fn bindings(&self) -> MutexGuard<'_, Option<Bindings>> {
+    fn bindings(&self) -> MutexGuard<'_, Option<Box<Bindings>>> {
         self.bindings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -108,12 +108,12 @@ impl Sessions {
         let mailbox = Mailbox::restored(&self.keep, &user_id, epoch, self.limits.queue, restored);
         let mut events = events.into_iter();
         let Some(first) = events.next() else { return };
-        let mut bindings = self.binder.bind(&mailbox, &user_id, &first, self.limits.binds);
+        let mut bindings = self.binder.bind(&mailbox, &user_id, &first);
         for event in events {
             // One over a limit that is lower now is bound no more, and its client is told when it comes back.
-            let _over_the_limit = bindings.add(&event, None);
+            let _over_the_limit = bindings.add(&event, None, self.limits.binds);
         }
-        let session = Arc::new(Session { token, user_id, mailbox, bindings: Mutex::new(Some(bindings)) });
+        let session = Arc::new(Session { token, user_id, mailbox, bindings: Mutex::new(Some(Box::new(bindings))) });
         self.known().by_token.insert(token, session.clone());
         self.put_away(&session);
     }
@@ -150,7 +150,7 @@ impl Sessions {
             Claim::Wait => Some(None),
             Claim::Granted => {
                 known.one_less_away(user_id, token);
-                let bindings = session.bindings().take();
+                let bindings = session.bindings().take().map(|bindings| *bindings);
                 Some(Some(Claimed { sessions: self.clone(), session, bindings }))
             }
         }

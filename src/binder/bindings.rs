@@ -20,7 +20,9 @@ pub(crate) struct Bindings {
     mailbox: Arc<Mailbox>,
     user_id: UserId,
     events: SmallVec<[Bound; 1]>,
-    events_max: usize,
+    /// Whether the receiver has a [`Seat`]. Noted only, because with the seat itself every connection would hold binder
+    /// and user twice.
+    is_seated: bool,
 }
 
 /// One of a user's connections, as far as their number is limited. Dropping it frees the seat; a session that is away has
@@ -29,12 +31,14 @@ pub(crate) struct Bindings {
 pub(crate) struct Seat {
     binder: Arc<Binder>,
     user_id: UserId,
+    is_taken: bool,
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let (shard, key) = self.binder.place(&self.user_id);
-        shard.index().leave_seat(key);
+        if !self.is_taken {
+            self.binder.leave_seat(&self.user_id);
+        }
     }
 }
 
@@ -49,25 +53,33 @@ struct Bound {
 impl Seat {
     /// For a seat that was taken already.
     pub(super) fn new(binder: Arc<Binder>, user_id: UserId) -> Self {
-        Self { binder, user_id }
+        Self { binder, user_id, is_taken: false }
     }
 }
 
 impl Bindings {
     /// For a receiver that was bound already.
-    pub(super) fn new(
-        binder: Arc<Binder>,
-        mailbox: Arc<Mailbox>,
-        user_id: UserId,
-        event: Event,
-        limits: BindLimits,
-    ) -> Self {
+    pub(super) fn new(binder: Arc<Binder>, mailbox: Arc<Mailbox>, user_id: UserId, event: Event) -> Self {
         let events = SmallVec::from_buf([Bound { event, expires_at: None }]);
-        Self { binder, mailbox, user_id, events, events_max: limits.events_per_connection_max }
+        Self { binder, mailbox, user_id, events, is_seated: false }
     }
 
     pub(crate) fn user_id(&self) -> &UserId {
         &self.user_id
+    }
+
+    /// Takes the receiver's seat, to be freed with the bindings at the latest.
+    pub(crate) fn take_seat(&mut self, mut seat: Seat) {
+        debug_assert!(!self.is_seated && seat.user_id == self.user_id, "a receiver has one seat, its user's");
+        seat.is_taken = true;
+        self.is_seated = true;
+    }
+
+    /// Frees the seat: the receiver is a session that goes away.
+    pub(crate) fn leave_seat(&mut self) {
+        if std::mem::take(&mut self.is_seated) {
+            self.binder.leave_seat(&self.user_id);
+        }
     }
 
     /// Binds one more event, by a token that is over at this time. An event that is already bound stays bound, once, by
@@ -75,8 +87,13 @@ impl Bindings {
     ///
     /// # Errors
     /// Refuses an event over the connection's limit.
-    pub(crate) fn add(&mut self, event: &Event, expires_at: Option<SystemTime>) -> Result<(), BindError> {
-        let limit = self.events_max;
+    pub(crate) fn add(
+        &mut self,
+        event: &Event,
+        expires_at: Option<SystemTime>,
+        limits: BindLimits,
+    ) -> Result<(), BindError> {
+        let limit = limits.events_per_connection_max;
         if let Some(bound) = self.events.iter_mut().find(|bound| bound.event == *event) {
             bound.expires_at = expires_at;
             return Ok(());
@@ -131,6 +148,7 @@ impl Bindings {
 
 impl Drop for Bindings {
     fn drop(&mut self) {
+        self.leave_seat();
         let (shard, key) = self.binder.place(&self.user_id);
         let mut index = shard.index();
         for Bound { event, .. } in &self.events {

@@ -61,7 +61,7 @@ struct World {
 }
 
 fn mailbox(names: &Names) -> Arc<Mailbox> {
-    let handle = Handle::new(names.connection_id(), Ipv4Addr::LOCALHOST.into());
+    let handle = Handle::new(names.connection_id(), (Ipv4Addr::LOCALHOST, 0).into());
     Arc::new(Mailbox::new(Arc::new(handle), CAPACITY))
 }
 
@@ -102,14 +102,14 @@ impl World {
             }
             Step::Bind { user, event: number } => {
                 let mailbox = mailbox(&self.names);
-                let bindings = self.binder.bind(&mailbox, &user_id(user), &event(number), LIMITS);
+                let bindings = self.binder.bind(&mailbox, &user_id(user), &event(number));
                 let naive = Naive { id: mailbox.id(), user, events: BTreeSet::from([number]), is_evicted: false };
                 self.receivers.push((bindings, naive));
             }
             Step::Add { receiver, event: number } => {
                 let Some((bindings, naive)) = pick(&mut self.receivers, receiver) else { return };
                 let fits = naive.events.len() < EVENTS_MAX || naive.events.contains(&number);
-                let added = bindings.add(&event(number), None);
+                let added = bindings.add(&event(number), None, LIMITS);
                 assert_eq!(added, if fits { Ok(()) } else { Err(BindError::TooManyEvents { limit: EVENTS_MAX }) });
                 if fits && !naive.is_evicted {
                     naive.events.insert(number);
@@ -193,13 +193,12 @@ proptest! {
 #[test]
 fn thousands_of_bindings_of_one_user_and_one_event_go_without_a_search_each() {
     const MANY: usize = 20_000;
-    let limits = BindLimits { connections_per_user_max: 0, events_per_connection_max: 1 };
     let (binder, names, ann) = (Arc::new(Binder::default()), Names::new(), user_id(0));
     let mut held = Vec::new();
     for number in 0..MANY {
         let own = Event::new(format!("only of {number}")).expect("not empty");
-        held.push(binder.bind(&mailbox(&names), &ann, &event(0), limits));
-        held.push(binder.bind(&mailbox(&names), &ann, &own, limits));
+        held.push(binder.bind(&mailbox(&names), &ann, &event(0)));
+        held.push(binder.bind(&mailbox(&names), &ann, &own));
     }
     assert_eq!(binder.receivers(&ann, &event(0)).len(), MANY);
     assert_eq!(binder.receivers_of_all(&event(0)).len(), MANY);

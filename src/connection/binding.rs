@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
-use tracing::{Span, field};
+use tracing::Instrument;
 
 use crate::auth::{BindAttempt, Identity, Token, TokenError};
 use crate::binder::Bindings;
@@ -82,8 +82,8 @@ impl Shared {
 impl<S: Transport> Link<S> {
     pub(super) fn check_bind(&mut self, token: Token, event: Event, resume: Option<Resume>) {
         self.start_bind_deadline();
-        let (shared, peer) = (self.shared.clone(), self.peer);
-        self.check = Some(Box::pin(async move {
+        let (shared, peer) = (self.shared.clone(), self.peer());
+        let check = async move {
             let mut result = shared.token_authenticator.authenticate(&BindAttempt::new(&token, &event, peer)).await;
             let mut resumed = None;
             if let (Ok(identity), Some(resume)) = (&result, resume) {
@@ -93,16 +93,16 @@ impl<S: Transport> Link<S> {
                 }
             }
             Box::new(Checked::Bind { event, result, resume: resumed })
-        }));
+        };
+        self.check = Some(Box::pin(check.instrument(self.span())));
     }
 
     /// Checks a new token against every event that is bound.
     pub(super) fn check_refresh(&mut self, token: Token, user_id: UserId, events: Vec<Event>) {
         self.start_bind_deadline();
-        let (shared, peer) = (self.shared.clone(), self.peer);
-        self.check = Some(Box::pin(async move {
-            Box::new(Checked::Refresh(shared.check_all(&events, &token, &user_id, peer).await))
-        }));
+        let (shared, peer) = (self.shared.clone(), self.peer());
+        let check = async move { Box::new(Checked::Refresh(shared.check_all(&events, &token, &user_id, peer).await)) };
+        self.check = Some(Box::pin(check.instrument(self.span())));
     }
 
     fn start_bind_deadline(&mut self) {
@@ -151,7 +151,7 @@ impl<S: Transport> Link<S> {
     ) -> Result<Granted, Refused> {
         let is_resume = resume.is_some();
         if let Some((Resume { seq, .. }, Some(claimed))) = resume
-            && let Some(returned) = claimed.go_on(self.registration.handle(), self.shared_socket.clone(), seq)?
+            && let Some(returned) = claimed.go_on(self.registration.handle(), self.socket.direct(), seq)?
         {
             return self.go_on(returned, identity.expires_at, event);
         }
@@ -161,29 +161,31 @@ impl<S: Transport> Link<S> {
         let (binder, limits) = (self.shared.sessions.binder().clone(), self.shared.bind_limits());
         let seat = binder.seat(&identity.user_id, limits)?;
         // Before the binding, so that nothing is offered to the mailbox that has no number.
-        let session = if self.dialect.has_sessions() {
+        let session = if self.dialect().has_sessions() {
             let session = self.shared.sessions.begin(self.mailbox(), &identity.user_id);
             Some(Box::new(session.ok_or_else(|| Refused::from(&TokenError::Unavailable))?))
         } else {
             None
         };
-        let mut bindings = binder.bind(self.mailbox(), &identity.user_id, event, limits);
+        let mut bindings = binder.bind(self.mailbox(), &identity.user_id, event);
+        bindings.take_seat(seat);
         bindings.renew(identity.expires_at);
         self.granted(session.as_deref(), &bindings, event, is_resume.then_some(false));
-        Ok(Granted { bindings, seat, session })
+        Ok(Granted { bindings, session })
     }
 
     /// Goes on with a session that was on another connection before.
     fn go_on(&mut self, returned: Returned, expires_at: Option<SystemTime>, event: &Event) -> Result<Granted, Refused> {
-        let Returned { session, mut bindings, seat, is_recovered } = returned;
-        if let Err(error) = bindings.add(event, expires_at) {
+        let Returned { session, mut bindings, is_recovered } = returned;
+        if let Err(error) = bindings.add(event, expires_at, self.shared.bind_limits()) {
+            bindings.leave_seat();
             session.leave(bindings, &mut self.socket.line);
             return Err(error.into());
         }
         self.registration.go_on_with(session.mailbox().clone());
         self.shared.metrics.resumed(if is_recovered { ResumeResult::Recovered } else { ResumeResult::Gap });
         self.granted(Some(&session), &bindings, event, Some(is_recovered));
-        Ok(Granted { bindings, seat, session: Some(Box::new(session)) })
+        Ok(Granted { bindings, session: Some(Box::new(session)) })
     }
 
     /// Notes that an event is bound, and tells a session's client.
@@ -198,8 +200,6 @@ impl<S: Transport> Link<S> {
         self.expire_at(expires_at);
         self.shared.metrics.binds.inc();
         if let Some(session) = session {
-            // What a message's outcome calls it, on whichever connection.
-            Span::current().record("session", field::display(session.epoch()));
             session.bound(bindings);
             let (seq, expires_in_ms) = (session.mailbox().told(), expires_at.map(expires_in_ms));
             self.say(&ServerFrame::bound(event, session.epoch(), session.token(), seq, recovered, expires_in_ms));

@@ -85,7 +85,7 @@ impl<S: Transport> Link<S> {
     /// closed.
     fn poll_last_acks(&mut self, cx: &mut Context<'_>, session: Option<&Attached>) -> Poll<()> {
         let Self { socket, shared, .. } = self;
-        socket.poll_last_words(cx, |data| {
+        socket.poll_last_words(cx, shared.limits(), |data| {
             if let (Some(session), Ok(Request::Ack { seq })) = (session, Request::read(data)) {
                 let _never_sent = session.mailbox().acknowledge(seq, |after| shared.metrics.acknowledged(after));
             }
@@ -144,7 +144,7 @@ impl<S: Transport> Link<S> {
             }
             if self.socket.has_closed() {
                 // The answer to its close frame may have been held back behind pongs.
-                let _ended = self.socket.poll_read(cx);
+                let _ended = self.socket.poll_read(cx, self.shared.limits());
             } else {
                 let _closed = self.poll_last_acks(cx, session);
             }

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use crate::auth::{Identity, TokenError};
-use crate::binder::{BindError, Bindings, Seat};
+use crate::binder::{BindError, Bindings};
 use crate::close::CloseReason;
 use crate::dialect::{RequestError, Resume, milliseconds};
 use crate::message::Event;
@@ -24,7 +24,6 @@ pub(super) enum Checked {
 /// What a connection that is bound holds.
 pub(super) struct Granted {
     pub(super) bindings: Bindings,
-    pub(super) seat: Seat,
     /// Only for a client of the session protocol.
     pub(super) session: Option<Box<Attached>>,
 }

@@ -8,20 +8,20 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tracing::{Level, debug, error, warn};
+use tracing::{Level, Span, debug, debug_span, error, field, warn};
 
 use crate::close::CloseReason;
 use crate::config::Config;
 use crate::dialect::{Dialect, ServerFrame, milliseconds};
 use crate::handle::Stop;
-use crate::mailbox::{Mailbox, WriteNow};
+use crate::mailbox::Mailbox;
 use crate::metrics::InSnakeCase;
 use crate::registry::{Clock, Registration};
 
 use super::grant::Checked;
 use super::socket::{Limits, Received, Socket, Takes, Wrote};
 use super::transport::Transport;
-use super::{Arrival, Shared};
+use super::{Arrival, Protocol, Shared};
 
 /// Answers that wait for a client that asks and does not read. Past it, the client is not read either.
 const ANSWERS_MAX: usize = 32;
@@ -61,10 +61,7 @@ impl Heartbeat {
 /// What a connection has whether bound or not: its socket, its place in the registry, its deadlines.
 pub(super) struct Link<S> {
     pub(super) socket: Socket<S>,
-    /// The socket once more, for others to write to.
-    pub(super) shared_socket: Option<Arc<dyn WriteNow>>,
-    pub(super) dialect: &'static dyn Dialect,
-    pub(super) peer: SocketAddr,
+    protocol: Protocol,
     pub(super) registration: Registration,
     pub(super) shared: Arc<Shared>,
     /// A token check on its way. Nothing is read meanwhile, so that binds keep their order; writing goes on.
@@ -90,28 +87,48 @@ pub(super) enum Input {
     End(CloseReason),
 }
 
+impl<S> Link<S> {
+    pub(super) fn dialect(&self) -> &'static dyn Dialect {
+        self.protocol.dialect()
+    }
+
+    /// The address that the client came from.
+    pub(super) fn peer(&self) -> SocketAddr {
+        self.registration.handle().peer()
+    }
+
+    /// The span of what is logged about the connection. Made when something may be logged: kept, it would be a part of
+    /// every idle connection.
+    pub(super) fn span(&self) -> Span {
+        let (id, peer) = (self.registration.id(), self.peer());
+        let span = debug_span!("connection", %id, %peer, session = field::Empty);
+        if self.dialect().has_sessions() {
+            // What a message's outcome calls it, on whichever connection.
+            span.record("session", field::display(self.mailbox().id()));
+        }
+        span
+    }
+
+    pub(super) fn mailbox(&self) -> &Arc<Mailbox> {
+        self.registration.mailbox()
+    }
+
+    pub(super) fn clock(&self) -> &Clock {
+        self.registration.clock()
+    }
+}
+
 impl<S: Transport> Link<S> {
-    pub(super) fn open(
-        stream: S,
-        shared_socket: Option<Arc<dyn WriteNow>>,
-        already_read: &[u8],
-        arrival: Arrival,
-    ) -> Self {
-        let Arrival { protocol, peer, registration, shared } = arrival;
+    pub(super) fn open(stream: S, already_read: &[u8], arrival: Arrival) -> Self {
+        let Arrival { protocol, registration, shared } = arrival;
         let config = &shared.config;
-        let limits = Limits {
-            message_bytes_max: config.client_message_bytes_max,
-            frame_bytes_max: config.client_frame_bytes_max,
-        };
-        let socket = Socket::new(stream, already_read, limits, config.client_frames_per_second_max);
+        let socket = Socket::new(stream, already_read, Limits::of(config), config.client_frames_per_second_max);
         let clock = registration.clock();
         let (first_ping, bind_deadline) = (clock.after(config.ping_interval), clock.after(config.bind_timeout));
-        registration.mailbox().share(shared_socket.clone());
+        registration.mailbox().share(socket.direct());
         Self {
             socket,
-            shared_socket,
-            dialect: protocol.dialect(),
-            peer,
+            protocol,
             registration,
             shared,
             check: None,
@@ -123,17 +140,9 @@ impl<S: Transport> Link<S> {
         }
     }
 
-    pub(super) fn mailbox(&self) -> &Arc<Mailbox> {
-        self.registration.mailbox()
-    }
-
-    pub(super) fn clock(&self) -> &Clock {
-        self.registration.clock()
-    }
-
     /// Says something, where the dialect has a word for it.
     pub(super) fn say(&mut self, frame: &ServerFrame<'_>) {
-        if let Some(text) = self.dialect.word(frame) {
+        if let Some(text) = self.dialect().word(frame) {
             self.socket.line.say(text);
         }
     }
@@ -188,7 +197,7 @@ impl<S: Transport> Link<S> {
             return Poll::Pending;
         }
         loop {
-            let received = self.socket.poll_read(cx);
+            let received = self.socket.poll_read(cx, self.shared.limits());
             if self.socket.take_heard() {
                 self.heartbeat = Heartbeat::ToPing(self.clock().after(self.shared.config.ping_interval));
             }
@@ -208,7 +217,7 @@ impl<S: Transport> Link<S> {
 
     /// Why the connection ends when it is told to. A session's client is told when to come back.
     fn stopped(&mut self, stop: Stop) -> CloseReason {
-        if stop == Stop::GoingAway && self.dialect.has_sessions() {
+        if stop == Stop::GoingAway && self.dialect().has_sessions() {
             let retry_after_ms = milliseconds(draw_below(self.shared.config.reconnect_spread));
             self.say(&ServerFrame::Goaway { retry_after_ms });
             return CloseReason::Drained;
@@ -328,6 +337,7 @@ impl<S> Drop for Link<S> {
         let reason = self.reason.unwrap_or(unset);
         let undelivered = self.registration.mailbox().close(self.socket.take_done());
         self.shared.metrics.closed(reason, undelivered);
+        let _entered = self.span().entered();
         let lasted = self.registration.handle().since().elapsed();
         let (level, reason) = (reason.level(), InSnakeCase(reason));
         match level {

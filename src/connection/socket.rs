@@ -6,6 +6,7 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -16,8 +17,9 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig, WebSocketContext};
 
 use crate::close::CloseReason;
+use crate::config::Config;
 use crate::dialect::Content;
-use crate::mailbox::{Depth, FRAMES_MAX, Line, Mailbox, Visit, Wants};
+use crate::mailbox::{Depth, FRAMES_MAX, Line, Mailbox, Visit, Wants, WriteNow};
 
 use super::transport::Transport;
 use super::wire::{CONTROL_BYTES_MAX, Polled, Wire};
@@ -37,7 +39,6 @@ pub(super) struct Socket<S> {
     /// tungstenite, which reads what the client sends. Here only while it has something unfinished: a quiet connection
     /// needs neither its state nor its buffer.
     reader: Option<Box<WebSocketContext>>,
-    limits: Limits,
     /// What is in hand to write.
     pub(super) line: Line,
     /// What was written since the mailbox was last told.
@@ -58,11 +59,15 @@ pub(super) struct Socket<S> {
 /// What the client may send.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    pub(super) message_bytes_max: usize,
-    pub(super) frame_bytes_max: usize,
+    message_bytes_max: usize,
+    frame_bytes_max: usize,
 }
 
 impl Limits {
+    pub(super) fn of(config: &Config) -> Self {
+        Self { message_bytes_max: config.client_message_bytes_max, frame_bytes_max: config.client_frame_bytes_max }
+    }
+
     fn reader(self, already_read: &[u8]) -> Box<WebSocketContext> {
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER_BYTES)
@@ -128,7 +133,6 @@ impl<S: Transport> Socket<S> {
         Self {
             wire,
             reader,
-            limits,
             line: Line::default(),
             done: Depth::default(),
             unflushed: false,
@@ -158,7 +162,12 @@ impl<S: Transport> Socket<S> {
     }
 
     fn has_control(&self) -> bool {
-        !self.wire.control.is_empty()
+        self.wire.control.is_some()
+    }
+
+    /// The socket for others to write to.
+    pub(super) fn direct(&self) -> Option<Arc<dyn WriteNow>> {
+        self.wire.stream.direct()
     }
 
     /// Has the connection reset when it is dropped, with what the client has not read.
@@ -196,9 +205,7 @@ impl<S: Transport> Socket<S> {
     /// Queues a control frame behind the frame that is being written.
     fn queue_control(&mut self, opcode: u8, body: &[u8]) {
         debug_assert!(body.len() <= 125, "RFC 6455 section 5.5");
-        let control = &mut self.wire.control;
-        control.extend([0x80 | opcode, body.len() as u8]);
-        control.extend_from_slice(body);
+        self.wire.write_control(&[&[0x80 | opcode, body.len() as u8], body].concat());
     }
 
     /// Writes what is in hand. Ready when all of it is with the kernel; `wrote` says what went. `delivered` is called with
@@ -212,19 +219,17 @@ impl<S: Transport> Socket<S> {
         loop {
             let wire = &mut self.wire;
             let at_boundary = !self.line.is_begun();
-            let count = if at_boundary && !wire.control.is_empty() {
-                let count = ready!(Pin::new(&mut wire.stream).poll_write(cx, &wire.control[wire.control_offset..]))?;
-                wire.control_offset += count;
-                if wire.control_offset == wire.control.len() {
+            let count = if at_boundary && let Some(control) = &mut wire.control {
+                let count = ready!(Pin::new(&mut wire.stream).poll_write(cx, control.rest()))?;
+                control.written += count;
+                if control.rest().is_empty() {
                     self.control_went = true;
-                    // Freed, not cleared: most connections answer a ping now and then and are idle otherwise.
-                    wire.control = Vec::new();
-                    wire.control_offset = 0;
+                    wire.control = None;
                 }
                 count
             } else if !self.line.is_empty() {
                 // With a control frame waiting, only the frame that is partly written goes before it.
-                let frames_max = if wire.control.is_empty() { FRAMES_MAX } else { 1 };
+                let frames_max = if wire.control.is_none() { FRAMES_MAX } else { 1 };
                 ready!(self.poll_write_frames(cx, frames_max, wrote, &mut delivered))?
             } else if self.unflushed {
                 ready!(Pin::new(&mut wire.stream).poll_flush(cx))?;
@@ -290,11 +295,11 @@ impl<S: Transport> Socket<S> {
         Poll::Ready(Ok(count))
     }
 
-    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Received> {
+    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, limits: Limits) -> Poll<Received> {
         if self.unreadable {
             return Poll::Ready(Received::End(CloseReason::Reset));
         }
-        let polled = self.poll_reader(cx);
+        let polled = self.poll_reader(cx, limits);
         // Before the message, so that one which came too many is not acted on.
         if let Some(reason) = self.wire.broken() {
             self.unreadable = true;
@@ -310,7 +315,7 @@ impl<S: Transport> Socket<S> {
                 // The next read does not read: it hands over the answer to the close frame. tungstenite answers 1014, which was
                 // assigned after RFC 6455, with 1002, and has put that into the frame already; to see the client's own code,
                 // each connection would have to unmask what it reads a second time.
-                let _answered = self.poll_reader(cx);
+                let _answered = self.poll_reader(cx, limits);
                 Received::End(CloseReason::ClientClosed)
             }
             Err(error) => {
@@ -321,8 +326,8 @@ impl<S: Transport> Socket<S> {
         Poll::Ready(received)
     }
 
-    fn poll_reader(&mut self, cx: &mut Context<'_>) -> Poll<Result<Message, Error>> {
-        let reader = self.reader.get_or_insert_with(|| self.limits.reader(&[]));
+    fn poll_reader(&mut self, cx: &mut Context<'_>, limits: Limits) -> Poll<Result<Message, Error>> {
+        let reader = self.reader.get_or_insert_with(|| limits.reader(&[]));
         match reader.read(&mut Polled { wire: &mut self.wire, cx }) {
             Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
                 if self.wire.is_between_messages() {
@@ -340,9 +345,14 @@ impl<S: Transport> Socket<S> {
     }
 
     /// Reads what still comes; ready when the client has closed, or cannot be understood any more.
-    pub(super) fn poll_last_words(&mut self, cx: &mut Context<'_>, mut heard: impl FnMut(&[u8])) -> Poll<()> {
+    pub(super) fn poll_last_words(
+        &mut self,
+        cx: &mut Context<'_>,
+        limits: Limits,
+        mut heard: impl FnMut(&[u8]),
+    ) -> Poll<()> {
         while !self.unreadable && !self.has_closed {
-            if let Received::Data(data) = ready!(self.poll_read(cx)) {
+            if let Received::Data(data) = ready!(self.poll_read(cx, limits)) {
                 heard(&data);
             }
         }

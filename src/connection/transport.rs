@@ -17,8 +17,13 @@ pub(crate) trait Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// The stream once it is shared.
     type Shared: Transport;
 
-    /// Lets others write to it too, if it can be written to without waiting and without its own state.
-    fn share(self) -> (Self::Shared, Option<Arc<dyn WriteNow>>);
+    /// Makes it one that others may write to, if it can be written to without waiting and without its own state.
+    fn share(self) -> Self::Shared;
+
+    /// The stream for others to write to, if it is shared.
+    fn direct(&self) -> Option<Arc<dyn WriteNow>> {
+        None
+    }
 
     /// Has the stream reset when it is dropped, so that the kernel forgets at once what the peer has not read. Closed
     /// otherwise, it would keep it, and offer it to the peer for minutes.
@@ -48,9 +53,8 @@ macro_rules! sockets {
             impl Transport for $socket {
                 type Shared = SharedSocket<Self>;
 
-                fn share(self) -> (Self::Shared, Option<Arc<dyn WriteNow>>) {
-                    let socket = Arc::new(self);
-                    (SharedSocket(socket.clone()), Some(socket))
+                fn share(self) -> Self::Shared {
+                    SharedSocket(Arc::new(self))
                 }
 
                 fn reset_when_dropped(&self) {
@@ -61,9 +65,12 @@ macro_rules! sockets {
             impl Transport for SharedSocket<$socket> {
                 type Shared = Self;
 
-                fn share(self) -> (Self, Option<Arc<dyn WriteNow>>) {
-                    let socket = self.0.clone();
-                    (self, Some(socket))
+                fn share(self) -> Self {
+                    self
+                }
+
+                fn direct(&self) -> Option<Arc<dyn WriteNow>> {
+                    Some(self.0.clone())
                 }
 
                 fn reset_when_dropped(&self) {
@@ -151,7 +158,7 @@ sockets! {
 impl Transport for tokio::io::DuplexStream {
     type Shared = Self;
 
-    fn share(self) -> (Self, Option<Arc<dyn WriteNow>>) {
-        (self, None)
+    fn share(self) -> Self {
+        self
     }
 }

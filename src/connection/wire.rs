@@ -20,8 +20,7 @@ pub(super) const CONTROL_BYTES_MAX: usize = 512;
 /// `control`, to be placed between two frames.
 pub(super) struct Wire<S> {
     pub(super) stream: S,
-    pub(super) control: Vec<u8>,
-    pub(super) control_offset: usize,
+    pub(super) control: Option<Box<Control>>,
     pub(super) heard: bool,
     /// Whether the gateway's close frame is queued, after which RFC 6455 section 5.5.1 allows no other frame.
     pub(super) is_closed: bool,
@@ -34,12 +33,24 @@ pub(super) struct Wire<S> {
     broken: Option<CloseReason>,
 }
 
+/// Control frames to write. In a box, because an idle connection has none.
+#[derive(Debug, Default)]
+pub(super) struct Control {
+    bytes: Vec<u8>,
+    pub(super) written: usize,
+}
+
+impl Control {
+    pub(super) fn rest(&self) -> &[u8] {
+        &self.bytes[self.written..]
+    }
+}
+
 impl<S> Wire<S> {
     pub(super) fn new(stream: S, frames_per_second_max: u32) -> Self {
         Self {
             stream,
-            control: Vec::new(),
-            control_offset: 0,
+            control: None,
             heard: false,
             is_closed: false,
             holds_back: false,
@@ -57,6 +68,11 @@ impl<S> Wire<S> {
             Err(NotMinimal) => Err(CloseReason::ProtocolError),
         };
         self.broken = self.broken.or(is_good.err());
+    }
+
+    /// Queues control frames, or a part of one.
+    pub(super) fn write_control(&mut self, bytes: &[u8]) {
+        self.control.get_or_insert_default().bytes.extend_from_slice(bytes);
     }
 
     pub(super) fn broken(&self) -> Option<CloseReason> {
@@ -98,12 +114,12 @@ impl<S> Write for Polled<'_, '_, S> {
         if wire.is_closed {
             return Ok(bytes.len());
         }
-        if !wire.control.is_empty() && wire.control.len() + bytes.len() > CONTROL_BYTES_MAX {
+        if wire.control.as_ref().is_some_and(|control| control.bytes.len() + bytes.len() > CONTROL_BYTES_MAX) {
             // The task polls the reader again once these are written.
             wire.holds_back = true;
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        wire.control.extend_from_slice(bytes);
+        wire.write_control(bytes);
         Ok(bytes.len())
     }
 

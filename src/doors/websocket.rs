@@ -56,7 +56,7 @@ impl WebSocketDoor {
                 return malformed.answer();
             }
         };
-        let registration = match self.registry.admit(peer.ip().to_canonical()) {
+        let registration = match self.registry.admit(SocketAddr::new(peer.ip().to_canonical(), peer.port())) {
             Ok(registration) => registration,
             Err(error) => {
                 metrics.upgrade(match error {
@@ -74,7 +74,7 @@ impl WebSocketDoor {
         let upgrade = hyper::upgrade::on(&mut request);
         // The task must not keep any part of the request, because a single header would keep hyper's read buffer alive.
         drop(request);
-        let arrival = Box::new(Arrival { protocol, peer, registration, shared: self.shared.clone() });
+        let arrival = Box::new(Arrival { protocol, registration, shared: self.shared.clone() });
         self.tasks.spawn(async move {
             let connection = match upgrade.await {
                 Ok(upgraded) => connect(upgraded, arrival, into_stream),

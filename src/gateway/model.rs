@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::auth::{OpenPush, TokenIsUser};
-use crate::binder::{BindLimits, Bindings, Seat};
+use crate::binder::{BindLimits, Bindings};
 use crate::dialect::Content;
 use crate::journal::Recorder;
 use crate::mailbox::{Bounds, Capacity, Depth, Keep, Line, Wants};
@@ -62,7 +62,7 @@ fn gateway() -> Gateway {
 
 /// A connection as its task holds it, without a socket.
 struct Held {
-    bindings: Option<(Bindings, Seat)>,
+    bindings: Option<Bindings>,
     registration: Registration,
 }
 
@@ -115,7 +115,7 @@ impl World {
     }
 
     fn connect(&mut self) {
-        let admitted = self.gateway.rooms().registry.admit([127, 0, 0, 1].into());
+        let admitted = self.gateway.rooms().registry.admit(([127, 0, 0, 1], 0).into());
         assert_eq!(admitted.is_ok(), self.naive.len() < CONNECTIONS_MAX);
         if let Ok(registration) = admitted {
             self.held.insert(self.next, Held { bindings: None, registration });
@@ -140,12 +140,13 @@ impl World {
                 assert_eq!(seat.is_ok(), of_user < USER_MAX);
                 seat.map(|seat| {
                     naive.user = Some(user_number);
-                    let bindings = binder.bind(mailbox, &user(user_number), &event(event_number), LIMITS);
-                    held.bindings = Some((bindings, seat));
+                    let mut bindings = binder.bind(mailbox, &user(user_number), &event(event_number));
+                    bindings.take_seat(seat);
+                    held.bindings = Some(bindings);
                 })
             }
-            Some((bindings, _)) => {
-                let bound = bindings.add(&event(event_number), None);
+            Some(bindings) => {
+                let bound = bindings.add(&event(event_number), None, LIMITS);
                 let fits = naive.events.len() < EVENTS_MAX || naive.events.contains(&event_number);
                 assert_eq!(bound.is_ok(), fits);
                 bound
@@ -232,7 +233,7 @@ impl World {
         let users: BTreeSet<_> = self.naive.values().filter_map(|naive| naive.user).collect();
         assert_eq!(rooms.binder.users(), users.len());
         let queued: usize = self.naive.values().map(|naive| naive.queued.len()).sum();
-        assert_eq!(rooms.registry.depths().total.messages, queued);
+        assert_eq!(rooms.registry.depths().messages, queued);
     }
 }
 

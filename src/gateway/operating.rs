@@ -50,8 +50,8 @@ impl Gateway {
         set(&metrics.connections, depths.connections);
         set(&metrics.bindings, binder.len());
         set(&metrics.users, binder.users());
-        set(&metrics.outbox_messages, depths.total.messages);
-        set(&metrics.outbox_bytes, depths.total.bytes);
+        set(&metrics.outbox_messages, depths.messages);
+        set(&metrics.outbox_bytes, depths.bytes);
         set(&metrics.outbox_messages_fullest, depths.messages_max);
         set(&metrics.outbox_bytes_fullest, depths.bytes_max);
         set(&metrics.waiting_pushes, waiting.taken());

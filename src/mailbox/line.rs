@@ -15,61 +15,84 @@ pub(crate) const FRAMES_MAX: usize = 64;
 /// The slices of one write: two for each frame.
 pub(crate) type Slices<'a> = SmallVec<[IoSlice<'a>; 2 * FRAMES_MAX]>;
 
-/// Frames in hand.
+/// Frames in hand. In a box that is there only with frames in it, because most connections have none in hand: their
+/// messages are written by whoever pushes.
 #[derive(Debug, Default)]
-pub(crate) struct Line {
-    pub(super) frames: VecDeque<Frame>,
+pub(crate) struct Line(Option<Box<Frames>>);
+
+#[derive(Debug, Default)]
+struct Frames {
+    queue: VecDeque<Frame>,
     /// Bytes of the first frame that are already written.
-    pub(super) offset: usize,
+    offset: usize,
 }
 
 impl Line {
     pub(crate) fn is_empty(&self) -> bool {
-        self.frames.is_empty()
+        self.0.is_none()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.as_ref().map_or(0, |frames| frames.queue.len())
     }
 
     /// How many frames more it may hold.
     pub(super) fn room(&self) -> usize {
-        FRAMES_MAX.saturating_sub(self.frames.len())
+        FRAMES_MAX.saturating_sub(self.len())
     }
 
     /// Whether a frame is written in part.
     pub(crate) fn is_begun(&self) -> bool {
-        self.offset > 0
+        self.offset() > 0
     }
 
     /// Bytes of the first frame that are already written.
     pub(crate) fn offset(&self) -> usize {
-        self.offset
+        self.0.as_ref().map_or(0, |frames| frames.offset)
+    }
+
+    pub(super) fn frames(&self) -> impl Iterator<Item = &Frame> {
+        self.0.iter().flat_map(|frames| &frames.queue)
+    }
+
+    pub(super) fn push(&mut self, frame: Frame) {
+        self.0.get_or_insert_default().queue.push_back(frame);
+    }
+
+    /// Puts a frame before all others of which so many bytes are written.
+    pub(super) fn go_on_with(&mut self, frame: Frame, offset: usize) {
+        let frames = self.0.get_or_insert_default();
+        frames.queue.push_front(frame);
+        frames.offset = offset;
     }
 
     /// Adds a frame of the gateway's own.
     pub(crate) fn say(&mut self, text: String) {
-        self.frames.push_back(Frame::own(text));
+        self.push(Frame::own(text));
     }
 
     /// How many frames of the gateway's own wait.
     pub(crate) fn own(&self) -> usize {
-        self.frames.iter().filter(|frame| frame.is_own()).count()
+        self.frames().filter(|frame| frame.is_own()).count()
     }
 
     /// The bytes of the first frames, for one write.
     pub(crate) fn slices(&self, frames_max: usize) -> Slices<'_> {
-        self.frames.iter().take(frames_max.min(FRAMES_MAX)).flat_map(Frame::parts).collect()
+        self.frames().take(frames_max.min(FRAMES_MAX)).flat_map(Frame::parts).collect()
     }
 
     /// Notes that so many bytes were written, and hands over each frame that is written whole.
     pub(crate) fn wrote(&mut self, count: usize, mut whole: impl FnMut(Content)) {
-        self.offset += count;
-        while let Some(front) = self.frames.front()
-            && self.offset >= front.len()
+        let Some(frames) = &mut self.0 else { return };
+        frames.offset += count;
+        while let Some(front) = frames.queue.front()
+            && frames.offset >= front.len()
         {
-            self.offset -= front.len();
-            self.frames.pop_front().into_iter().for_each(|frame| whole(frame.content));
+            frames.offset -= front.len();
+            frames.queue.pop_front().into_iter().for_each(|frame| whole(frame.content));
         }
-        if self.frames.is_empty() {
-            // A connection writes here seldom: mostly its messages are written by whoever pushes.
-            self.frames = VecDeque::new();
+        if frames.queue.is_empty() {
+            self.0 = None;
         }
     }
 
@@ -85,14 +108,18 @@ impl Line {
 
     fn retain(&mut self, stays: impl Fn(&Frame) -> bool) {
         let mut is_begun = self.is_begun();
-        self.frames.retain(|frame| std::mem::take(&mut is_begun) || stays(frame));
+        let Some(frames) = &mut self.0 else { return };
+        frames.queue.retain(|frame| std::mem::take(&mut is_begun) || stays(frame));
+        if frames.queue.is_empty() {
+            self.0 = None;
+        }
     }
 
     /// The session takes its messages back, since the connection ends. One that is written in part stays here without
     /// its message.
     pub(super) fn take_back(&mut self) {
         self.retain(Frame::is_own);
-        if let Some(front) = self.frames.front_mut()
+        if let Some(front) = self.0.as_mut().and_then(|frames| frames.queue.front_mut())
             && matches!(front.content, Content::Numbered { .. })
         {
             front.content = Content::Taken;
@@ -102,17 +129,18 @@ impl Line {
     /// Whether the stream ends within a message that the session took back: its rest must not follow, or the client would
     /// have what its sender may be told is lost.
     pub(crate) fn is_torn(&self) -> bool {
-        self.is_begun() && self.frames.front().is_some_and(|front| matches!(front.content, Content::Taken))
+        self.is_begun() && self.frames().next().is_some_and(|front| matches!(front.content, Content::Taken))
     }
 
     /// Removes the messages that are no longer worth writing, unless they are written in part. A session is told of a
     /// number in its place.
     pub(super) fn expire(&mut self, mut over: impl FnMut(Expired)) {
         let from = usize::from(self.is_begun());
-        if !self.frames.iter().skip(from).any(Frame::is_expired) {
+        if !self.frames().skip(from).any(Frame::is_expired) {
             return;
         }
-        for frame in self.frames.iter_mut().skip(from).filter(|frame| frame.is_expired()) {
+        let Some(frames) = &mut self.0 else { return };
+        for frame in frames.queue.iter_mut().skip(from).filter(|frame| frame.is_expired()) {
             match std::mem::replace(&mut frame.content, Content::Taken) {
                 Content::Message(ticket) => over(Expired::Message(ticket)),
                 Content::Numbered { seq, .. } => {
@@ -123,10 +151,13 @@ impl Line {
             }
         }
         let mut at = 0;
-        self.frames.retain(|frame| {
+        frames.queue.retain(|frame| {
             at += 1;
             at <= from || !matches!(frame.content, Content::Taken)
         });
+        if frames.queue.is_empty() {
+            self.0 = None;
+        }
     }
 }
 

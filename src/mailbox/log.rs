@@ -44,7 +44,7 @@ pub(crate) struct Resumed {
     /// How many messages that the client never had were given up: they expired or were superseded meanwhile.
     pub(super) lost: usize,
     /// How many messages that the client never had are sent now.
-    pub(super) late: usize,
+    pub(super) late: u32,
 }
 
 /// A client names a number that it cannot have.

@@ -17,10 +17,10 @@ pub(crate) struct Capacity {
 /// How much one receiver has queued.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Depth {
-    pub(crate) messages: usize,
+    pub(crate) messages: u32,
     pub(crate) bytes: usize,
     /// Messages that were kept for a client, on their way to it for the first time. The other two leave them out.
-    pub(crate) late: usize,
+    pub(crate) late: u32,
 }
 
 impl Depth {
@@ -114,7 +114,7 @@ impl Queue {
                 out.push((ticket, reason));
             }
         }
-        ticket.behind(self.depth.messages + self.depth.late);
+        ticket.behind((self.depth.messages + self.depth.late) as usize);
         self.depth += Depth::of(&ticket);
         let place = self.place_for(&ticket);
         self.tickets.insert(place, ticket);
@@ -210,7 +210,7 @@ impl Queue {
     fn has_room_without(&self, leaving: &Leaving, ticket: &Ticket, capacity: Capacity) -> bool {
         let (depth, out) = (self.depth, leaving.depth);
         ticket.is_late()
-            || (depth.messages - out.messages < capacity.messages_max
+            || (((depth.messages - out.messages) as usize) < capacity.messages_max
                 && depth.bytes - out.bytes + ticket.payload().len() <= capacity.bytes_max)
     }
 }

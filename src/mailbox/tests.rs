@@ -41,7 +41,7 @@ struct Connection {
 
 impl Connection {
     fn new(messages_max: usize, bytes_max: usize) -> Self {
-        let handle = Arc::new(Handle::new(Names::new().connection_id(), Ipv4Addr::LOCALHOST.into()));
+        let handle = Arc::new(Handle::new(Names::new().connection_id(), (Ipv4Addr::LOCALHOST, 0).into()));
         let mailbox = Arc::new(Mailbox::new(handle.clone(), Capacity { messages_max, bytes_max }));
         Self { handle, mailbox, line: Line::default(), wakes: Arc::default() }
     }
@@ -55,7 +55,7 @@ impl Connection {
     fn written(&mut self) -> Vec<String> {
         self.visit(Depth::default(), IDLE);
         let (mut texts, mut done, mut last) = (Vec::new(), Depth::default(), 0);
-        let frames: Vec<_> = self.line.frames.iter().map(text).collect();
+        let frames: Vec<_> = self.line.frames().map(text).collect();
         self.line.wrote(usize::MAX >> 1, |content| match content {
             Content::Message(ticket) => {
                 done += Depth::of(&ticket);
@@ -64,7 +64,6 @@ impl Connection {
             Content::Numbered { seq, .. } | Content::Gap { to: seq } => last = seq,
             Content::Own | Content::Taken => {}
         });
-        self.line.offset = 0;
         texts.extend(frames);
         if last > 0 {
             self.mailbox.wrote(last, Instant::now(), |_| ());
@@ -177,7 +176,7 @@ fn what_the_writer_holds_still_counts_until_it_is_written() {
     offer(&mailbox, message("one")).expect("room");
     offer(&mailbox, message("two")).expect("room");
     assert_eq!(connection.visit(Depth::default(), IDLE).stop, None);
-    assert_eq!(connection.line.frames.len(), 2);
+    assert_eq!(connection.line.len(), 2);
     assert_eq!(mailbox.depth().messages, 2);
     let mut done = Depth::default();
     connection.line.wrote(5, |content| {
@@ -332,7 +331,7 @@ fn while_the_task_sleeps_a_message_is_written_without_it_and_the_task_is_left_wh
     assert_eq!(mailbox.offer(message("three")).flush, Flush::None, "the task has something in hand");
     mailbox.flush(|_| panic!("not while the task has something in hand"));
     assert_eq!(connection.visit(Depth::default(), IDLE).stop, None);
-    assert_eq!((connection.line.frames.len(), connection.line.offset()), (2, 3));
+    assert_eq!((connection.line.len(), connection.line.offset()), (2, 3));
     assert_eq!(mailbox.depth().messages, 2);
 }
 
@@ -343,16 +342,16 @@ fn nobody_writes_to_a_connection_that_is_to_end_or_has_something_else_to_say() {
     mailbox.share(Some(pipe.clone()));
     connection.visit(Depth::default(), Wants::Messages { is_busy: true });
     assert_eq!(mailbox.offer(message("one")).flush, Flush::None);
-    connection.line.frames.clear();
+    connection.line = Line::default();
     connection.visit(Depth::default(), IDLE);
-    connection.line.frames.clear();
+    connection.line = Line::default();
     connection.visit(Depth::default(), IDLE);
     assert_ne!(mailbox.offer(message("two")).flush, Flush::None);
     mailbox.hold_back();
     mailbox.flush(|_| panic!("held back"));
-    connection.line.frames.clear();
+    connection.line = Line::default();
     connection.visit(Depth::default(), IDLE);
-    connection.line.frames.clear();
+    connection.line = Line::default();
     connection.visit(Depth::default(), IDLE);
     assert_ne!(mailbox.offer(message("three")).flush, Flush::None);
     connection.handle.stop(Stop::GoingAway);
@@ -397,7 +396,7 @@ impl Home {
     fn attach(&mut self, seq: u64) -> (Resumed, usize) {
         let mailbox = self.connection.mailbox.clone();
         assert_eq!(mailbox.claim(), Claim::Granted);
-        let handle = Arc::new(Handle::new(Names::new().connection_id(), Ipv4Addr::LOCALHOST.into()));
+        let handle = Arc::new(Handle::new(Names::new().connection_id(), (Ipv4Addr::LOCALHOST, 0).into()));
         let mut acked = 0;
         let resumed = mailbox.attach(&handle, None, seq, |_| acked += 1).expect("written").expect("not dropped").0;
         self.connection = Connection { handle, mailbox, line: Line::default(), wakes: Arc::default() };

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::binder::{BindError, Bindings, Seat};
+use crate::binder::{BindError, Bindings};
 use crate::handle::Handle;
 use crate::journal::Record;
 use crate::mailbox::{Departure, Line, Mailbox, Resumed, WriteNow};
@@ -61,7 +61,7 @@ impl Attached {
             }
         }
         self.has_left = true;
-        *self.session.bindings() = Some(bindings);
+        *self.session.bindings() = Some(Box::new(bindings));
         self.sessions.put_away(&self.session);
         true
     }
@@ -87,7 +87,6 @@ pub(crate) struct Claimed {
 pub(crate) struct Returned {
     pub(crate) session: Attached,
     pub(crate) bindings: Bindings,
-    pub(crate) seat: Seat,
     pub(crate) is_recovered: bool,
 }
 
@@ -125,9 +124,10 @@ impl Claimed {
         sessions.metrics.forgotten.inc_by(lost as u64);
         // Whoever waits for the session is to find it on its connection.
         sessions.changed.notify_waiters();
-        let Some(bindings) = self.bindings.take() else { return Ok(None) };
+        let Some(mut bindings) = self.bindings.take() else { return Ok(None) };
+        bindings.take_seat(seat);
         let session = Attached { sessions, session: self.session.clone(), has_left: false };
-        Ok(Some(Returned { session, bindings, seat, is_recovered }))
+        Ok(Some(Returned { session, bindings, is_recovered }))
     }
 
     /// Ends the session: it is not to go on.
@@ -141,7 +141,7 @@ impl Claimed {
 impl Drop for Claimed {
     fn drop(&mut self) {
         let Some(bindings) = self.bindings.take() else { return };
-        *self.session.bindings() = Some(bindings);
+        *self.session.bindings() = Some(Box::new(bindings));
         self.sessions.put_away(&self.session);
     }
 }

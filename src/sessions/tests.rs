@@ -29,11 +29,11 @@ impl World {
         let limits = Limits { away_max: 4, away_per_user_max: 4, age: AGE, binds, queue };
         let binder = Arc::new(Binder::default());
         let sessions = Arc::new(Sessions::new(limits, keep, binder.clone(), metrics));
-        let handle = Arc::new(Handle::new(Names::new().connection_id(), [127, 0, 0, 1].into()));
+        let handle = Arc::new(Handle::new(Names::new().connection_id(), ([127, 0, 0, 1], 0).into()));
         let mailbox = Arc::new(Mailbox::new(handle.clone(), queue));
         let (user_id, event) = (UserId::new("ann").expect("valid"), Event::new("mail").expect("valid"));
         let session = sessions.begin(&mailbox, &user_id).expect("random numbers");
-        let bindings = binder.bind(&mailbox, &user_id, &event, binds);
+        let bindings = binder.bind(&mailbox, &user_id, &event);
         (Self { sessions, binder, handle, mailbox, user_id, event }, session, bindings)
     }
 

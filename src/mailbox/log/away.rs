@@ -99,7 +99,7 @@ impl Log {
         self.entries.iter_mut().for_each(|entry| entry.ticket.set_late());
         (self.told, self.sent, self.elsewhere) = (seq, seq, 0);
         let is_recovered = self.lost == 0 && self.entries.len() as u64 == self.last - seq;
-        let late = self.entries.iter().filter(|entry| !entry.is_sent).count();
+        let late = self.entries.iter().filter(|entry| !entry.is_sent).count() as u32;
         Ok(Resumed { is_recovered, lost, late })
     }
 
