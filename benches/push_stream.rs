@@ -22,7 +22,7 @@ use process::{GatewayProcess, pushgate};
 use pushgate::proto::push_request::Payload;
 use pushgate::proto::push_result::Result as ResultOf;
 use pushgate::proto::push_service_client::PushServiceClient;
-use pushgate::proto::{PushRequest, PushResponse, PushStreamRequest};
+use pushgate::proto::{PushBatchRequest, PushBatchResponse, PushRequest, PushResponse, PushResult, PushStreamRequest};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tonic::transport::Channel;
@@ -34,6 +34,9 @@ const STREAM_MESSAGES: u32 = 120_000;
 const ROUNDS: usize = 5;
 /// The number of unary calls open at the same time on the one connection. The gateway allows 256.
 const CALLS: usize = 128;
+/// The number of pushes in one batch, and of batches open at the same time.
+const BATCH: u32 = 100;
+const BATCHES: usize = 8;
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -41,20 +44,24 @@ fn main() {
         for connections in [1, 8] {
             compare(connections).await;
         }
+        compare_without_receiver().await;
     });
 }
 
+/// What the way into the gateway and back costs by itself: messages to a user without a connection.
+async fn compare_without_receiver() {
+    let mut bench = Bench::start().await;
+    let mut rounds = Vec::new();
+    for _ in 0..ROUNDS {
+        rounds.push((bench.turn(Way::Stream).await, bench.turn(Way::Batch).await));
+    }
+    println!("messages to nobody, a stream beside batches of {BATCH}, medians of {ROUNDS} rounds");
+    println!("                               stream       batch   ratio");
+    print_rows(&rounds);
+}
+
 async fn compare(connections: usize) {
-    let gateway = GatewayProcess::start_as(
-        pushgate()
-            // Pushes are faster than the readers. The gateway must not close the readers for what is queued.
-            .env("PUSHGATE_OUTBOX_MESSAGES_MAX", "1000000")
-            .env("PUSHGATE_OUTBOX_BYTES_MAX", "1000000000")
-            // The readers do not answer pings.
-            .env("PUSHGATE_PING_INTERVAL", "1h"),
-    );
-    let channel = Channel::from_shared(format!("http://{}", gateway.control)).unwrap().connect().await.unwrap();
-    let mut bench = Bench { caller: PushServiceClient::new(channel), readers: Vec::new(), gateway };
+    let mut bench = Bench::start().await;
     for _ in 0..connections {
         let bind = r#"{"token":"ann","event":"mail"}"#;
         bench.readers.push(support::connect(bench.gateway.clients, "", bind).await);
@@ -68,9 +75,13 @@ async fn compare(connections: usize) {
     let plural = if connections == 1 { "" } else { "s" };
     println!("messages of {} bytes to {connections} connection{plural}, medians of {ROUNDS} rounds", MESSAGE.len());
     println!("                                unary      stream   ratio");
-    print_row("msg/s per core of all", &rounds, |cost| cost.gateway + cost.callers);
-    print_row("msg/s per gateway core", &rounds, |cost| cost.gateway);
-    print_row("msg/s", &rounds, |cost| cost.wall);
+    print_rows(&rounds);
+}
+
+fn print_rows(rounds: &[(Cost, Cost)]) {
+    print_row("msg/s per core of all", rounds, |cost| cost.gateway + cost.callers);
+    print_row("msg/s per gateway core", rounds, |cost| cost.gateway);
+    print_row("msg/s", rounds, |cost| cost.wall);
 }
 
 /// Prints one line. The ratio is the median of the ratios of all rounds, because the two turns of one round share the
@@ -92,6 +103,7 @@ fn print_row(what: &str, rounds: &[(Cost, Cost)], of: fn(&Cost) -> Duration) {
 enum Way {
     Unary,
     Stream,
+    Batch,
 }
 
 struct Bench {
@@ -101,6 +113,19 @@ struct Bench {
 }
 
 impl Bench {
+    async fn start() -> Self {
+        let gateway = GatewayProcess::start_as(
+            pushgate()
+                // Pushes are faster than the readers. The gateway must not close the readers for what is queued.
+                .env("PUSHGATE_OUTBOX_MESSAGES_MAX", "1000000")
+                .env("PUSHGATE_OUTBOX_BYTES_MAX", "1000000000")
+                // The readers do not answer pings.
+                .env("PUSHGATE_PING_INTERVAL", "1h"),
+        );
+        let channel = Channel::from_shared(format!("http://{}", gateway.control)).unwrap().connect().await.unwrap();
+        Self { caller: PushServiceClient::new(channel), readers: Vec::new(), gateway }
+    }
+
     /// Pushes until all readers are bound, then reads the messages that these pushes sent.
     async fn until_bound(&mut self) {
         let expected = self.readers.len() as u64;
@@ -129,7 +154,7 @@ impl Bench {
     async fn turn(&mut self, way: Way) -> Cost {
         let messages = match way {
             Way::Unary => UNARY_MESSAGES,
-            Way::Stream => STREAM_MESSAGES,
+            Way::Stream | Way::Batch => STREAM_MESSAGES,
         };
         let before = self.clocks();
         let bytes = messages as usize * FRAME_BYTES;
@@ -137,6 +162,7 @@ impl Bench {
         let accepted = match way {
             Way::Unary => self.unary(messages).await,
             Way::Stream => self.stream(messages).await,
+            Way::Batch => self.batch(messages).await,
         };
         assert_eq!(accepted, u64::from(messages) * readers.len() as u64, "every connection took every message");
         for reader in readers {
@@ -184,11 +210,36 @@ impl Bench {
         accepted
     }
 
+    async fn batch(&self, messages: u32) -> u64 {
+        let mut accepted = 0;
+        let mut open = FuturesUnordered::new();
+        for _ in 0..messages / BATCH {
+            let mut caller = self.caller.clone();
+            let pushes = (0..BATCH).map(|_| push()).collect();
+            open.push(async move { caller.push_batch(PushBatchRequest { pushes }).await.unwrap().into_inner() });
+            if open.len() == BATCHES {
+                accepted += open.next().await.map_or(0, |response| accepted_of(&response));
+            }
+        }
+        while let Some(response) = open.next().await {
+            accepted += accepted_of(&response);
+        }
+        accepted
+    }
+
     fn clocks(&self) -> Cost {
         static START: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
         let gateway = processor_time(&self.gateway.process.id().to_string());
         Cost { wall: START.elapsed(), gateway, callers: processor_time("self") }
     }
+}
+
+fn accepted_of(response: &PushBatchResponse) -> u64 {
+    let accepted = |result: &PushResult| match &result.result {
+        Some(ResultOf::Outcome(outcome)) => outcome.accepted,
+        other => panic!("{other:?}"),
+    };
+    response.results.iter().map(accepted).sum()
 }
 
 fn push() -> PushRequest {

@@ -167,7 +167,7 @@ impl<S: Transport> Bound<S> {
     /// here, before the close frame is even written: whoever pushes now is told the truth.
     async fn leave(self, reason: CloseReason) -> (Box<Link<S>>, Option<Box<Attached>>) {
         let Self { mut link, granted } = self;
-        let Granted { mut bindings, session } = *granted;
+        let Granted { bindings, session } = *granted;
         let Some(session) = session else { return (link, None) };
         let is_over = match reason {
             CloseReason::ClientClosed => link.socket.is_done(),
@@ -182,8 +182,6 @@ impl<S: Transport> Bound<S> {
         if reason != CloseReason::Reset {
             link.finish_message().await;
         }
-        // Its place among the user's connections is free before anybody can come back for the session.
-        bindings.leave_seat();
         if session.leave(bindings, &mut link.socket.line) {
             // The books are the session's now; this connection begins new ones.
             let _left_behind = link.socket.take_done();

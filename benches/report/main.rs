@@ -36,7 +36,7 @@ fn main() {
     let is_selected = |row: &&Row| names.is_empty() || names.iter().any(|name| *name == row.name);
     let rows: Vec<_> = ROWS.iter().filter(is_selected).collect();
     assert!(!rows.is_empty(), "no such row: {names:?}");
-    let bench = Bench { quick, floor: floor() };
+    let bench = Bench { quick, floors: floors() };
     println!("| what | | gateway | floor | ratio |\n|---|---|---|---|---|");
     let mut results = Vec::new();
     for row in rows {
@@ -48,21 +48,21 @@ fn main() {
     }
 }
 
-/// Builds the floor server and returns the path of its program.
-fn floor() -> std::path::PathBuf {
+/// Builds the floor servers and returns the folder of their programs.
+fn floors() -> std::path::PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let built = Command::new(cargo)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .args(["build", "--quiet", "--release", "--locked", "--example", "floor"])
+        .args(["build", "--quiet", "--release", "--locked", "--example", "floor", "--example", "floor_grpc"])
         .status();
     assert!(built.is_ok_and(|status| status.success()), "the floor server cannot be built");
     let program = Path::new(env!("CARGO_BIN_EXE_pushgate"));
-    program.with_file_name("examples").join("floor")
+    program.with_file_name("examples")
 }
 
 struct Bench {
     quick: bool,
-    floor: std::path::PathBuf,
+    floors: std::path::PathBuf,
 }
 
 impl Bench {
@@ -83,6 +83,7 @@ impl Bench {
 
     /// Starts a server, runs `pushgate bench` against it and returns its report.
     fn run(&self, server: Server, row: &Row, arguments: &str) -> serde_json::Value {
+        let mut push_url = None;
         let (process, address) = match server {
             Server::Gateway => {
                 let gateway = GatewayProcess::start_as(
@@ -94,10 +95,15 @@ impl Bench {
                 (gateway.process, gateway.clients)
             }
             Server::Floor => {
-                let process = Process::start(Command::new(&self.floor).arg("127.0.0.1:0"));
-                let line = process.stdout_line("floor is up on ");
-                let address: SocketAddr = line.rsplit(' ').next().unwrap().trim().parse().unwrap();
+                let process = Process::start(Command::new(self.floors.join("floor")).arg("127.0.0.1:0"));
+                let address = addresses(&process)[0];
                 (process, address)
+            }
+            Server::FloorGrpc => {
+                let process = Process::start(&mut Command::new(self.floors.join("floor_grpc")));
+                let addresses = addresses(&process);
+                push_url = Some(format!("http://{}", addresses[1]));
+                (process, addresses[0])
             }
         };
         let seconds = match self.quick {
@@ -107,6 +113,7 @@ impl Bench {
         };
         let mut command = pushgate();
         command.args(["bench", "--json", "--url", &format!("ws://{address}/ws"), "--pid", &process.id().to_string()]);
+        command.args(push_url.iter().flat_map(|url| ["--push-url", url]));
         command.args(arguments.split_whitespace()).args(["--duration", &format!("{}ms", seconds * 1000.0)]);
         if row.name == "row9" && server == Server::Gateway && !self.quick {
             command.arg("--plot").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/report.svg"));
@@ -116,6 +123,12 @@ impl Bench {
         assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_str(&printed).unwrap_or_else(|error| panic!("{error} in {printed}"))
     }
+}
+
+/// The addresses that a floor server says it is up on.
+fn addresses(process: &Process) -> Vec<SocketAddr> {
+    let line = process.stdout_line("floor is up on ");
+    line.split_whitespace().filter_map(|word| word.parse().ok()).collect()
 }
 
 /// Prints one line of the table and returns its values.

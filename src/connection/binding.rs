@@ -178,7 +178,6 @@ impl<S: Transport> Link<S> {
     fn go_on(&mut self, returned: Returned, expires_at: Option<SystemTime>, event: &Event) -> Result<Granted, Refused> {
         let Returned { session, mut bindings, is_recovered } = returned;
         if let Err(error) = bindings.add(event, expires_at, self.shared.bind_limits()) {
-            bindings.leave_seat();
             session.leave(bindings, &mut self.socket.line);
             return Err(error.into());
         }

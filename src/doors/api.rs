@@ -78,17 +78,21 @@ pub(super) async fn batch(
         return Err(Wrong::field("pushes", "there is no push in the batch".to_owned()));
     }
     check_count(request.pushes.len(), gateway.rooms().config.batch_pushes_max)?;
-    let mut sent = Vec::with_capacity(request.pushes.len());
+    let mut results = Vec::with_capacity(request.pushes.len());
+    let mut waiting = Vec::new();
     for push in request.pushes {
-        sent.push(send(gateway, door, &caller.scope, push).await);
-    }
-    let until = caller.into_wait();
-    let mut results = Vec::with_capacity(sent.len());
-    for asked in sent {
-        results.push(match asked {
-            Ok(asked) => asked.answer(until).await.into(),
+        results.push(match send(gateway, door, &caller.scope, push).await {
+            Ok(asked) if asked.wait_for == Level::Accepted => asked.accepted().await.into(),
+            Ok(asked) => {
+                waiting.push((results.len(), asked));
+                proto::PushResult::default()
+            }
             Err(wrong) => wrong.into(),
         });
+    }
+    let until = caller.into_wait();
+    for (place, asked) in waiting {
+        results[place] = asked.answer(until).await.into();
     }
     Ok(proto::PushBatchResponse { results })
 }

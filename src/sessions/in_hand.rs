@@ -53,7 +53,9 @@ impl Attached {
 
     /// The connection is gone, and the session may come back. `line` is what was on its way to the client. Returns whether
     /// it may; else the session is over, and the mailbox is still the connection's.
-    pub(crate) fn leave(mut self, bindings: Bindings, line: &mut Line) -> bool {
+    pub(crate) fn leave(mut self, mut bindings: Bindings, line: &mut Line) -> bool {
+        // Its place among the user's connections is free before anybody can come back for the session.
+        bindings.leave_seat();
         match self.session.mailbox.detach(line) {
             Departure::Over => return false,
             Departure::MayComeBack { lost } => {
