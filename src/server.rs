@@ -7,6 +7,7 @@ mod http2_frames;
 mod kernel;
 mod page;
 mod places;
+mod repoll;
 mod route;
 mod scrape;
 mod socket;

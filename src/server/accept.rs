@@ -22,6 +22,7 @@ use crate::connection::Transport;
 use crate::metrics::{Counter, ListenerLabels, Metrics, RefusedLabels, RefusedReason, set};
 
 use super::places::{Found, NoPlace, Places};
+use super::repoll::Repoll;
 use super::route::{Router, Serves, too_many_keyless};
 use super::socket::{Accepted, Socket};
 use super::traffic::{Due, Timeouts, TrackedBody, TrackedStream, Traffic};
@@ -187,7 +188,7 @@ impl Http {
         }
         let (http, serves) = (self.clone(), port.serves);
         self.tasks.spawn(async move {
-            http.serve(stream, peer, serves, traffic).await;
+            Repoll::new(http.serve(stream, peer, serves, traffic)).await;
             drop(place);
         });
     }
