@@ -1,5 +1,6 @@
 //! Who may bind and who may push: the two check traits that an embedder can implement, and the built-in checks.
 
+mod jwt;
 mod push_keys;
 mod token_file;
 
@@ -15,6 +16,7 @@ use wildmatch::WildMatch;
 use crate::message::{Event, UserId};
 use crate::shares::Payer;
 
+pub use jwt::{JwtAuthenticator, JwtGrant, JwtProblem};
 pub use push_keys::PushKeys;
 pub use token_file::TokenFile;
 

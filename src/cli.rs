@@ -17,7 +17,7 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use pushgate::{Invalid, Loaded, PushKeys, ServerError, TokenFile};
+use pushgate::{Invalid, JwtAuthenticator, Loaded, PushKeys, ServerError, TokenFile};
 
 /// The exit code for a wrong configuration, which a restart does not fix. It is `EX_USAGE` of sysexits.h.
 const EXIT_CONFIG: u8 = 64;
@@ -104,6 +104,9 @@ struct Settings {
     /// A TOML file of token = "user" lines
     #[arg(long, value_name = "FILE")]
     tokens_file: Option<String>,
+    /// A file of keys that check tokens which are JWTs
+    #[arg(long, value_name = "FILE")]
+    jwt_keys_file: Option<String>,
     /// A TOML file of push API keys
     #[arg(long, value_name = "FILE")]
     push_keys_file: Option<String>,
@@ -117,6 +120,7 @@ impl Settings {
             ("ws_path", self.ws_path),
             ("push_path", self.push_path),
             ("tokens_file", self.tokens_file),
+            ("jwt_keys_file", self.jwt_keys_file),
             ("push_keys_file", self.push_keys_file),
         ];
         let given = flags.into_iter().filter_map(|(name, value)| Some((name, value?)));
@@ -201,7 +205,8 @@ fn check_config(settings: Settings) -> Outcome {
     }
     let tokens = loaded.config.tokens_file.as_ref().and_then(|path| TokenFile::open(path).err());
     let keys = loaded.config.push_keys_file.as_ref().and_then(|path| PushKeys::open(path).err());
-    let errors: Vec<_> = [("tokens_file", tokens), ("push_keys_file", keys)]
+    let jwt_keys = JwtAuthenticator::from_config(&loaded.config).err();
+    let errors: Vec<_> = [("tokens_file", tokens), ("jwt_keys_file", jwt_keys), ("push_keys_file", keys)]
         .into_iter()
         .filter_map(|(name, error)| Some(format!("{name} ({}): {}", loaded.source(name), chain(&error?))))
         .collect();

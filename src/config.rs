@@ -2,6 +2,7 @@
 //! variables and the printed reference.
 
 mod address;
+mod jwt;
 mod source;
 mod value;
 
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 pub use address::Address;
 pub(crate) use address::UNIX_PEER;
+pub use jwt::{JwtAlgorithm, JwtAlgorithms, NonEmpty, OneOf};
 pub use source::{Invalid, Loaded, Mistake, Source};
 pub use value::{EventPolicies, LogFormat, Page};
 
@@ -95,12 +97,35 @@ settings! {
     /// uses the host of that address and the port of `listen`.
     public_ws_url: Option<String> = None;
 
-    /// A TOML file of `token = "user"` lines. Without it, the token is the user. SIGHUP reads it again.
+    /// A TOML file of `token = "user"` lines. Without it and the settings for JWTs, the token is the user. SIGHUP reads it
+    /// again.
     tokens_file: Option<PathBuf> = None;
+    /// A file of keys, with which tokens are checked as JWTs: public keys in PEM, or a JWKS document, or, if
+    /// `jwt_algorithms` names HMAC, the secret. SIGHUP reads it again. A token must have an `exp`. When that is past,
+    /// the connection is closed with 4410, unless the client has sent a newer token before.
+    jwt_keys_file: Option<PathBuf> = None;
+    /// The algorithms that may sign a JWT. By default all that need no secret here. For HMAC, set "HS256", "HS384",
+    /// "HS512" or several of them. They cannot be mixed with others.
+    jwt_algorithms: JwtAlgorithms = JwtAlgorithms::default();
+    /// The issuer that a JWT must have in `iss`, or several, separated by commas, of which it must have one. Without it,
+    /// `iss` is not checked.
+    jwt_issuer: Option<OneOf> = None;
+    /// The audience that a JWT must have in `aud`, or several, separated by commas, of which it must have one. Without
+    /// it, a JWT that has an audience is refused, because it is meant for somebody else (RFC 7519, section 4.1.3).
+    jwt_audience: Option<OneOf> = None;
+    /// The claim of a JWT that holds the user id: a text, or a whole number.
+    jwt_user_claim: String = "sub".to_owned();
+    /// The claim of a JWT that holds the events that the client may bind: a list of patterns, or a text of patterns
+    /// separated by spaces. In a pattern, `*` stands for any characters and `?` for one. A JWT without the claim may
+    /// bind no event. Without this setting, every JWT may bind every event.
+    jwt_events_claim: Option<NonEmpty> = None;
+    /// How far the clocks of the gateway and of the issuer may be apart. A JWT counts as valid for this long before its
+    /// `nbf` and after its `exp`.
+    jwt_leeway: Duration = Duration::from_secs(30);
     /// A TOML file of push API keys. Without it, everyone who reaches the push doors may push. SIGHUP reads it again.
     push_keys_file: Option<PathBuf> = None;
-    /// Allows `listen` to be something other than a loopback address without `tokens_file`. Any client may then be any
-    /// user.
+    /// Allows `listen` to be something other than a loopback address without `tokens_file` or `jwt_keys_file`. Any
+    /// client may then be any user.
     insecure_token_is_user: bool = false;
     /// Allows the push doors to be on something other than a loopback address without `push_keys_file`. Anyone may then
     /// push.
@@ -323,6 +348,7 @@ impl Config {
 
     pub(crate) fn validate_with(&self, token_check: Check, push_check: Check) -> Result<(), Invalid> {
         let mut mistakes = self.mistakes();
+        mistakes.extend(self.token_mistakes());
         mistakes.extend(self.trust_mistakes(token_check, push_check));
         Invalid::unless_empty(mistakes)
     }
@@ -482,14 +508,14 @@ impl Config {
         let mut mistakes = Vec::new();
         if token_check == Check::Stock
             && !self.listen.is_loopback()
-            && self.tokens_file.is_none()
+            && !self.checks_tokens()
             && !self.insecure_token_is_user
         {
             mistakes.push(Mistake::new(
                 "listen",
                 self.listen.to_string(),
-                "is not a loopback address, and without a token check any client could be any user; set tokens_file, or \
-                 set insecure_token_is_user = true if that is meant",
+                "is not a loopback address, and without a token check any client could be any user; set tokens_file or \
+                 jwt_keys_file, or set insecure_token_is_user = true if that is meant",
             ));
         }
         let control = self.control_address();

@@ -169,10 +169,13 @@ mod shares;
 mod sync;
 
 pub use auth::{
-    BindAttempt, Identity, OpenPush, PushAuthorizer, PushCredentials, PushKeys, PushRefused, PushScope, ReloadError,
-    Token, TokenAuthenticator, TokenError, TokenFile, TokenIsUser,
+    BindAttempt, Identity, JwtAuthenticator, JwtGrant, JwtProblem, OpenPush, PushAuthorizer, PushCredentials, PushKeys,
+    PushRefused, PushScope, ReloadError, Token, TokenAuthenticator, TokenError, TokenFile, TokenIsUser,
 };
-pub use config::{Address, Config, EventPolicies, Invalid, Loaded, LogFormat, Mistake, Page, Source};
+pub use config::{
+    Address, Config, EventPolicies, Invalid, JwtAlgorithm, JwtAlgorithms, Loaded, LogFormat, Mistake, NonEmpty, OneOf,
+    Page, Source,
+};
 pub use gateway::{Gateway, PushError};
 pub use journal::{Journal, Record, Recovered, Stored, StoredSession};
 pub use message::{

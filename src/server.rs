@@ -34,7 +34,9 @@ use tonic_reflection::server::Builder as ReflectionBuilder;
 use tower::util::BoxCloneSyncService;
 use tracing::{debug, info, warn};
 
-use crate::auth::{OpenPush, PushAuthorizer, PushKeys, ReloadError, TokenAuthenticator, TokenFile, TokenIsUser};
+use crate::auth::{
+    JwtAuthenticator, OpenPush, PushAuthorizer, PushKeys, ReloadError, TokenAuthenticator, TokenFile, TokenIsUser,
+};
 use crate::binder::{BindLimits, Binder};
 use crate::config::{Address, Check, Config, Invalid, Page};
 use crate::connection::Shared;
@@ -106,7 +108,7 @@ pub enum ServerError {
     /// The configuration is wrong.
     #[error(transparent)]
     Invalid(#[from] Invalid),
-    /// `tokens_file` or `push_keys_file` cannot be used.
+    /// `tokens_file`, `jwt_keys_file` or `push_keys_file` cannot be used.
     #[error("cannot set up authorization")]
     Auth(#[from] ReloadError),
     /// The journal cannot be read.
@@ -147,7 +149,7 @@ impl ServerBuilder {
         self
     }
 
-    /// Checks tokens with this instead of `tokens_file`.
+    /// Checks tokens with this instead of what the settings say.
     #[must_use]
     pub fn token_authenticator(mut self, authenticator: impl TokenAuthenticator) -> Self {
         self.token_authenticator = Some(Arc::new(authenticator));
@@ -190,10 +192,9 @@ impl ServerBuilder {
         }
         let check = |is_own| if is_own { Check::Own } else { Check::Stock };
         self.config.validate_with(check(self.token_authenticator.is_some()), check(self.push_authorizer.is_some()))?;
-        let token_authenticator = match (self.token_authenticator, &self.config.tokens_file) {
-            (Some(own), _) => own,
-            (None, Some(path)) => Arc::new(TokenFile::open(path)?),
-            (None, None) => Arc::new(TokenIsUser),
+        let token_authenticator = match self.token_authenticator {
+            Some(own) => own,
+            None => token_authenticator(&self.config)?,
         };
         let push_authorizer = match (self.push_authorizer, &self.config.push_keys_file) {
             (Some(own), _) => own,
@@ -230,6 +231,17 @@ impl ServerBuilder {
         let recovered = recorder.load().await.map_err(ServerError::Journal)?;
         let gateway = gateway(self.config, metrics, token_authenticator, push_authorizer, recorder, recovered);
         Ok(Server::new(gateway, listeners, address, control_address))
+    }
+}
+
+/// The token check that the settings ask for.
+fn token_authenticator(config: &Config) -> Result<Arc<dyn TokenAuthenticator>, ReloadError> {
+    if let Some(jwt) = JwtAuthenticator::from_config(config)? {
+        return Ok(Arc::new(jwt));
+    }
+    match &config.tokens_file {
+        Some(path) => Ok(Arc::new(TokenFile::open(path)?)),
+        None => Ok(Arc::new(TokenIsUser)),
     }
 }
 

@@ -9,7 +9,8 @@ use pushgate::{Address, Config, Server};
 pub(super) struct Hints {
     ws_path: String,
     push_path: String,
-    tokens_file: Option<PathBuf>,
+    /// What to use for a token, and where it comes from, if tokens are checked.
+    token_source: Option<String>,
     push_keys_file: Option<PathBuf>,
 }
 
@@ -18,13 +19,13 @@ impl Hints {
         Self {
             ws_path: config.ws_path.clone(),
             push_path: config.push_path.clone(),
-            tokens_file: config.tokens_file.clone(),
+            token_source: token_source(config),
             push_keys_file: config.push_keys_file.clone(),
         }
     }
 
     pub(super) fn text(&self, server: &Server) -> String {
-        let Self { ws_path, push_path, tokens_file, push_keys_file } = self;
+        let Self { ws_path, push_path, token_source, push_keys_file } = self;
         let addresses = [server.address(), server.control_address()];
         if addresses.iter().any(|address| matches!(address, Address::Unix(_))) {
             // No commands are suggested, because not every program can reach a Unix socket.
@@ -32,7 +33,7 @@ impl Hints {
             return format!("pushgate is up. Clients: {clients}   Services: {control}\nInterrupt to stop.\n");
         }
         let (clients, control, program) = (server.local_addr(), server.control_addr(), program());
-        let (token, user) = if tokens_file.is_some() { ("TOKEN", "USER") } else { ("ann", "ann") };
+        let (token, user) = if token_source.is_some() { ("TOKEN", "USER") } else { ("ann", "ann") };
         let (flag, header) =
             if push_keys_file.is_some() { (" --key KEY", " -H 'x-api-key: KEY'") } else { Default::default() };
         let mut text = format!(
@@ -42,8 +43,8 @@ impl Hints {
                {program} push {user} mail 'hello' --address http://{control}{flag}\n  \
                curl -d '{{\"userId\":\"{user}\",\"event\":\"mail\",\"message\":\"hello\"}}'{header} http://{control}{push_path}\n"
         );
-        if let Some(file) = tokens_file {
-            text.push_str(&format!("TOKEN is one of the tokens in {}, and USER is its user.\n", file.display()));
+        if let Some(source) = token_source {
+            text.push_str(&format!("TOKEN is {source}, and USER is its user.\n"));
         }
         if let Some(file) = push_keys_file {
             text.push_str(&format!("KEY is one of the keys in {}.\n", file.display()));
@@ -54,6 +55,13 @@ impl Hints {
         text.push_str("Interrupt to stop.\n");
         text
     }
+}
+
+fn token_source(config: &Config) -> Option<String> {
+    if let Some(file) = &config.tokens_file {
+        return Some(format!("one of the tokens in {}", file.display()));
+    }
+    config.jwt_keys_file.as_ref().map(|_| "a JWT".to_owned())
 }
 
 /// The shell command that starts this program: its name if it is on the PATH, otherwise its path.

@@ -289,7 +289,10 @@ mod tests {
                 "log_format" => "json",
                 "slow_reader_policy" => "drop_oldest",
                 "slow_reader_policy_by_event" => "price.*=conflate, *=drop_newest",
-                "tokens_file" | "push_keys_file" => "/some/file",
+                "tokens_file" | "push_keys_file" | "jwt_keys_file" => "/some/file",
+                "jwt_algorithms" => "RS256, EdDSA",
+                "jwt_issuer" | "jwt_audience" => "https://one, https://two",
+                "jwt_user_claim" | "jwt_events_claim" => "https://claims/one",
                 "request_bodies_bytes_max" => "9000000",
                 "listen_health" => "true",
                 name if name.starts_with("insecure_") => "true",
@@ -298,7 +301,9 @@ mod tests {
                 _ => "7s",
             };
             let variable = format!("PUSHGATE_{}", setting.name.to_uppercase());
-            let loaded = Loaded::new(None, environment(&[(&variable, value)]), []).expect(setting.name);
+            let limits_jwts = ["jwt_issuer", "jwt_audience", "jwt_events_claim"].contains(&setting.name);
+            let keys = limits_jwts.then(|| ("jwt_keys_file", "/some/file".to_owned()));
+            let loaded = Loaded::new(None, environment(&[(&variable, value)]), keys).expect(setting.name);
             let shown = loaded.config.show(setting.name).expect("set");
             assert_eq!(shown.trim_matches('"'), value, "{}", setting.name);
         }
@@ -340,7 +345,7 @@ mod tests {
     fn an_empty_text_switches_no_guard_off_whoever_says_it() {
         let told = "must not be empty: leave it out";
         let guarded = file("tokens_file = \"/tokens\"\npush_keys_file = \"/keys\"\ncontrol_listen = \"127.0.0.1:1\"\n");
-        for name in ["tokens_file", "push_keys_file", "control_listen"] {
+        for name in ["tokens_file", "push_keys_file", "control_listen", "jwt_audience", "jwt_events_claim"] {
             for empty in ["", " "] {
                 let variable = format!("PUSHGATE_{}", name.to_uppercase());
                 let text = Loaded::new(Some(guarded.path()), environment(&[(&variable, empty)]), []);

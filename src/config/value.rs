@@ -280,7 +280,7 @@ pub(super) fn show_size(bytes: String) -> String {
 }
 
 /// Writes a text as a TOML basic string.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     let mut quoted = String::with_capacity(text.len() + 2);
     quoted.push('"');
     for c in text.chars() {

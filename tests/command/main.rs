@@ -4,9 +4,12 @@
 
 mod bench;
 mod calls;
+mod jwt;
 mod log;
 #[path = "../support/process.rs"]
 mod process;
+#[path = "../support/signer.rs"]
+mod signer;
 mod systemd;
 
 use std::io::{BufRead, BufReader, Write};

@@ -12,6 +12,7 @@ mod following;
 mod grpc;
 mod journal;
 mod json;
+mod jwt;
 mod legacy;
 mod listeners;
 mod operating;

@@ -5,6 +5,7 @@
 
 pub mod schema;
 pub mod session;
+pub mod signer;
 pub mod transcript;
 
 use std::future::Future;
