@@ -1,7 +1,10 @@
 //! The command line: the arguments and the help. Each subcommand has its own file.
 
 mod bench;
+mod check_token;
 mod drop;
+mod gen_key;
+mod gen_token;
 mod hints;
 mod listen;
 mod log;
@@ -34,7 +37,7 @@ Settings: each has an environment variable: PUSHGATE_ and its name in capitals, 
 const EXIT_CODES_HELP: &str = "\
 Exit codes:
   0   success
-  1   failure; standard error says whether the gateway refused or no gateway answered
+  1   failure; standard error says whether the gateway refused or no gateway answered, or that a token is refused
   2   the arguments are wrong
   3   `push --fail-if-none`: nobody has the message
   64  the configuration is wrong";
@@ -68,6 +71,14 @@ enum Command {
     /// Benchmark a running gateway: open clients, push to them and report the results
     #[command(after_help = bench::HELP)]
     Bench(Box<bench::Bench>),
+    /// Make a key for a service that pushes, or a secret for JWTs
+    GenKey(gen_key::GenKey),
+    /// Sign a JWT for a user, with a secret or a private key
+    #[command(after_help = SETTINGS_HELP)]
+    GenToken(Box<gen_token::GenToken>),
+    /// Check a JWT from standard input, and say what it grants or what is wrong with it
+    #[command(after_help = SETTINGS_HELP)]
+    CheckToken(check_token::CheckToken),
     /// Check the configuration and report every mistake
     #[command(after_help = SETTINGS_HELP)]
     CheckConfig(Settings),
@@ -137,6 +148,9 @@ pub(crate) fn main() -> ExitCode {
         Command::Drop(drop) => drop.run(),
         Command::Listen(listen) => listen.run(),
         Command::Bench(bench) => bench.run(),
+        Command::GenKey(gen_key) => gen_key.run(),
+        Command::GenToken(gen_token) => gen_token.run(),
+        Command::CheckToken(check_token) => check_token.run(),
         Command::CheckConfig(settings) => check_config(settings),
         Command::PrintConfig(settings) => print_config(settings),
         Command::Completions { shell } => {
