@@ -118,6 +118,9 @@ struct Settings {
     /// A file of keys that check tokens which are JWTs
     #[arg(long, value_name = "FILE")]
     jwt_keys_file: Option<String>,
+    /// The https address of a JWKS document of keys that check tokens which are JWTs
+    #[arg(long, value_name = "URL")]
+    jwt_jwks_url: Option<String>,
     /// A TOML file of push API keys
     #[arg(long, value_name = "FILE")]
     push_keys_file: Option<String>,
@@ -132,6 +135,7 @@ impl Settings {
             ("push_path", self.push_path),
             ("tokens_file", self.tokens_file),
             ("jwt_keys_file", self.jwt_keys_file),
+            ("jwt_jwks_url", self.jwt_jwks_url),
             ("push_keys_file", self.push_keys_file),
         ];
         let given = flags.into_iter().filter_map(|(name, value)| Some((name, value?)));
@@ -219,7 +223,9 @@ fn check_config(settings: Settings) -> Outcome {
     }
     let tokens = loaded.config.tokens_file.as_ref().and_then(|path| TokenFile::open(path).err());
     let keys = loaded.config.push_keys_file.as_ref().and_then(|path| PushKeys::open(path).err());
-    let jwt_keys = JwtAuthenticator::from_config(&loaded.config).err();
+    // Not with a `jwt_jwks_url`, which would be fetched.
+    let jwt_keys =
+        loaded.config.jwt_keys_file.as_ref().and_then(|_| JwtAuthenticator::from_config(&loaded.config).err());
     let errors: Vec<_> = [("tokens_file", tokens), ("jwt_keys_file", jwt_keys), ("push_keys_file", keys)]
         .into_iter()
         .filter_map(|(name, error)| Some(format!("{name} ({}): {}", loaded.source(name), chain(&error?))))

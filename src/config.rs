@@ -104,6 +104,10 @@ settings! {
     /// `jwt_algorithms` names HMAC, the secret. SIGHUP reads it again. A token must have an `exp`. When that is past,
     /// the connection is closed with 4410, unless the client has sent a newer token before.
     jwt_keys_file: Option<PathBuf> = None;
+    /// The https address of a JWKS document, as identity providers publish them, instead of `jwt_keys_file`. It may be
+    /// http on a loopback address. It is fetched at the start, again before it is out of date, and at once for a token
+    /// with an unknown `kid`, at most every 10 seconds. While it cannot be fetched, the last good one stays in use.
+    jwt_jwks_url: Option<NonEmpty> = None;
     /// The algorithms that may sign a JWT. By default all that need no secret here. For HMAC, set "HS256", "HS384",
     /// "HS512" or several of them. They cannot be mixed with others.
     jwt_algorithms: JwtAlgorithms = JwtAlgorithms::default();
@@ -124,8 +128,8 @@ settings! {
     jwt_leeway: Duration = Duration::from_secs(30);
     /// A TOML file of push API keys. Without it, everyone who reaches the push doors may push. SIGHUP reads it again.
     push_keys_file: Option<PathBuf> = None;
-    /// Allows `listen` to be something other than a loopback address without `tokens_file` or `jwt_keys_file`. Any
-    /// client may then be any user.
+    /// Allows `listen` to be something other than a loopback address without `tokens_file`, `jwt_keys_file` or
+    /// `jwt_jwks_url`. Any client may then be any user.
     insecure_token_is_user: bool = false;
     /// Allows the push doors to be on something other than a loopback address without `push_keys_file`. Anyone may then
     /// push.
@@ -514,8 +518,8 @@ impl Config {
             mistakes.push(Mistake::new(
                 "listen",
                 self.listen.to_string(),
-                "is not a loopback address, and without a token check any client could be any user; set tokens_file or \
-                 jwt_keys_file, or set insecure_token_is_user = true if that is meant",
+                "is not a loopback address, and without a token check any client could be any user; set tokens_file, \
+                 jwt_keys_file or jwt_jwks_url, or set insecure_token_is_user = true if that is meant",
             ));
         }
         let control = self.control_address();
@@ -637,6 +641,9 @@ mod tests {
         let named = "tokens_file";
         assert_eq!(mistaken(|config| config.listen = open()), ["listen", "listen"]);
         assert_eq!(mistaken(|config| (config.listen, config.tokens_file) = (open(), Some(named.into()))), ["listen"]);
+        assert_eq!(mistaken(|config| (config.listen, config.jwt_keys_file) = (open(), Some(named.into()))), ["listen"]);
+        let provider = || NonEmpty::new("https://id.example.com/jwks.json");
+        assert_eq!(mistaken(|config| (config.listen, config.jwt_jwks_url) = (open(), provider())), ["listen"]);
         assert_eq!(
             mistaken(|config| (config.listen, config.push_keys_file) = (open(), Some(named.into()))),
             ["listen"]

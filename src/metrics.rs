@@ -74,6 +74,8 @@ pub(crate) struct Metrics {
     pub(crate) http_evicted: Counters<ListenerLabels>,
     pub(crate) accept_errors: Counters<ListenerLabels>,
     pub(crate) task_panics: Counters<TaskLabels>,
+    pub(crate) jwks_fetches: Counters<JwksLabels>,
+    pub(crate) jwks_age_seconds: Gauge,
     pub(crate) push_seconds: Histogram,
     pub(crate) delivery_seconds: Histogram,
     pub(crate) ack_seconds: Histogram,
@@ -146,6 +148,14 @@ pub(crate) enum ResumeResult {
     Unknown,
 }
 
+/// The result of fetching the keys that check JWTs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum FetchResult {
+    Fetched,
+    /// The keys could not be fetched, or none of them can be used.
+    Failed,
+}
+
 /// A task whose panics are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Task {
@@ -209,6 +219,7 @@ labelled! {
         CheckUnavailable;
     UpgradeResult: Accepted Malformed TooMany TooManyFromAddress Draining;
     ResumeResult: Recovered Gap Unknown;
+    FetchResult: Fetched Failed;
     Task: Accept Clock Sessions Journal Flusher Reload PushStream;
     DropReason: QueueFull Closed Expired Superseded;
     CloseReason:
@@ -257,6 +268,7 @@ label_sets! {
     PushLabels: door Door, result PushResult;
     DropLabels: reason DropReason;
     UpgradeLabels: result UpgradeResult;
+    JwksLabels: result FetchResult;
 }
 
 /// A gauge and the function that reads its value at each scrape.
@@ -352,6 +364,8 @@ impl Metrics {
             http_evicted: Counters::default(),
             accept_errors: Counters::default(),
             task_panics: Counters::default(),
+            jwks_fetches: Counters::default(),
+            jwks_age_seconds: Gauge::default(),
             push_seconds: Histogram::default(),
             delivery_seconds: Histogram::default(),
             ack_seconds: Histogram::default(),
@@ -474,6 +488,13 @@ impl Metrics {
             "Panics caught in background tasks and push streams, by task",
             self.task_panics.clone(),
         );
+        registry.register("jwks_fetches", "Fetches of jwt_jwks_url, by result", self.jwks_fetches.clone());
+        registry.register_with_unit(
+            "jwks_age",
+            "Time since jwt_jwks_url was last fetched with success, or since the start; 0 without that setting",
+            Unit::Seconds,
+            self.jwks_age_seconds.clone(),
+        );
         registry.register_with_unit(
             "push",
             "Time from a push's arrival in the gateway to its outcome",
@@ -558,6 +579,10 @@ impl Metrics {
 
     pub(crate) fn task_panicked(&self, task: Task) {
         self.task_panics.of(&TaskLabels { task }).inc();
+    }
+
+    pub(crate) fn fetched_jwks(&self, result: FetchResult) {
+        self.jwks_fetches.of(&JwksLabels { result }).inc();
     }
 
     pub(crate) fn resumed(&self, result: ResumeResult) {

@@ -108,7 +108,7 @@ pub enum ServerError {
     /// The configuration is wrong.
     #[error(transparent)]
     Invalid(#[from] Invalid),
-    /// `tokens_file`, `jwt_keys_file` or `push_keys_file` cannot be used.
+    /// A file of tokens or keys cannot be used.
     #[error("cannot set up authorization")]
     Auth(#[from] ReloadError),
     /// The journal cannot be read.
@@ -192,9 +192,14 @@ impl ServerBuilder {
         }
         let check = |is_own| if is_own { Check::Own } else { Check::Stock };
         self.config.validate_with(check(self.token_authenticator.is_some()), check(self.push_authorizer.is_some()))?;
+        let mut metrics = Metrics::new();
+        if let Some(lost) = self.log_lines_lost {
+            metrics.tell_log_lines_lost(lost);
+        }
+        let metrics = finished(metrics, &self.config);
         let token_authenticator = match self.token_authenticator {
             Some(own) => own,
-            None => token_authenticator(&self.config)?,
+            None => token_authenticator(&self.config, &metrics)?,
         };
         let push_authorizer = match (self.push_authorizer, &self.config.push_keys_file) {
             (Some(own), _) => own,
@@ -222,11 +227,6 @@ impl ServerBuilder {
             Some(control) => vec![(listener, Serves::Clients), (control, Serves::Control)],
             None => vec![(listener, Serves::All)],
         };
-        let mut metrics = Metrics::new();
-        if let Some(lost) = self.log_lines_lost {
-            metrics.tell_log_lines_lost(lost);
-        }
-        let metrics = finished(metrics, &self.config);
         let recorder = Recorder::new(self.journal, metrics.clone());
         let recovered = recorder.load().await.map_err(ServerError::Journal)?;
         let gateway = gateway(self.config, metrics, token_authenticator, push_authorizer, recorder, recovered);
@@ -235,8 +235,8 @@ impl ServerBuilder {
 }
 
 /// The token check that the settings ask for.
-fn token_authenticator(config: &Config) -> Result<Arc<dyn TokenAuthenticator>, ReloadError> {
-    if let Some(jwt) = JwtAuthenticator::from_config(config)? {
+fn token_authenticator(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<dyn TokenAuthenticator>, ReloadError> {
+    if let Some(jwt) = JwtAuthenticator::with_metrics(config, Some(metrics.clone()))? {
         return Ok(Arc::new(jwt));
     }
     match &config.tokens_file {

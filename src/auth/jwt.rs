@@ -1,7 +1,10 @@
-//! The token check for JWTs: who checks, with which keys. `keys` reads and finds keys, `rules` decides about a token.
+//! The token check for JWTs: who checks, with which keys. `keys` reads and finds keys, `fetch` and `remote` get them from a
+//! provider, `rules` decides about a token.
 
+mod fetch;
 mod keys;
 mod problem;
+mod remote;
 mod rules;
 #[cfg(test)]
 mod tests;
@@ -13,7 +16,10 @@ use async_trait::async_trait;
 
 use super::{BindAttempt, Identity, ReloadError, TokenAuthenticator, TokenError};
 use crate::config::Config;
+use crate::metrics::Metrics;
+use fetch::Address;
 use keys::Keys;
+use remote::Remote;
 use rules::Rules;
 
 pub use problem::JwtProblem;
@@ -21,11 +27,18 @@ pub use rules::JwtGrant;
 
 /// A token check for JWTs, with the keys and rules that the settings name.
 ///
-/// [`TokenAuthenticator::reload`] reads `jwt_keys_file` again. If the file has an error, the previous keys stay in use.
+/// [`TokenAuthenticator::reload`] reads `jwt_keys_file`, or fetches `jwt_jwks_url`, again. If that fails, the previous keys
+/// stay in use.
 #[derive(Debug)]
 pub struct JwtAuthenticator {
     rules: Rules,
-    keys: KeysFile,
+    keys: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    File(KeysFile),
+    Remote(Remote),
 }
 
 /// The keys of a file, as they were when it was last read.
@@ -36,15 +49,29 @@ struct KeysFile {
 }
 
 impl JwtAuthenticator {
-    /// The check that the settings describe. `None` if they name no keys for JWTs.
+    /// The check that the settings describe. `None` if they name no keys for JWTs. With `jwt_jwks_url` it must be made in
+    /// a tokio runtime, in which it fetches the keys.
     ///
     /// # Errors
-    /// `jwt_keys_file` cannot be read, or holds no key that can be used.
+    /// `jwt_keys_file` cannot be read, or holds no key that can be used. A `jwt_jwks_url` that cannot be fetched is no
+    /// error: the provider may come back.
     pub fn from_config(config: &Config) -> Result<Option<Self>, ReloadError> {
+        Self::with_metrics(config, None)
+    }
+
+    pub(crate) fn with_metrics(config: &Config, metrics: Option<Arc<Metrics>>) -> Result<Option<Self>, ReloadError> {
         let rules = Rules::new(config);
-        let Some(path) = &config.jwt_keys_file else { return Ok(None) };
-        let keys = read(path, &rules)?;
-        Ok(Some(Self { keys: KeysFile { path: path.clone(), keys: RwLock::new(Arc::new(keys)) }, rules }))
+        let keys = if let Some(path) = &config.jwt_keys_file {
+            let keys = RwLock::new(Arc::new(read(path, &rules)?));
+            Source::File(KeysFile { path: path.clone(), keys })
+        } else if let Some(url) = &config.jwt_jwks_url {
+            let uri = url.as_str().parse().map_err(|error| ReloadError::Other(Box::new(error)))?;
+            let address = Address::new(uri).map_err(ReloadError::Other)?;
+            Source::Remote(Remote::start(address, rules.algorithms().to_vec(), metrics))
+        } else {
+            return Ok(None);
+        };
+        Ok(Some(Self { rules, keys }))
     }
 
     /// Checks a token, and tells what it grants, or what is wrong.
@@ -52,7 +79,28 @@ impl JwtAuthenticator {
     /// # Errors
     /// Tells the first thing that is wrong with the token.
     pub async fn check(&self, token: &str) -> Result<JwtGrant, JwtProblem> {
-        self.rules.check(token, &self.keys.current())
+        match &self.keys {
+            Source::File(file) => self.rules.check(token, &file.current()),
+            Source::Remote(remote) => {
+                let known = remote.current();
+                match self.check_with(token, &known) {
+                    Err(JwtProblem::UnknownKid | JwtProblem::KeysUnavailable) => {
+                        self.check_with(token, &remote.newer_than(&known).await)
+                    }
+                    checked => checked,
+                }
+            }
+        }
+    }
+
+    /// Checks a token with what is known of a provider's keys.
+    fn check_with(&self, token: &str, known: &remote::State) -> Result<JwtGrant, JwtProblem> {
+        let keys = known.keys.as_ref().ok_or(JwtProblem::KeysUnavailable)?;
+        match self.rules.check(token, keys) {
+            // Perhaps its key is among those that could not be fetched.
+            Err(JwtProblem::UnknownKid) if known.failure.is_some() => Err(JwtProblem::KeysUnavailable),
+            checked => checked,
+        }
     }
 }
 
@@ -62,6 +110,7 @@ impl TokenAuthenticator for JwtAuthenticator {
         match self.check(attempt.token.expose()).await {
             Ok(grant) if grant.allows(attempt.event) => Ok(grant.into_identity()),
             Ok(_) => Err(TokenError::NotAllowed),
+            Err(JwtProblem::KeysUnavailable) => Err(TokenError::Unavailable),
             Err(problem) => {
                 tracing::debug!(%problem, "token refused");
                 Err(TokenError::Refused)
@@ -70,11 +119,19 @@ impl TokenAuthenticator for JwtAuthenticator {
     }
 
     async fn reload(&self) -> Result<(), ReloadError> {
-        let keys = read(&self.keys.path, &self.rules)?;
-        let count = keys.len();
-        *self.keys.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
-        tracing::info!(path = %self.keys.path.display(), keys = count, "keys for JWTs reloaded");
-        Ok(())
+        match &self.keys {
+            Source::File(file) => {
+                let keys = read(&file.path, &self.rules)?;
+                let count = keys.len();
+                *file.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
+                tracing::info!(path = %file.path.display(), keys = count, "keys for JWTs reloaded");
+                Ok(())
+            }
+            Source::Remote(remote) => match remote.newer_than(&remote.current()).await.failure {
+                Some(failure) => Err(ReloadError::Other(Box::new(failure))),
+                None => Ok(()),
+            },
+        }
     }
 }
 

@@ -28,7 +28,7 @@ impl CheckToken {
         let checked = super::serve::runtime()?.block_on(async {
             let check = JwtAuthenticator::from_config(&config).map_err(|error| InvalidFiles(super::chain(&error)))?;
             let check = check.ok_or_else(|| {
-                InvalidFiles("the settings do not check tokens as JWTs; set jwt_keys_file".to_owned())
+                InvalidFiles("the settings do not check tokens as JWTs; set jwt_keys_file or jwt_jwks_url".to_owned())
             })?;
             Ok::<_, InvalidFiles>(check.check(&token).await)
         })?;

@@ -61,7 +61,7 @@ fn token_source(config: &Config) -> Option<String> {
     if let Some(file) = &config.tokens_file {
         return Some(format!("one of the tokens in {}", file.display()));
     }
-    config.jwt_keys_file.as_ref().map(|_| "a JWT".to_owned())
+    (config.jwt_keys_file.is_some() || config.jwt_jwks_url.is_some()).then(|| "a JWT".to_owned())
 }
 
 /// The shell command that starts this program: its name if it is on the PATH, otherwise its path.

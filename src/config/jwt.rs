@@ -184,10 +184,14 @@ fn elements(text: &str) -> impl Iterator<Item = &str> {
 impl Config {
     /// The settings that say what checks tokens, and are set.
     fn token_checks(&self) -> Vec<&'static str> {
-        [("tokens_file", self.tokens_file.is_some()), ("jwt_keys_file", self.jwt_keys_file.is_some())]
-            .into_iter()
-            .filter_map(|(name, is_set)| is_set.then_some(name))
-            .collect()
+        [
+            ("tokens_file", self.tokens_file.is_some()),
+            ("jwt_keys_file", self.jwt_keys_file.is_some()),
+            ("jwt_jwks_url", self.jwt_jwks_url.is_some()),
+        ]
+        .into_iter()
+        .filter_map(|(name, is_set)| is_set.then_some(name))
+        .collect()
     }
 
     /// Whether the settings have tokens checked.
@@ -221,19 +225,43 @@ impl Config {
         if self.jwt_leeway > std::time::Duration::from_secs(3600) {
             mistake("jwt_leeway", "must be at most 1h");
         }
-        if self.jwt_keys_file.is_none() {
+        if let Some(url) = &self.jwt_jwks_url {
+            if !is_trustworthy(url.as_str()) {
+                let expected = "must be an https:// address without user or fragment, or http:// on a loopback address: \
+                                whoever could change the answer on its way could sign tokens";
+                mistake("jwt_jwks_url", expected);
+            }
+            if self.jwt_algorithms.0.iter().any(|algorithm| algorithm.is_hmac()) {
+                mistake("jwt_algorithms", "must not have HMAC with jwt_jwks_url: what is published is not a secret");
+            }
+        }
+        if self.jwt_keys_file.is_none() && self.jwt_jwks_url.is_none() {
             for (name, is_set) in [
                 ("jwt_issuer", self.jwt_issuer.is_some()),
                 ("jwt_audience", self.jwt_audience.is_some()),
                 ("jwt_events_claim", self.jwt_events_claim.is_some()),
             ] {
                 if is_set {
-                    mistake(name, "limits nothing, because no JWT is checked; set jwt_keys_file, or leave it out");
+                    mistake(name, "limits nothing, because no JWT is checked; set jwt_keys_file or jwt_jwks_url");
                 }
             }
         }
         mistakes
     }
+}
+
+/// Whether nobody on the way can change what is fetched from there.
+fn is_trustworthy(text: &str) -> bool {
+    let Ok(url) = text.parse::<http::Uri>() else { return false };
+    let Some(host) = url.host().filter(|host| !host.is_empty()) else { return false };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let is_loopback = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    let has_good_scheme = match url.scheme_str() {
+        Some("https") => true,
+        Some("http") => is_loopback,
+        _ => false,
+    };
+    has_good_scheme && !text.contains(['@', '#'])
 }
 
 #[cfg(test)]
@@ -277,6 +305,40 @@ mod tests {
             let told = read(wrong).expect_err(wrong);
             assert!(told.contains("none is never allowed"), "{told}");
         }
+    }
+
+    #[test]
+    fn keys_are_fetched_only_over_a_way_that_nobody_can_change() {
+        let with = |url: &str| mistaken(|config| config.jwt_jwks_url = NonEmpty::new(url));
+        for good in [
+            "https://id.example.com/.well-known/jwks.json",
+            "https://id.example.com:8443/certs?a=b",
+            "http://127.0.0.1:8080/certs",
+            "http://[::1]/certs",
+            "http://localhost/certs",
+        ] {
+            assert_eq!(with(good), "", "{good}");
+        }
+        for bad in [
+            "id.example.com/jwks.json",
+            "/jwks.json",
+            "file:///etc/keys",
+            "http://id.example.com/jwks.json",
+            "http://127.0.0.1.example.com/jwks.json",
+            "http://localhost@example.com/jwks.json",
+            "https://ann:secret@id.example.com/jwks.json",
+            "https://id.example.com/jwks.json#keys",
+            "https:///jwks.json",
+        ] {
+            assert!(with(bad).contains("must be an https:// address"), "{bad}");
+        }
+        let text = mistaken(|config| {
+            config.jwt_jwks_url = NonEmpty::new("https://id.example.com/");
+            config.jwt_keys_file = Some("/keys.pem".into());
+            config.jwt_algorithms = JwtAlgorithms::new([JwtAlgorithm::Hs256]);
+        });
+        assert!(text.contains("cannot be set together with jwt_keys_file"), "{text}");
+        assert!(text.contains("what is published is not a secret"), "{text}");
     }
 
     #[test]

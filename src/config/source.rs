@@ -290,6 +290,7 @@ mod tests {
                 "slow_reader_policy" => "drop_oldest",
                 "slow_reader_policy_by_event" => "price.*=conflate, *=drop_newest",
                 "tokens_file" | "push_keys_file" | "jwt_keys_file" => "/some/file",
+                "jwt_jwks_url" => "https://id.example.com/jwks.json",
                 "jwt_algorithms" => "RS256, EdDSA",
                 "jwt_issuer" | "jwt_audience" => "https://one, https://two",
                 "jwt_user_claim" | "jwt_events_claim" => "https://claims/one",

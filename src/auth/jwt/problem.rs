@@ -27,6 +27,9 @@ pub enum JwtProblem {
     /// No key has the token's `kid`.
     #[error("no key has its kid: it was signed with another key, or the keys are out of date")]
     UnknownKid,
+    /// There are no keys, or not the latest.
+    #[error("it cannot be checked now, because the keys could not be fetched from jwt_jwks_url")]
+    KeysUnavailable,
     /// The keys that have the token's `kid` are for other algorithms.
     #[error("none of the keys is for its algorithm, {0}")]
     NoKeyForAlgorithm(&'static str),
