@@ -9,6 +9,7 @@ mod rules;
 #[cfg(test)]
 mod tests;
 
+use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -90,6 +91,15 @@ impl JwtAuthenticator {
                     checked => checked,
                 }
             }
+        }
+    }
+
+    /// Why the last fetch of `jwt_jwks_url` failed, if it did.
+    #[must_use]
+    pub fn fetch_failure(&self) -> Option<Arc<dyn Error + Send + Sync>> {
+        match &self.keys {
+            Source::File(_) => None,
+            Source::Remote(remote) => remote.current().failure.map(|failure| failure as Arc<dyn Error + Send + Sync>),
         }
     }
 

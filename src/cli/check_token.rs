@@ -1,10 +1,11 @@
 //! `pushgate check-token`: what a gateway with these settings makes of a JWT.
 
+use std::error::Error;
 use std::io::{self, IsTerminal, Read};
 use std::time::SystemTime;
 
 use clap::Args;
-use pushgate::{Event, JwtAuthenticator, JwtGrant};
+use pushgate::{Config, Event, JwtAuthenticator, JwtGrant, JwtProblem};
 
 use super::{InvalidFiles, Outcome, Settings};
 
@@ -25,14 +26,7 @@ impl CheckToken {
         let config = self.settings.load()?.config;
         let event = self.event.map(Event::new).transpose()?;
         let token = read()?;
-        let checked = super::serve::runtime()?.block_on(async {
-            let check = JwtAuthenticator::from_config(&config).map_err(|error| InvalidFiles(super::chain(&error)))?;
-            let check = check.ok_or_else(|| {
-                InvalidFiles("the settings do not check tokens as JWTs; set jwt_keys_file or jwt_jwks_url".to_owned())
-            })?;
-            Ok::<_, InvalidFiles>(check.check(&token).await)
-        })?;
-        let grant = checked.map_err(|problem| format!("the token is refused: {problem}"))?;
+        let grant = super::serve::runtime()?.block_on(grant(&config, &token))?;
         if let Some(event) = &event
             && !grant.allows(event)
         {
@@ -42,8 +36,21 @@ impl CheckToken {
     }
 }
 
+async fn grant(config: &Config, token: &str) -> Result<JwtGrant, Box<dyn Error>> {
+    let check = JwtAuthenticator::from_config(config).map_err(|error| InvalidFiles(super::chain(&error)))?;
+    let Some(check) = check else {
+        let problem = "the settings do not check tokens as JWTs; set jwt_keys_file or jwt_jwks_url";
+        return Err(Box::new(InvalidFiles(problem.to_owned())));
+    };
+    check.check(token).await.map_err(|problem| {
+        let failure = check.fetch_failure().filter(|_| problem == JwtProblem::KeysUnavailable);
+        let because = failure.map(|failure| format!("\n  because: {}", super::chain(&failure))).unwrap_or_default();
+        format!("the token is refused: {problem}{because}").into()
+    })
+}
+
 /// Reads the token from standard input, because others on the machine can see arguments and shells keep them.
-fn read() -> Result<String, Box<dyn std::error::Error>> {
+fn read() -> Result<String, Box<dyn Error>> {
     if io::stdin().is_terminal() {
         super::print::complain("paste the token, and end the input with Ctrl-D");
     }

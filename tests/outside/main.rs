@@ -7,6 +7,7 @@ mod process;
 mod client;
 mod clients;
 mod grpcurl;
+mod jwt;
 mod metrics;
 mod page;
 mod proto;
