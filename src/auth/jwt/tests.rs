@@ -192,6 +192,21 @@ async fn a_changed_token_is_refused() {
     assert_eq!(problem(&check, &critical).await, Some(JwtProblem::NotAJwt));
 }
 
+proptest::proptest! {
+    #[test]
+    fn no_character_of_a_token_can_be_changed(place: proptest::sample::Index, to in "[A-Za-z0-9_.=+/ -]") {
+        static SIGNER: OnceLock<(JwtAuthenticator, String)> = OnceLock::new();
+        let (check, token) = SIGNER.get_or_init(|| {
+            let signer = Signer::new(Algorithm::ES256);
+            (checks(&signer.public_pem(), |_| ()), signer.token(&claims(&json!({}))))
+        });
+        let place = place.index(token.len());
+        let changed = format!("{}{to}{}", &token[..place], &token[place + 1..]);
+        let checked = futures_util::FutureExt::now_or_never(check.check(&changed)).expect("a file's keys are at hand");
+        proptest::prop_assert_eq!(checked.is_ok(), changed == *token);
+    }
+}
+
 #[tokio::test]
 async fn a_token_is_good_between_its_times_and_the_leeway_around_them() {
     let check = checks(&rsa().public_pem(), |_| ());
