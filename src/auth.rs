@@ -64,6 +64,9 @@ impl<'a> BindAttempt<'a> {
 pub struct Token(String);
 
 impl Token {
+    /// The maximum length of a client's token, in bytes. A bind with a longer one is not understood.
+    pub const BYTES_MAX: usize = 16 * 1024;
+
     pub(crate) fn new(token: String) -> Self {
         Self(token)
     }

@@ -22,7 +22,7 @@ use super::{Dialect, Head, OPCODE_TEXT};
 pub(crate) const SESSION_PROTOCOL: &str = "pushgate.v1.json";
 
 /// The longest token, in bytes. Signed tokens with a few claims stay below it.
-pub(crate) const TOKEN_BYTES_MAX: usize = 16 * 1024;
+pub(crate) const TOKEN_BYTES_MAX: usize = Token::BYTES_MAX;
 
 /// The longest resume token, in bytes, of this gateway or another.
 const RESUME_TOKEN_BYTES_MAX: usize = 256;

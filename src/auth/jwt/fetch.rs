@@ -44,6 +44,8 @@ pub(super) enum FetchError {
     Unreadable(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("the document cannot be used: {0}")]
     Unusable(String),
+    #[error("a panic, which is a bug")]
+    Panicked,
 }
 
 /// Where documents come from.

@@ -2,10 +2,15 @@
 
 use jsonwebtoken::errors::{Error, ErrorKind};
 
+use super::super::Token;
+
 /// Why a JWT was refused. The text contains nothing of the token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum JwtProblem {
+    /// Longer than [`Token::BYTES_MAX`].
+    #[error("it has more than {} bytes, which no client can bind with", Token::BYTES_MAX)]
+    TooLong,
     /// Not a JWT.
     #[error("it is not a JWT, which is three texts in base64url, separated by dots")]
     NotAJwt,

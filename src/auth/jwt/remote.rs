@@ -5,9 +5,11 @@
 mod tests;
 
 use std::error::Error;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use jsonwebtoken::Algorithm;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -15,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::fetch::{Document, Fetch, FetchError, TIMEOUT};
 use super::keys::Keys;
-use crate::metrics::{FetchResult, Metrics};
+use crate::metrics::{FetchResult, Metrics, Task};
 
 /// The minimum time between two fetches. A token with an unknown `kid` that comes earlier is answered with what is known,
 /// so that no number of such tokens makes more fetches.
@@ -115,7 +117,7 @@ impl<F: Fetch> Refresher<F> {
     async fn run(self) {
         let mut retry = INTERVAL_MIN;
         loop {
-            let fetched = self.source.fetch().await.and_then(|document| self.read(&document));
+            let fetched = self.fetch().await;
             let wait = match &fetched {
                 Ok((_, wait)) => {
                     retry = INTERVAL_MIN;
@@ -134,6 +136,17 @@ impl<F: Fetch> Refresher<F> {
                 () = tokio::time::sleep(wait.saturating_sub(INTERVAL_MIN)) => {}
             }
         }
+    }
+
+    /// A panic is a failure like any other, so that the task lives on.
+    async fn fetch(&self) -> Result<(Keys, Duration), FetchError> {
+        let fetch = async { self.read(&self.source.fetch().await?) };
+        AssertUnwindSafe(fetch).catch_unwind().await.unwrap_or_else(|_| {
+            if let Some(metrics) = &self.metrics {
+                metrics.task_panicked(Task::Reload);
+            }
+            Err(FetchError::Panicked)
+        })
     }
 
     /// The keys of a document, and when to fetch it again: while there is still a quarter of the time for which it is good.

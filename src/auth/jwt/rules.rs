@@ -9,7 +9,7 @@ use jsonwebtoken::{Algorithm, Header, Validation};
 use serde_json::{Map, Value};
 use wildmatch::WildMatch;
 
-use super::super::Identity;
+use super::super::{Identity, Token};
 use super::keys::{Keys, NoKey};
 use super::problem::JwtProblem;
 use crate::config::{Config, JwtAlgorithm};
@@ -134,6 +134,9 @@ impl Rules {
 
 /// Reads the header, or tells what the token is instead of a JWT that could be checked.
 fn header(token: &str) -> Result<Header, JwtProblem> {
+    if token.len() > Token::BYTES_MAX {
+        return Err(JwtProblem::TooLong);
+    }
     match token.split('.').count() {
         3 => {}
         5 => return Err(JwtProblem::Encrypted),

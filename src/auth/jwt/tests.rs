@@ -176,12 +176,16 @@ async fn a_changed_token_is_refused() {
         &format!(" {token}"),
         &format!("{token}="),
         &token.replacen('.', "..", 1),
-        &"x".repeat(1 << 20),
-        &format!("{}.{}.AAAA", "A".repeat(1 << 19), "A".repeat(1 << 19)),
-        &format!("{}.e30.AAAA", URL_SAFE_NO_PAD.encode(format!("{{\"alg\":\"RS256\",\"x\":{}", "[".repeat(100_000)))),
+        &"x".repeat(Token::BYTES_MAX),
+        &format!("{}.{}.AAAA", "A".repeat(8000), "A".repeat(8000)),
+        &format!("{}.e30.AAAA", URL_SAFE_NO_PAD.encode(format!("{{\"alg\":\"RS256\",\"x\":{}", "[".repeat(10_000)))),
     ] {
         assert_eq!(problem(&check, not_a_jwt).await, Some(JwtProblem::NotAJwt), "{not_a_jwt:.80}");
     }
+    let filled = |bytes: usize| rsa().token(&claims(&json!({ "groups": "g".repeat(bytes) })));
+    assert_eq!(problem(&check, &filled(11_000)).await, None);
+    assert_eq!(problem(&check, &filled(13_000)).await, Some(JwtProblem::TooLong));
+    assert_eq!(problem(&check, &"x.".repeat(1 << 20)).await, Some(JwtProblem::TooLong));
     assert_eq!(problem(&check, "a.b.c.d.e").await, Some(JwtProblem::Encrypted));
     for alg in ["ES512", "ES256K", "RSA-OAEP", "dir", ""] {
         let token = forged(&json!({ "alg": alg }), &claims(&json!({})), "AAAA");

@@ -196,6 +196,37 @@ async fn a_provider_that_was_never_there_lets_nobody_in_until_it_comes() {
     assert_eq!(check.check(&token(&own, "0")).await.err(), None);
 }
 
+/// Panics at the first fetch.
+struct Panics(Provider, std::sync::atomic::AtomicBool);
+
+#[async_trait]
+impl Fetch for Panics {
+    async fn fetch(&self) -> Result<Document, FetchError> {
+        assert!(self.1.swap(true, std::sync::atomic::Ordering::Relaxed), "the first time");
+        self.0.fetch().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_panic_keys_are_fetched_again() {
+    let own = key();
+    let (rules, metrics) = (Rules::new(&Config::default()), Arc::new(Metrics::new()));
+    let source = Panics(Provider::new(&[&own]), false.into());
+    let keys = Source::Remote(Remote::start(source, rules.algorithms().to_vec(), Some(metrics.clone())));
+    let check = JwtAuthenticator { rules, keys };
+    assert_eq!(check.check(&token(&own, "0")).await.err(), Some(JwtProblem::KeysUnavailable));
+    pass(11).await;
+    assert_eq!(check.check(&token(&own, "0")).await.err(), None);
+    let text = metrics.encode(crate::metrics::Format::OpenMetrics);
+    for sample in ["task_panics_total{task=\"reload\"} 1", "jwks_fetches_total{result=\"failed\"} 1"] {
+        assert!(text.contains(sample), "{sample} in {text}");
+    }
+    pass(300).await;
+    let text = metrics.encode(crate::metrics::Format::OpenMetrics);
+    let age = text.lines().find_map(|line| line.strip_prefix("pushgate_jwks_age_seconds ")).expect("a sample");
+    assert!((290..=302).contains(&age.parse::<u64>().expect("a number")), "{age}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_provider_that_does_not_answer_keeps_nobody_waiting_for_longer_than_a_fetch() {
     let own = key();
