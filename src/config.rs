@@ -2,6 +2,7 @@
 //! variables and the printed reference.
 
 mod address;
+mod origins;
 mod source;
 mod value;
 
@@ -10,6 +11,8 @@ use std::time::Duration;
 
 pub use address::Address;
 pub(crate) use address::UNIX_PEER;
+pub(crate) use origins::Origin;
+pub use origins::Origins;
 pub use source::{Invalid, Loaded, Mistake, Source};
 pub use value::{EventPolicies, LogFormat, Page};
 
@@ -94,6 +97,12 @@ settings! {
     /// "wss://push.example.com/ws". Without it, the page uses the address that it came from. With `control_listen`, it
     /// uses the host of that address and the port of `listen`.
     public_ws_url: Option<String> = None;
+    /// The origins of web pages that may open a WebSocket: exact ones such as "https://app.example.com", or
+    /// "https://*.example.com" or "*.example.com" for all subdomains, separated by commas. "*" allows all, "null" allows
+    /// pages without an origin, such as local files. A page of another origin is answered 403. A request without an
+    /// `Origin` header is not from a web page, and is not affected. Without this setting, all origins are allowed while
+    /// `listen` is a loopback address; otherwise only pages of the host that the request is for are, on any port.
+    origins_allowed: Option<Origins> = None;
 
     /// A TOML file of `token = "user"` lines. Without it, the token is the user. SIGHUP reads it again.
     tokens_file: Option<PathBuf> = None;
@@ -325,6 +334,14 @@ impl Config {
         let mut mistakes = self.mistakes();
         mistakes.extend(self.trust_mistakes(token_check, push_check));
         Invalid::unless_empty(mistakes)
+    }
+
+    /// Whether a page of this origin may open a WebSocket to the host that its request names.
+    pub(crate) fn allows_origin(&self, origin: &Origin, host: &str) -> bool {
+        match &self.origins_allowed {
+            Some(allowed) => allowed.contains(origin),
+            None => self.listen.is_loopback() || origin.is_of_host(host),
+        }
     }
 
     /// What happens to an event's message whose outbox is full, unless the push says otherwise.

@@ -79,7 +79,8 @@
 //!
 //! Below them are the leaves, free to all: `config` (settings and limits), `message` (the nouns), `outcome` (what became of a
 //! push), `push_request` (a push as the API words it, read and written), `close` (why connections end), `metrics`,
-//! `allowance` (the rate of one peer), `shares` (what all callers use up together), `legacy` (the JSON of the service that
+//! `allowance` (the rate of one peer), `seldom` (how often one thing is
+//! logged), `shares` (what all callers use up together), `legacy` (the JSON of the service that
 //! pushgate replaces), `sync` (the locks, which shuttle can schedule).
 //!
 //! ## One push
@@ -163,6 +164,7 @@ mod registry;
 mod replays;
 #[cfg(test)]
 mod rooms;
+mod seldom;
 mod server;
 mod sessions;
 mod shares;
@@ -172,7 +174,7 @@ pub use auth::{
     BindAttempt, Identity, OpenPush, PushAuthorizer, PushCredentials, PushKeys, PushRefused, PushScope, ReloadError,
     Token, TokenAuthenticator, TokenError, TokenFile, TokenIsUser,
 };
-pub use config::{Address, Config, EventPolicies, Invalid, Loaded, LogFormat, Mistake, Page, Source};
+pub use config::{Address, Config, EventPolicies, Invalid, Loaded, LogFormat, Mistake, Origins, Page, Source};
 pub use gateway::{Gateway, PushError};
 pub use journal::{Journal, Record, Recovered, Stored, StoredSession};
 pub use message::{

@@ -114,6 +114,7 @@ pub(crate) enum PushResult {
 pub(crate) enum UpgradeResult {
     Accepted,
     Malformed,
+    OriginRefused,
     TooMany,
     TooManyFromAddress,
     Draining,
@@ -207,7 +208,7 @@ labelled! {
     PushResult:
         Accepted Unmatched Held Dropped Invalid Unauthenticated PermissionDenied TooLarge Overloaded TimedOut Draining
         CheckUnavailable;
-    UpgradeResult: Accepted Malformed TooMany TooManyFromAddress Draining;
+    UpgradeResult: Accepted Malformed OriginRefused TooMany TooManyFromAddress Draining;
     ResumeResult: Recovered Gap Unknown;
     Task: Accept Clock Sessions Journal Flusher Reload PushStream;
     DropReason: QueueFull Closed Expired Superseded;

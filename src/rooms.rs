@@ -24,7 +24,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ("doors/websocket", &["connection", "dialect", "doors", "registry"]),
 ];
 /// Free to all. They know only each other.
-const LEAVES: [&str; 11] = [
+const LEAVES: [&str; 12] = [
     "allowance",
     "close",
     "config",
@@ -34,6 +34,7 @@ const LEAVES: [&str; 11] = [
     "outcome",
     "proto",
     "push_request",
+    "seldom",
     "shares",
     "sync",
 ];

@@ -37,7 +37,7 @@ use crate::auth::{OpenPush, PushAuthorizer, PushKeys, ReloadError, TokenAuthenti
 use crate::binder::{BindLimits, Binder};
 use crate::config::{Address, Check, Config, Invalid, Page};
 use crate::connection::Shared;
-use crate::doors::websocket::WebSocketDoor;
+use crate::doors::websocket::{Refusals, WebSocketDoor};
 use crate::flusher::Flusher;
 use crate::gateway::{Gateway, Rooms};
 use crate::handle::Stop;
@@ -349,6 +349,7 @@ impl Server {
                     sessions: rooms.sessions.clone(),
                 }),
                 tasks: sockets.clone(),
+                refusals: Refusals::default(),
             },
             push: stack::PushStack::new(&gateway),
             health: HealthServer::new(health.clone())

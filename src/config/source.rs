@@ -285,6 +285,7 @@ mod tests {
                 "ws_path" | "push_path" => "/somewhere",
                 "page" => "on",
                 "public_ws_url" => "wss://push.example.com/ws",
+                "origins_allowed" => "https://app.example.com, *.example.org",
                 "log" => "debug",
                 "log_format" => "json",
                 "slow_reader_policy" => "drop_oldest",
@@ -339,8 +340,11 @@ mod tests {
     #[test]
     fn an_empty_text_switches_no_guard_off_whoever_says_it() {
         let told = "must not be empty: leave it out";
-        let guarded = file("tokens_file = \"/tokens\"\npush_keys_file = \"/keys\"\ncontrol_listen = \"127.0.0.1:1\"\n");
-        for name in ["tokens_file", "push_keys_file", "control_listen"] {
+        let guarded = file(
+            "tokens_file = \"/tokens\"\npush_keys_file = \"/keys\"\ncontrol_listen = \"127.0.0.1:1\"\n\
+                            origins_allowed = \"https://a.org\"\n",
+        );
+        for name in ["tokens_file", "push_keys_file", "control_listen", "origins_allowed"] {
             for empty in ["", " "] {
                 let variable = format!("PUSHGATE_{}", name.to_uppercase());
                 let text = Loaded::new(Some(guarded.path()), environment(&[(&variable, empty)]), []);
@@ -429,6 +433,21 @@ mod tests {
         }
         let text = Loaded::new(None, environment(&[("PUSHGATE_CONNECTIONS_MAX", "1KiB")]), []);
         assert!(text.is_err(), "a number of connections is no size");
+    }
+
+    #[test]
+    fn a_list_may_be_an_array_or_a_text_and_a_mistake_names_the_entry() {
+        let read = |line: &str| Loaded::new(Some(file(line).path()), [], []).map(|loaded| loaded.config);
+        let array = read("origins_allowed = [\"https://a.org\", \"*.b.org\"]").expect("valid");
+        assert_eq!(array, read("origins_allowed = \"https://a.org, *.b.org\"").expect("valid"));
+        for (line, told) in [
+            ("origins_allowed = [\"https://a.org\", 1]", "must be a list of origins"),
+            ("origins_allowed = []", "must be a list of origins"),
+            ("origins_allowed = \"https://a.org, b.org\"", "\"b.org\" is none"),
+        ] {
+            let text = read(line).expect_err(line).to_string();
+            assert!(text.contains(told), "{text}");
+        }
     }
 
     #[test]

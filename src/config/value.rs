@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use wildmatch::WildMatch;
 
-use super::Address;
+use super::{Address, Origins};
 use crate::message::{Event, SlowReaderPolicy};
 
 /// When the gateway serves its test page.
@@ -241,6 +241,31 @@ impl Value for EventPolicies {
         let pairs: Vec<_> =
             self.0.iter().map(|(pattern, policy)| format!("{}={}", pattern.pattern(), policy_name(*policy))).collect();
         Some(quoted(&pairs.join(", ")))
+    }
+}
+
+/// A list, as a text with commas or as an array of texts.
+fn list(raw: &toml::Value) -> Option<String> {
+    match raw {
+        toml::Value::Array(entries) => {
+            entries.iter().map(toml::Value::as_str).collect::<Option<Vec<_>>>().map(|entries| entries.join(","))
+        }
+        raw => raw.as_str().map(ToOwned::to_owned),
+    }
+}
+
+impl Value for Origins {
+    const GUARDS: bool = true;
+
+    fn from_toml(raw: &toml::Value) -> Result<Self, String> {
+        let expected =
+            "must be a list of origins, such as \"https://app.example.com, *.example.com\", or \"*\" for all";
+        let text = list(raw).filter(|text| !text.trim().is_empty()).ok_or(expected)?;
+        text.parse().map_err(|wrong: String| format!("{expected}; {} is none", quoted(&wrong)))
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        Some(quoted(&self.to_string()))
     }
 }
 

@@ -1,13 +1,17 @@
 //! The WebSocket endpoint: admits and upgrades a request, then hands the socket to the task of its connection.
 
+mod refusal;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use http::header::{
-    ALLOW, CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
+    CONNECTION, HOST, ORIGIN, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION,
+    UPGRADE,
 };
+use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::upgrade::Upgraded;
@@ -19,11 +23,16 @@ use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use crate::close::CloseReason;
+use crate::config::{Config, Origin};
 use crate::connection::{Arrival, Connection, Protocol, Shared, Transport};
 use crate::dialect::SESSION_PROTOCOL;
-use crate::doors::{Body, empty, listed, lists, text, try_later};
+use crate::doors::{Body, empty, listed, lists};
 use crate::metrics::UpgradeResult;
-use crate::registry::{AdmitError, Registry};
+use crate::registry::{Registration, Registry};
+
+use refusal::{Malformed, Refusal};
+
+pub(crate) use refusal::Refusals;
 
 /// What is needed to turn an upgrade request into a connection.
 pub(crate) struct WebSocketDoor {
@@ -32,6 +41,7 @@ pub(crate) struct WebSocketDoor {
     /// Tracks the tasks of upgraded connections. A shutdown waits for them here, because hyper does not wait for
     /// upgraded connections.
     pub(crate) tasks: TaskTracker,
+    pub(crate) refusals: Refusals,
 }
 
 impl WebSocketDoor {
@@ -47,27 +57,16 @@ impl WebSocketDoor {
         Served: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         S: Transport,
     {
-        let metrics = &self.shared.metrics;
         let protocol = protocol(request.headers());
-        let mut response = match accept_key(&request) {
-            Ok(key) => switching(&key),
-            Err(malformed) => {
-                metrics.upgrade(UpgradeResult::Malformed);
-                return malformed.answer();
+        let (mut response, registration) = match self.admit(&request, peer) {
+            Ok(admitted) => admitted,
+            Err(refusal) => {
+                self.shared.metrics.upgrade(refusal.result());
+                self.refusals.log(&refusal, peer);
+                return refusal.answer();
             }
         };
-        let registration = match self.registry.admit(peer.ip().to_canonical()) {
-            Ok(registration) => registration,
-            Err(error) => {
-                metrics.upgrade(match error {
-                    AdmitError::TooMany { .. } => UpgradeResult::TooMany,
-                    AdmitError::TooManyFromAddress { .. } => UpgradeResult::TooManyFromAddress,
-                    AdmitError::Draining => UpgradeResult::Draining,
-                });
-                return refused(error);
-            }
-        };
-        metrics.upgrade(UpgradeResult::Accepted);
+        self.shared.metrics.upgrade(UpgradeResult::Accepted);
         if protocol == Protocol::Session {
             response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SESSION_PROTOCOL));
         }
@@ -87,6 +86,27 @@ impl WebSocketDoor {
         });
         response
     }
+
+    /// Checks a request, and finds a place for its connection.
+    fn admit<B>(&self, request: &Request<B>, peer: SocketAddr) -> Result<(Response<Body>, Registration), Refusal> {
+        let response = switching(&accept_key(request)?);
+        if let Some(refusal) = refused_origin(request, &self.shared.config) {
+            return Err(refusal);
+        }
+        Ok((response, self.registry.admit(peer.ip().to_canonical())?))
+    }
+}
+
+/// The page that a request is from, if it is from a web page and that page may not connect.
+fn refused_origin<B>(request: &Request<B>, config: &Config) -> Option<Refusal> {
+    request.headers().get(ORIGIN)?;
+    let Some(origin) = only(request.headers(), &ORIGIN).and_then(Origin::read) else {
+        return Some(Refusal::Origin(None));
+    };
+    // RFC 9112 section 3.2.2: a host in the request line precedes the header.
+    let host = request.uri().authority().map(Authority::as_str);
+    let host = host.or_else(|| only(request.headers(), &HOST)).unwrap_or_default();
+    (!config.allows_origin(&origin, host)).then_some(Refusal::Origin(Some(origin)))
 }
 
 /// Takes the stream out of hyper's hands.
@@ -115,23 +135,6 @@ fn protocol(headers: &HeaderMap) -> Protocol {
     } else {
         Protocol::Legacy
     }
-}
-
-/// Why a request is not a valid WebSocket upgrade, by RFC 6455 section 4.2.1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-enum Malformed {
-    #[error("the method is not GET")]
-    Method,
-    #[error("the HTTP version is not 1.1")]
-    HttpVersion,
-    #[error("no Connection header lists upgrade")]
-    Connection,
-    #[error("no Upgrade header lists websocket")]
-    Upgrade,
-    #[error("there is no Sec-WebSocket-Version header, or not one of 13 alone")]
-    Version,
-    #[error("there is no Sec-WebSocket-Key header, or not one of 16 bytes in base64 alone")]
-    Key,
 }
 
 /// Checks the upgrade request and returns the value of `Sec-WebSocket-Accept`.
@@ -163,34 +166,4 @@ fn switching(accept_key: &str) -> Response<Body> {
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
     headers.insert(SEC_WEBSOCKET_ACCEPT, HeaderValue::from_str(accept_key).expect("base64"));
     response
-}
-
-impl Malformed {
-    fn answer(self) -> Response<Body> {
-        let status = match self {
-            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Self::HttpVersion | Self::Connection | Self::Upgrade | Self::Version => StatusCode::UPGRADE_REQUIRED,
-            Self::Key => StatusCode::BAD_REQUEST,
-        };
-        let mut response = text(status, format!("not a WebSocket upgrade: {self}"));
-        let headers = response.headers_mut();
-        if status == StatusCode::METHOD_NOT_ALLOWED {
-            headers.insert(ALLOW, HeaderValue::from_static("GET"));
-        }
-        if status == StatusCode::UPGRADE_REQUIRED {
-            // RFC 9110 section 7.8 and RFC 6455 section 4.4 require the response to name what the server supports.
-            headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-            headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-            headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
-        }
-        response
-    }
-}
-
-fn refused(error: AdmitError) -> Response<Body> {
-    let status = match error {
-        AdmitError::TooMany { .. } | AdmitError::Draining => StatusCode::SERVICE_UNAVAILABLE,
-        AdmitError::TooManyFromAddress { .. } => StatusCode::TOO_MANY_REQUESTS,
-    };
-    try_later(status, error.to_string())
 }

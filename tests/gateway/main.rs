@@ -15,6 +15,7 @@ mod json;
 mod legacy;
 mod listeners;
 mod operating;
+mod origins;
 mod panics;
 mod parity;
 mod session_schema;
