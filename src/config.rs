@@ -2,6 +2,7 @@
 //! variables and the printed reference.
 
 mod address;
+mod networks;
 mod origins;
 mod source;
 mod value;
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 pub use address::Address;
 pub(crate) use address::UNIX_PEER;
+pub use networks::Networks;
 pub(crate) use origins::Origin;
 pub use origins::Origins;
 pub use source::{Invalid, Loaded, Mistake, Source};
@@ -103,6 +105,14 @@ settings! {
     /// `Origin` header is not from a web page, and is not affected. Without this setting, all origins are allowed while
     /// `listen` is a loopback address; otherwise only pages of the host that the request is for are, on any port.
     origins_allowed: Option<Origins> = None;
+    /// The proxies before the gateway, as addresses or networks such as "10.0.0.0/8, 2001:db8::/32", separated by commas.
+    /// The client of a request that comes from one of them is the rightmost address in its `Forwarded` or
+    /// `X-Forwarded-For` header that is not one of them too. The limits per address, the log and the token check then
+    /// see that address. From others, these headers are ignored.
+    proxies_trusted: Networks = Networks::default();
+    /// Expects the header of the PROXY protocol, version 1 or 2, at the begin of each connection to `listen`, within
+    /// `http_header_timeout`. A connection without one, or from an address that is not in `proxies_trusted`, is closed.
+    proxy_protocol: bool = false;
 
     /// A TOML file of `token = "user"` lines. Without it, the token is the user. SIGHUP reads it again.
     tokens_file: Option<PathBuf> = None;
@@ -129,7 +139,7 @@ settings! {
     /// above any person's devices, and low enough that one stolen token cannot use up `connections_max`.
     connections_per_user_max: usize = 10_000;
     /// Connections from one address, 0 for no limit. A further upgrade is answered 429. Off by default, because behind
-    /// a proxy all clients share the proxy's address.
+    /// a proxy that is not in `proxies_trusted` all clients share the proxy's address.
     connections_per_address_max: usize = 0;
     /// Events that one connection may bind. A further bind closes the connection with 4429.
     events_per_connection_max: usize = 128;
@@ -140,7 +150,8 @@ settings! {
     /// new one is closed at once.
     http_connections_max: usize = 4096;
     /// TCP connections on `listen` that speak HTTP, from one address, 0 for no limit. A further one is closed at once.
-    /// Off by default, because behind a proxy all clients share the proxy's address.
+    /// Off by default, because behind a proxy all clients share the proxy's address. Connections of `proxies_trusted`
+    /// themselves are not limited, and with `proxy_protocol` those of the clients behind them are.
     http_connections_per_address_max: usize = 0;
     /// TCP connections on `control_listen` that speak HTTP, with the same rule. Connections to one address take no
     /// places from the other.
@@ -400,6 +411,11 @@ impl Config {
             "must be a ws:// or wss:// address with a host, such as wss://push.example.com/ws, and without user or fragment",
         );
         require(
+            !self.proxy_protocol || !self.proxies_trusted.is_empty(),
+            "proxy_protocol",
+            "needs proxies_trusted, the addresses from which the PROXY protocol is taken",
+        );
+        require(
             self.control_listen.as_ref().is_none_or(|control| *control != self.listen || !control.is_fixed()),
             "control_listen",
             "must differ from listen; leave it out to serve everything on one address",
@@ -586,6 +602,13 @@ mod tests {
         for bad in ["wss://push.example.com/ws#there", "wss://ann:secret@push.example.com/ws", "wss://:443/ws"] {
             assert_eq!(with(bad), ["public_ws_url"], "{bad}");
         }
+    }
+
+    #[test]
+    fn the_proxy_protocol_is_taken_from_somebody_or_not_at_all() {
+        assert_eq!(mistaken(|config| config.proxy_protocol = true), ["proxy_protocol"]);
+        let trusted: Networks = "10.0.0.0/8".parse().expect("valid");
+        assert!(mistaken(|config| (config.proxy_protocol, config.proxies_trusted) = (true, trusted)).is_empty());
     }
 
     #[test]

@@ -174,7 +174,9 @@ pub use auth::{
     BindAttempt, Identity, OpenPush, PushAuthorizer, PushCredentials, PushKeys, PushRefused, PushScope, ReloadError,
     Token, TokenAuthenticator, TokenError, TokenFile, TokenIsUser,
 };
-pub use config::{Address, Config, EventPolicies, Invalid, Loaded, LogFormat, Mistake, Origins, Page, Source};
+pub use config::{
+    Address, Config, EventPolicies, Invalid, Loaded, LogFormat, Mistake, Networks, Origins, Page, Source,
+};
 pub use gateway::{Gateway, PushError};
 pub use journal::{Journal, Record, Recovered, Stored, StoredSession};
 pub use message::{

@@ -129,11 +129,15 @@ pub(crate) enum Listener {
     Control,
 }
 
-/// Why a TCP connection was closed right after it was accepted.
+/// Why a TCP connection was closed before it was served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum RefusedReason {
     Full,
     FullForAddress,
+    /// The PROXY protocol is expected, and the peer is not a trusted proxy.
+    NotAProxy,
+    /// The PROXY protocol is expected, and its header did not come in time or was not valid.
+    NoProxyHeader,
 }
 
 /// The result of a bind that asked to resume a session.
@@ -203,7 +207,7 @@ macro_rules! labelled {
 
 labelled! {
     Listener: All Clients Control;
-    RefusedReason: Full FullForAddress;
+    RefusedReason: Full FullForAddress NotAProxy NoProxyHeader;
     Door: Json Grpc Library;
     PushResult:
         Accepted Unmatched Held Dropped Invalid Unauthenticated PermissionDenied TooLarge Overloaded TimedOut Draining
@@ -461,7 +465,7 @@ impl Metrics {
         );
         registry.register(
             "http_refused",
-            "TCP connections closed right after accept because the listener, or the peer address's share of it, was full",
+            "TCP connections closed before they were served, by reason",
             self.http_refused.clone(),
         );
         registry.register(

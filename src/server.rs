@@ -2,11 +2,14 @@
 
 mod accept;
 mod client;
+mod forwarded;
 mod health;
 mod http2_frames;
 mod kernel;
 mod page;
 mod places;
+mod proxy_header;
+mod refusals;
 mod route;
 mod scrape;
 mod socket;

@@ -286,20 +286,24 @@ mod tests {
                 "page" => "on",
                 "public_ws_url" => "wss://push.example.com/ws",
                 "origins_allowed" => "https://app.example.com, *.example.org",
+                "proxies_trusted" => "10.0.0.0/8, 2001:db8::/32",
                 "log" => "debug",
                 "log_format" => "json",
                 "slow_reader_policy" => "drop_oldest",
                 "slow_reader_policy_by_event" => "price.*=conflate, *=drop_newest",
                 "tokens_file" | "push_keys_file" => "/some/file",
                 "request_bodies_bytes_max" => "9000000",
-                "listen_health" => "true",
+                "listen_health" | "proxy_protocol" => "true",
                 name if name.starts_with("insecure_") => "true",
                 name if name.ends_with("_bytes_max") => "300KiB",
                 name if name.ends_with("_max") => "300000",
                 _ => "7s",
             };
             let variable = format!("PUSHGATE_{}", setting.name.to_uppercase());
-            let loaded = Loaded::new(None, environment(&[(&variable, value)]), []).expect(setting.name);
+            // Needed by another.
+            let needed = if setting.name == "proxy_protocol" { "10.0.0.0/8" } else { "" };
+            let set = environment(&[("PUSHGATE_PROXIES_TRUSTED", needed), (&variable, value)]);
+            let loaded = Loaded::new(None, set, []).expect(setting.name);
             let shown = loaded.config.show(setting.name).expect("set");
             assert_eq!(shown.trim_matches('"'), value, "{}", setting.name);
         }
@@ -444,6 +448,7 @@ mod tests {
             ("origins_allowed = [\"https://a.org\", 1]", "must be a list of origins"),
             ("origins_allowed = []", "must be a list of origins"),
             ("origins_allowed = \"https://a.org, b.org\"", "\"b.org\" is none"),
+            ("proxies_trusted = [\"10.0.0.0/8\", \"10.0.0.1/8\"]", "\"10.0.0.1/8\" is none"),
         ] {
             let text = read(line).expect_err(line).to_string();
             assert!(text.contains(told), "{text}");

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use wildmatch::WildMatch;
 
-use super::{Address, Origins};
+use super::{Address, Networks, Origins};
 use crate::message::{Event, SlowReaderPolicy};
 
 /// When the gateway serves its test page.
@@ -261,6 +261,18 @@ impl Value for Origins {
         let expected =
             "must be a list of origins, such as \"https://app.example.com, *.example.com\", or \"*\" for all";
         let text = list(raw).filter(|text| !text.trim().is_empty()).ok_or(expected)?;
+        text.parse().map_err(|wrong: String| format!("{expected}; {} is none", quoted(&wrong)))
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        Some(quoted(&self.to_string()))
+    }
+}
+
+impl Value for Networks {
+    fn from_toml(raw: &toml::Value) -> Result<Self, String> {
+        let expected = "must be a list of addresses and networks, such as \"10.0.0.0/8, 2001:db8::/32, 192.0.2.7\"";
+        let text = list(raw).ok_or(expected)?;
         text.parse().map_err(|wrong: String| format!("{expected}; {} is none", quoted(&wrong)))
     }
 

@@ -18,6 +18,7 @@ mod operating;
 mod origins;
 mod panics;
 mod parity;
+mod proxies;
 mod session_schema;
 mod sessions;
 mod shutdown;
