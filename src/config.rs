@@ -16,7 +16,7 @@ pub use networks::Networks;
 pub(crate) use origins::Origin;
 pub use origins::Origins;
 pub use source::{Invalid, Loaded, Mistake, Source};
-pub use value::{EventPolicies, LogFormat, Page};
+pub use value::{EventPolicies, LogFormat, Page, UserConnectionsPolicy};
 
 use crate::message::{Event, SlowReaderPolicy};
 use value::Value;
@@ -135,12 +135,21 @@ settings! {
     /// and a few control frames. A session adds the JSON of what it is being sent, and what is kept for it
     /// (`journal_bytes_max`). Lowered at start to what the open-file limit allows.
     connections_max: usize = 100_000;
-    /// Connections of one user, 0 for no limit. A further bind closes its connection with 4429. The default is far
-    /// above any person's devices, and low enough that one stolen token cannot use up `connections_max`.
+    /// Connections of one user, 0 for no limit. `connections_per_user_policy` says what happens to a further one. The
+    /// default is far above any person's devices, and low enough that one stolen token cannot use up `connections_max`.
     connections_per_user_max: usize = 10_000;
+    /// What happens when a user who has `connections_per_user_max` connections binds one more. With "reject_new", the new
+    /// one is closed with 4429. With "close_oldest", the one that was opened first is closed with 4409, after what is
+    /// queued for it was written, and its session ends. Each such bind goes through all of the user's connections, so
+    /// use it with a limit of a few.
+    connections_per_user_policy: UserConnectionsPolicy = UserConnectionsPolicy::RejectNew;
     /// Connections from one address, 0 for no limit. A further upgrade is answered 429. Off by default, because behind
     /// a proxy that is not in `proxies_trusted` all clients share the proxy's address.
     connections_per_address_max: usize = 0;
+    /// Upgrades from one address a second, 0 for no limit. Ten seconds' worth may come at once. A further one is answered
+    /// 429. Off by default, because behind a proxy that is not in `proxies_trusted` all clients share the proxy's
+    /// address.
+    upgrades_per_address_per_second_max: u32 = 0;
     /// Events that one connection may bind. A further bind closes the connection with 4429.
     events_per_connection_max: usize = 128;
     /// TCP connections on `listen` that speak HTTP. These are clients that have not upgraded yet and, without

@@ -178,7 +178,7 @@ impl<S: Transport> Bound<S> {
         let is_over = match reason {
             CloseReason::ClientClosed => link.socket.is_done(),
             CloseReason::Drained => !session.outlives_the_process(),
-            CloseReason::Dropped | CloseReason::Cut => true,
+            CloseReason::Dropped | CloseReason::MadeRoom | CloseReason::Cut => true,
             _ => false,
         };
         if is_over {

@@ -130,6 +130,7 @@
 //!
 //! - `sessions` (by token) → a session's bindings → `binder` shard
 //! - `sessions` (by token) → `mailbox` → `handle` waker, or receipt
+//! - `binder` making room → `binder` shard; then, with the shard released, `mailbox`
 //! - `keep` ranking → `keep` shard → account
 //! - `keep` ranking → account; then, with the account released, `mailbox`
 //!
@@ -176,6 +177,7 @@ pub use auth::{
 };
 pub use config::{
     Address, Config, EventPolicies, Invalid, Loaded, LogFormat, Mistake, Networks, Origins, Page, Source,
+    UserConnectionsPolicy,
 };
 pub use gateway::{Gateway, PushError};
 pub use journal::{Journal, Record, Recovered, Stored, StoredSession};

@@ -117,6 +117,7 @@ pub(crate) enum UpgradeResult {
     OriginRefused,
     TooMany,
     TooManyFromAddress,
+    TooFastFromAddress,
     Draining,
 }
 
@@ -212,14 +213,14 @@ labelled! {
     PushResult:
         Accepted Unmatched Held Dropped Invalid Unauthenticated PermissionDenied TooLarge Overloaded TimedOut Draining
         CheckUnavailable;
-    UpgradeResult: Accepted Malformed OriginRefused TooMany TooManyFromAddress Draining;
+    UpgradeResult: Accepted Malformed OriginRefused TooMany TooManyFromAddress TooFastFromAddress Draining;
     ResumeResult: Recovered Gap Unknown;
     Task: Accept Clock Sessions Journal Flusher Reload PushStream;
     DropReason: QueueFull Closed Expired Superseded;
     CloseReason:
         ClientClosed Reset ProtocolError NotUtf8 TooBig TooManyFrames NotUnderstood Incomplete TokenRefused
         CheckUnavailable NotAllowed OtherUser BindTimeout TooManyConnections TooManyEvents PongTimeout WriteTimeout
-        QueueFull Dropped Replaced TokenExpired GoingAway Drained Cut Panicked;
+        QueueFull Dropped Replaced MadeRoom TokenExpired GoingAway Drained Cut Panicked;
 }
 
 /// What the samples of one name are told apart by.

@@ -12,7 +12,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ("journal", &["delivery"]),
     ("mailbox", &["delivery", "dialect", "handle", "journal"]),
     ("flusher", &["mailbox"]),
-    ("binder", &["mailbox"]),
+    ("binder", &["handle", "mailbox"]),
     ("registry", &["handle", "mailbox"]),
     ("replays", &["delivery"]),
     ("sessions", &["binder", "delivery", "handle", "journal", "mailbox"]),

@@ -40,7 +40,7 @@ use crate::auth::{OpenPush, PushAuthorizer, PushKeys, ReloadError, TokenAuthenti
 use crate::binder::{BindLimits, Binder};
 use crate::config::{Address, Check, Config, Invalid, Page};
 use crate::connection::Shared;
-use crate::doors::websocket::{Refusals, WebSocketDoor};
+use crate::doors::websocket::WebSocketDoor;
 use crate::flusher::Flusher;
 use crate::gateway::{Gateway, Rooms};
 use crate::handle::Stop;
@@ -343,17 +343,16 @@ impl Server {
         }
         let sockets = TaskTracker::new();
         let router = Router {
-            websocket: WebSocketDoor {
-                registry: rooms.registry.clone(),
-                shared: Arc::new(Shared {
+            websocket: WebSocketDoor::new(
+                rooms.registry.clone(),
+                Arc::new(Shared {
                     metrics: rooms.metrics.clone(),
                     config: rooms.config.clone(),
                     token_authenticator: rooms.token_authenticator.clone(),
                     sessions: rooms.sessions.clone(),
                 }),
-                tasks: sockets.clone(),
-                refusals: Refusals::default(),
-            },
+                sockets.clone(),
+            ),
             push: stack::PushStack::new(&gateway),
             health: HealthServer::new(health.clone())
                 .accept_compressed(CompressionEncoding::Gzip)

@@ -13,7 +13,11 @@ use crate::message::{ConnectionId, Names};
 
 const SEATS_MAX: usize = 30;
 const EVENTS_MAX: usize = 4;
-const LIMITS: BindLimits = BindLimits { connections_per_user_max: SEATS_MAX, events_per_connection_max: EVENTS_MAX };
+const LIMITS: BindLimits = BindLimits {
+    connections_per_user_max: SEATS_MAX,
+    connections_per_user_policy: UserConnectionsPolicy::RejectNew,
+    events_per_connection_max: EVENTS_MAX,
+};
 const CAPACITY: Capacity = Capacity { messages_max: 1, bytes_max: 1 };
 
 #[derive(Clone, Copy, Debug)]
@@ -193,7 +197,11 @@ proptest! {
 #[test]
 fn thousands_of_bindings_of_one_user_and_one_event_go_without_a_search_each() {
     const MANY: usize = 20_000;
-    let limits = BindLimits { connections_per_user_max: 0, events_per_connection_max: 1 };
+    let limits = BindLimits {
+        connections_per_user_max: 0,
+        connections_per_user_policy: UserConnectionsPolicy::RejectNew,
+        events_per_connection_max: 1,
+    };
     let (binder, names, ann) = (Arc::new(Binder::default()), Names::new(), user_id(0));
     let mut held = Vec::new();
     for number in 0..MANY {

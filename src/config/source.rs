@@ -287,6 +287,7 @@ mod tests {
                 "public_ws_url" => "wss://push.example.com/ws",
                 "origins_allowed" => "https://app.example.com, *.example.org",
                 "proxies_trusted" => "10.0.0.0/8, 2001:db8::/32",
+                "connections_per_user_policy" => "close_oldest",
                 "log" => "debug",
                 "log_format" => "json",
                 "slow_reader_policy" => "drop_oldest",

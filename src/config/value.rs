@@ -30,6 +30,16 @@ pub enum LogFormat {
     Json,
 }
 
+/// What happens when a user who has as many connections as allowed binds one more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UserConnectionsPolicy {
+    /// The new connection is closed.
+    #[default]
+    RejectNew,
+    /// The connection that was opened first is closed.
+    CloseOldest,
+}
+
 /// Slow-reader policies by event pattern. The first pattern that matches applies.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct EventPolicies(Vec<(WildMatch, SlowReaderPolicy)>);
@@ -193,6 +203,23 @@ impl Value for LogFormat {
         Some(quoted(match self {
             Self::Text => "text",
             Self::Json => "json",
+        }))
+    }
+}
+
+impl Value for UserConnectionsPolicy {
+    fn from_toml(raw: &toml::Value) -> Result<Self, String> {
+        match raw.as_str() {
+            Some("reject_new") => Ok(Self::RejectNew),
+            Some("close_oldest") => Ok(Self::CloseOldest),
+            _ => Err("must be \"reject_new\" or \"close_oldest\"".to_owned()),
+        }
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        Some(quoted(match self {
+            Self::RejectNew => "reject_new",
+            Self::CloseOldest => "close_oldest",
         }))
     }
 }

@@ -32,6 +32,7 @@ impl From<Stop> for CloseReason {
             Stop::QueueFull => Self::QueueFull,
             Stop::Dropped => Self::Dropped,
             Stop::Replaced => Self::Replaced,
+            Stop::MadeRoom => Self::MadeRoom,
             Stop::GoingAway => Self::GoingAway,
             Stop::Cut | Stop::Ended => Self::Cut,
         }

@@ -1,9 +1,11 @@
 //! The WebSocket endpoint: admits and upgrades a request, then hands the socket to the task of its connection.
 
+mod rates;
 mod refusal;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -30,21 +32,26 @@ use crate::doors::{Body, empty, listed, lists};
 use crate::metrics::UpgradeResult;
 use crate::registry::{Registration, Registry};
 
-use refusal::{Malformed, Refusal};
-
-pub(crate) use refusal::Refusals;
+use rates::Rates;
+use refusal::{Malformed, Refusal, Refusals};
 
 /// What is needed to turn an upgrade request into a connection.
 pub(crate) struct WebSocketDoor {
-    pub(crate) registry: Arc<Registry>,
-    pub(crate) shared: Arc<Shared>,
+    registry: Arc<Registry>,
+    shared: Arc<Shared>,
     /// Tracks the tasks of upgraded connections. A shutdown waits for them here, because hyper does not wait for
     /// upgraded connections.
-    pub(crate) tasks: TaskTracker,
-    pub(crate) refusals: Refusals,
+    tasks: TaskTracker,
+    refusals: Refusals,
+    rates: Rates,
 }
 
 impl WebSocketDoor {
+    pub(crate) fn new(registry: Arc<Registry>, shared: Arc<Shared>, tasks: TaskTracker) -> Self {
+        let rates = Rates::new(shared.config.upgrades_per_address_per_second_max, Instant::now());
+        Self { registry, shared, tasks, refusals: Refusals::default(), rates }
+    }
+
     /// Answers an upgrade request. `Served` is the stream that hyper serves. The connection continues on the stream
     /// that `into_stream` returns.
     pub(crate) fn upgrade<Served, S>(
@@ -93,7 +100,12 @@ impl WebSocketDoor {
         if let Some(refusal) = refused_origin(request, &self.shared.config) {
             return Err(refusal);
         }
-        Ok((response, self.registry.admit(peer.ip().to_canonical())?))
+        let address = peer.ip().to_canonical();
+        if !self.rates.allows(address, Instant::now()) {
+            let limit = self.shared.config.upgrades_per_address_per_second_max;
+            return Err(Refusal::TooFastFromAddress { limit });
+        }
+        Ok((response, self.registry.admit(address)?))
     }
 }
 

@@ -13,6 +13,7 @@ mod grpc;
 mod journal;
 mod json;
 mod legacy;
+mod limits;
 mod listeners;
 mod operating;
 mod origins;

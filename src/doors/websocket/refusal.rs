@@ -21,6 +21,8 @@ pub(super) enum Refusal {
     /// `None` if the header is not one origin.
     #[error("pages of this origin may not connect, see the gateway's setting origins_allowed")]
     Origin(Option<Origin>),
+    #[error("too many upgrades from this address, the limit is {limit} a second")]
+    TooFastFromAddress { limit: u32 },
     #[error(transparent)]
     NotAdmitted(#[from] AdmitError),
 }
@@ -47,6 +49,7 @@ impl Refusal {
         match self {
             Self::Malformed(_) => UpgradeResult::Malformed,
             Self::Origin(_) => UpgradeResult::OriginRefused,
+            Self::TooFastFromAddress { .. } => UpgradeResult::TooFastFromAddress,
             Self::NotAdmitted(AdmitError::TooMany { .. }) => UpgradeResult::TooMany,
             Self::NotAdmitted(AdmitError::TooManyFromAddress { .. }) => UpgradeResult::TooManyFromAddress,
             Self::NotAdmitted(AdmitError::Draining) => UpgradeResult::Draining,
@@ -60,7 +63,7 @@ impl Refusal {
             Self::NotAdmitted(AdmitError::TooMany { .. } | AdmitError::Draining) => {
                 try_later(StatusCode::SERVICE_UNAVAILABLE, self.to_string())
             }
-            Self::NotAdmitted(AdmitError::TooManyFromAddress { .. }) => {
+            Self::TooFastFromAddress { .. } | Self::NotAdmitted(AdmitError::TooManyFromAddress { .. }) => {
                 try_later(StatusCode::TOO_MANY_REQUESTS, self.to_string())
             }
         }
@@ -93,6 +96,7 @@ impl Malformed {
 #[derive(Debug, Default)]
 pub(crate) struct Refusals {
     origin: Seldom,
+    too_fast_from_address: Seldom,
     too_many: Seldom,
     too_many_from_address: Seldom,
 }
@@ -102,6 +106,7 @@ impl Refusals {
         let seldom = match refusal {
             Refusal::Malformed(_) | Refusal::NotAdmitted(AdmitError::Draining) => return,
             Refusal::Origin(_) => &self.origin,
+            Refusal::TooFastFromAddress { .. } => &self.too_fast_from_address,
             Refusal::NotAdmitted(AdmitError::TooMany { .. }) => &self.too_many,
             Refusal::NotAdmitted(AdmitError::TooManyFromAddress { .. }) => &self.too_many_from_address,
         };
