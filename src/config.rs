@@ -105,6 +105,10 @@ settings! {
     /// `Origin` header is not from a web page, and is not affected. Without this setting, all origins are allowed while
     /// `listen` is a loopback address; otherwise only pages of the host that the request is for are, on any port.
     origins_allowed: Option<Origins> = None;
+    /// Takes a token from the query of the URL too, as in `/ws?token=...`, for clients that can set neither a header nor
+    /// a subprotocol. Proxies, browsers and other programs write URLs into their logs and histories, and whoever reads
+    /// one of them has the token.
+    token_in_url: bool = false;
     /// The proxies before the gateway, as addresses or networks such as "10.0.0.0/8, 2001:db8::/32", separated by commas.
     /// The client of a request that comes from one of them is the rightmost address in its `Forwarded` or
     /// `X-Forwarded-For` header that is not one of them too. The limits per address, the log and the token check then

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use tracing::{Instrument, debug_span, field};
 
-use crate::auth::{Identity, TokenAuthenticator, TokenError};
+use crate::auth::{Identity, Token, TokenAuthenticator, TokenError};
 use crate::binder::BindLimits;
 use crate::close::CloseReason;
 use crate::config::Config;
@@ -64,6 +64,8 @@ impl Shared {
 /// A client whose upgrade is answered, until its stream is handed over.
 pub(crate) struct Arrival {
     pub(crate) protocol: Protocol,
+    /// The token that the client showed in its upgrade.
+    pub(crate) token: Option<Box<Token>>,
     pub(crate) peer: SocketAddr,
     pub(crate) registration: Registration,
     pub(crate) shared: Arc<Shared>,
@@ -71,9 +73,10 @@ pub(crate) struct Arrival {
 
 impl Arrival {
     /// `already_read` is what the HTTP side read past the upgrade request.
-    pub(crate) fn connect<S: Transport>(self, stream: S, already_read: &[u8]) -> Connection<S::Shared> {
+    pub(crate) fn connect<S: Transport>(mut self, stream: S, already_read: &[u8]) -> Connection<S::Shared> {
         let (stream, socket) = stream.share();
-        Connection { link: Box::new(Link::open(stream, socket, already_read, self)) }
+        let token = self.token.take();
+        Connection { token, link: Box::new(Link::open(stream, socket, already_read, self)) }
     }
 }
 
@@ -81,6 +84,7 @@ impl Arrival {
 /// thing it ever held.
 pub(crate) struct Connection<S> {
     link: Box<Link<S>>,
+    token: Option<Box<Token>>,
 }
 
 impl<S: Transport> Connection<S> {
@@ -89,7 +93,7 @@ impl<S: Transport> Connection<S> {
         let Link { registration, peer, .. } = &*self.link;
         let span = debug_span!("connection", id = %registration.id(), %peer, session = field::Empty);
         async move {
-            let (link, session, reason) = match (Unbound { link: self.link }).bind().await {
+            let (link, session, reason) = match (Unbound { link: self.link, token: self.token }).bind().await {
                 Ok(bound) => bound.run().await,
                 Err((link, reason)) => (link, None, reason),
             };
@@ -103,6 +107,8 @@ impl<S: Transport> Connection<S> {
 /// A connection that has not shown a token yet. No push can reach it.
 struct Unbound<S> {
     link: Box<Link<S>>,
+    /// The token of the upgrade. It goes with the first bind, whether that uses it or not.
+    token: Option<Box<Token>>,
 }
 
 /// A connection that is bound to a user. Dropping it unbinds.
@@ -136,10 +142,13 @@ impl<S: Transport> Unbound<S> {
 
     fn on_request(&mut self, data: &[u8]) -> Result<(), CloseReason> {
         let (error, event) = match self.link.dialect.read(data) {
-            Ok(Request::Bind { token, event, resume }) => {
-                self.link.check_bind(token, event, resume);
-                return Ok(());
-            }
+            Ok(Request::Bind { token, event, resume }) => match token.or(self.token.take().map(|token| *token)) {
+                Some(token) => {
+                    self.link.check_bind(token, event, resume);
+                    return Ok(());
+                }
+                None => (RequestError::Incomplete, None),
+            },
             Ok(Request::Ping) => {
                 self.link.say(&ServerFrame::Pong);
                 return Ok(());
@@ -213,7 +222,8 @@ impl<S: Transport> Bound<S> {
         let Self { link, granted } = self;
         match request {
             Request::Bind { resume: Some(_), event, .. } => return Err((RequestError::AlreadyBound, Some(event))),
-            Request::Bind { token, event, resume: None } => link.check_bind(token, event, None),
+            Request::Bind { token: None, .. } => return Err((RequestError::Incomplete, None)),
+            Request::Bind { token: Some(token), event, resume: None } => link.check_bind(token, event, None),
             Request::Refresh { token } => {
                 let events = granted.bindings.events().cloned().collect();
                 link.check_refresh(token, granted.bindings.user_id().clone(), events);

@@ -79,7 +79,7 @@ impl Inside {
         let registration = self.gateway.rooms().registry.admit(Ipv4Addr::LOCALHOST.into()).ok()?;
         let socket = MemorySocket(Arc::new(Memory { unread: Mutex::new(Some(sends)), written: AtomicU64::new(0) }));
         let (protocol, peer) = (Protocol::Legacy, (Ipv4Addr::LOCALHOST, 1).into());
-        let arrival = Arrival { protocol, peer, registration, shared: self.shared.clone() };
+        let arrival = Arrival { protocol, token: None, peer, registration, shared: self.shared.clone() };
         tokio::spawn(arrival.connect(socket.clone(), &[]).run());
         Some(socket)
     }

@@ -21,7 +21,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ("doors/api", &["auth", "doors", "gateway"]),
     ("doors/json", &["auth", "doors", "doors/api", "gateway"]),
     ("doors/grpc", &["auth", "doors", "doors/api", "gateway"]),
-    ("doors/websocket", &["connection", "dialect", "doors", "registry"]),
+    ("doors/websocket", &["auth", "connection", "dialect", "doors", "registry"]),
 ];
 /// Free to all. They know only each other.
 const LEAVES: [&str; 12] = [

@@ -214,6 +214,9 @@ impl ServerBuilder {
         for listener in [Some(&listener), control_listener.as_ref()].into_iter().flatten() {
             kernel::bound(listener, &self.config);
         }
+        if self.config.token_in_url {
+            warn!("token_in_url is on: tokens in URLs may be written to the logs of proxies and other programs");
+        }
         let address = address_of(&listener, &self.config.listen)?;
         let control_address = match &control_listener {
             Some(control) => address_of(control, self.config.control_address())?,

@@ -294,7 +294,7 @@ mod tests {
                 "slow_reader_policy_by_event" => "price.*=conflate, *=drop_newest",
                 "tokens_file" | "push_keys_file" => "/some/file",
                 "request_bodies_bytes_max" => "9000000",
-                "listen_health" | "proxy_protocol" => "true",
+                "listen_health" | "proxy_protocol" | "token_in_url" => "true",
                 name if name.starts_with("insecure_") => "true",
                 name if name.ends_with("_bytes_max") => "300KiB",
                 name if name.ends_with("_max") => "300000",

@@ -98,7 +98,7 @@ impl<S: Transport> Link<S> {
         already_read: &[u8],
         arrival: Arrival,
     ) -> Self {
-        let Arrival { protocol, peer, registration, shared } = arrival;
+        let Arrival { protocol, token: _, peer, registration, shared } = arrival;
         let config = &shared.config;
         let limits = Limits {
             message_bytes_max: config.client_message_bytes_max,

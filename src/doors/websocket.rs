@@ -2,6 +2,7 @@
 
 mod rates;
 mod refusal;
+mod token;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
+use crate::auth::Token;
 use crate::close::CloseReason;
 use crate::config::{Config, Origin};
 use crate::connection::{Arrival, Connection, Protocol, Shared, Transport};
@@ -46,6 +48,13 @@ pub(crate) struct WebSocketDoor {
     rates: Rates,
 }
 
+/// An upgrade that is granted.
+struct Admitted {
+    response: Response<Body>,
+    token: Option<Token>,
+    registration: Registration,
+}
+
 impl WebSocketDoor {
     pub(crate) fn new(registry: Arc<Registry>, shared: Arc<Shared>, tasks: TaskTracker) -> Self {
         let rates = Rates::new(shared.config.upgrades_per_address_per_second_max, Instant::now());
@@ -65,7 +74,7 @@ impl WebSocketDoor {
         S: Transport,
     {
         let protocol = protocol(request.headers());
-        let (mut response, registration) = match self.admit(&request, peer) {
+        let Admitted { mut response, token, registration } = match self.admit(&request, peer) {
             Ok(admitted) => admitted,
             Err(refusal) => {
                 self.shared.metrics.upgrade(refusal.result());
@@ -80,7 +89,8 @@ impl WebSocketDoor {
         let upgrade = hyper::upgrade::on(&mut request);
         // The task must not keep any part of the request, because a single header would keep hyper's read buffer alive.
         drop(request);
-        let arrival = Box::new(Arrival { protocol, peer, registration, shared: self.shared.clone() });
+        let arrival =
+            Box::new(Arrival { protocol, token: token.map(Box::new), peer, registration, shared: self.shared.clone() });
         self.tasks.spawn(async move {
             let connection = match upgrade.await {
                 Ok(upgraded) => connect(upgraded, arrival, into_stream),
@@ -95,17 +105,18 @@ impl WebSocketDoor {
     }
 
     /// Checks a request, and finds a place for its connection.
-    fn admit<B>(&self, request: &Request<B>, peer: SocketAddr) -> Result<(Response<Body>, Registration), Refusal> {
+    fn admit<B>(&self, request: &Request<B>, peer: SocketAddr) -> Result<Admitted, Refusal> {
         let response = switching(&accept_key(request)?);
         if let Some(refusal) = refused_origin(request, &self.shared.config) {
             return Err(refusal);
         }
+        let token = token::token(request.headers(), request.uri(), &self.shared.config)?;
         let address = peer.ip().to_canonical();
         if !self.rates.allows(address, Instant::now()) {
             let limit = self.shared.config.upgrades_per_address_per_second_max;
             return Err(Refusal::TooFastFromAddress { limit });
         }
-        Ok((response, self.registry.admit(address)?))
+        Ok(Admitted { response, token, registration: self.registry.admit(address)? })
     }
 }
 

@@ -8,6 +8,7 @@ mod support;
 mod auth;
 mod connections;
 mod doors;
+mod early_tokens;
 mod following;
 mod grpc;
 mod journal;

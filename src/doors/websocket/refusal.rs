@@ -13,11 +13,15 @@ use crate::metrics::{InSnakeCase, UpgradeResult};
 use crate::registry::AdmitError;
 use crate::seldom::Seldom;
 
+use super::token::BadToken;
+
 /// Why there is no upgrade.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refusal {
     #[error("not a WebSocket upgrade: {0}")]
     Malformed(#[from] Malformed),
+    #[error("not a valid upgrade: {0}")]
+    Token(#[from] BadToken),
     /// `None` if the header is not one origin.
     #[error("pages of this origin may not connect, see the gateway's setting origins_allowed")]
     Origin(Option<Origin>),
@@ -47,7 +51,7 @@ pub(super) enum Malformed {
 impl Refusal {
     pub(super) fn result(&self) -> UpgradeResult {
         match self {
-            Self::Malformed(_) => UpgradeResult::Malformed,
+            Self::Malformed(_) | Self::Token(_) => UpgradeResult::Malformed,
             Self::Origin(_) => UpgradeResult::OriginRefused,
             Self::TooFastFromAddress { .. } => UpgradeResult::TooFastFromAddress,
             Self::NotAdmitted(AdmitError::TooMany { .. }) => UpgradeResult::TooMany,
@@ -59,6 +63,7 @@ impl Refusal {
     pub(super) fn answer(&self) -> Response<Body> {
         match self {
             Self::Malformed(malformed) => malformed.answer(self.to_string()),
+            Self::Token(_) => text(StatusCode::BAD_REQUEST, self.to_string()),
             Self::Origin(_) => text(StatusCode::FORBIDDEN, self.to_string()),
             Self::NotAdmitted(AdmitError::TooMany { .. } | AdmitError::Draining) => {
                 try_later(StatusCode::SERVICE_UNAVAILABLE, self.to_string())
@@ -104,7 +109,7 @@ pub(crate) struct Refusals {
 impl Refusals {
     pub(super) fn log(&self, refusal: &Refusal, peer: SocketAddr) {
         let seldom = match refusal {
-            Refusal::Malformed(_) | Refusal::NotAdmitted(AdmitError::Draining) => return,
+            Refusal::Malformed(_) | Refusal::Token(_) | Refusal::NotAdmitted(AdmitError::Draining) => return,
             Refusal::Origin(_) => &self.origin,
             Refusal::TooFastFromAddress { .. } => &self.too_fast_from_address,
             Refusal::NotAdmitted(AdmitError::TooMany { .. }) => &self.too_many,
