@@ -148,7 +148,8 @@ settings! {
     /// use it with a limit of a few.
     connections_per_user_policy: UserConnectionsPolicy = UserConnectionsPolicy::RejectNew;
     /// Connections from one address, 0 for no limit. A further upgrade is answered 429. Off by default, because behind
-    /// a proxy that is not in `proxies_trusted` all clients share the proxy's address.
+    /// a proxy that is not in `proxies_trusted` all clients share the proxy's address. An IPv6 address counts as its
+    /// network of 64 bits, here and in the other limits of clients' addresses.
     connections_per_address_max: usize = 0;
     /// Upgrades from one address a second, 0 for no limit. Ten seconds' worth may come at once. A further one is answered
     /// 429. Off by default, because behind a proxy that is not in `proxies_trusted` all clients share the proxy's

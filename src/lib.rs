@@ -80,7 +80,8 @@
 //! Below them are the leaves, free to all: `config` (settings and limits), `message` (the nouns), `outcome` (what became of a
 //! push), `push_request` (a push as the API words it, read and written), `close` (why connections end), `metrics`,
 //! `allowance` (the rate of one peer), `seldom` (how often one thing is
-//! logged), `shares` (what all callers use up together), `legacy` (the JSON of the service that
+//! logged), `shares` (what all callers use up together), `subscriber` (whose an
+//! address is), `legacy` (the JSON of the service that
 //! pushgate replaces), `sync` (the locks, which shuttle can schedule).
 //!
 //! ## One push
@@ -169,6 +170,7 @@ mod seldom;
 mod server;
 mod sessions;
 mod shares;
+mod subscriber;
 mod sync;
 
 pub use auth::{

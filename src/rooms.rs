@@ -24,7 +24,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ("doors/websocket", &["auth", "connection", "dialect", "doors", "registry"]),
 ];
 /// Free to all. They know only each other.
-const LEAVES: [&str; 12] = [
+const LEAVES: [&str; 13] = [
     "allowance",
     "close",
     "config",
@@ -36,6 +36,7 @@ const LEAVES: [&str; 12] = [
     "push_request",
     "seldom",
     "shares",
+    "subscriber",
     "sync",
 ];
 /// Know all rooms.

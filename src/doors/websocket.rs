@@ -33,6 +33,7 @@ use crate::dialect::SESSION_PROTOCOL;
 use crate::doors::{Body, empty, listed, lists};
 use crate::metrics::UpgradeResult;
 use crate::registry::{Registration, Registry};
+use crate::subscriber::subscriber;
 
 use rates::Rates;
 use refusal::{Malformed, Refusal, Refusals};
@@ -112,7 +113,7 @@ impl WebSocketDoor {
         }
         let token = token::token(request.headers(), request.uri(), &self.shared.config)?;
         let address = peer.ip().to_canonical();
-        if !self.rates.allows(address, Instant::now()) {
+        if !self.rates.allows(subscriber(address), Instant::now()) {
             let limit = self.shared.config.upgrades_per_address_per_second_max;
             return Err(Refusal::TooFastFromAddress { limit });
         }

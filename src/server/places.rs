@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
+use crate::subscriber::subscriber;
+
 use super::traffic::Traffic;
 
 /// The maximum number of connections that one arrival checks to find an idle one. More than one check is needed only if
@@ -67,9 +69,10 @@ pub(super) enum Peer {
 }
 
 impl Peer {
+    /// The address that it counts as.
     fn address(self) -> IpAddr {
         match self {
-            Self::Client(address) | Self::Proxy(address) => address.to_canonical(),
+            Self::Client(address) | Self::Proxy(address) => subscriber(address),
         }
     }
 }

@@ -127,6 +127,11 @@ async fn behind_a_trusted_proxy_each_client_has_its_own_share_of_connections() {
     gateway.until("pushgate_connections", |connections| connections == 1).await;
     let (status, _third) = open(&gateway, b"", "x-forwarded-for: 192.0.2.1\r\n").await;
     assert_eq!(status, 101);
+    let (_, _fourth) = open(&gateway, b"", "x-forwarded-for: 2001:db8::1\r\n").await;
+    for (address, status) in [("2001:db8::2", 429), ("2001:db8:0:1::2", 101)] {
+        let (answered, _) = open(&gateway, b"", &format!("x-forwarded-for: {address}\r\n")).await;
+        assert_eq!(answered, status, "{address}: a network of 64 bits counts as one address");
+    }
     assert_eq!(refused(&gateway, "full_for_address").await, 0, "the proxy itself has no limit");
 }
 
