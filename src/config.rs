@@ -99,8 +99,8 @@ settings! {
     /// "wss://push.example.com/ws". Without it, the page uses the address that it came from. With `control_listen`, it
     /// uses the host of that address and the port of `listen`.
     public_ws_url: Option<String> = None;
-    /// The origins of web pages that may open a WebSocket: exact ones such as "https://app.example.com", or
-    /// "https://*.example.com" or "*.example.com" for all subdomains, separated by commas. "*" allows all, "null" allows
+    /// The origins of web pages that may open a WebSocket: exact ones such as `https://app.example.com`, or
+    /// `https://*.example.com` or `*.example.com` for all subdomains, separated by commas. `*` allows all, `null` allows
     /// pages without an origin, such as local files. A page of another origin is answered 403. A request without an
     /// `Origin` header is not from a web page, and is not affected. Without this setting, all origins are allowed while
     /// `listen` is a loopback address; otherwise only pages of the host that the request is for are, on any port.

@@ -108,9 +108,7 @@ impl WebSocketDoor {
     /// Checks a request, and finds a place for its connection.
     fn admit<B>(&self, request: &Request<B>, peer: SocketAddr) -> Result<Admitted, Refusal> {
         let response = switching(&accept_key(request)?);
-        if let Some(refusal) = refused_origin(request, &self.shared.config) {
-            return Err(refusal);
-        }
+        check_origin(request, &self.shared.config)?;
         let token = token::token(request.headers(), request.uri(), &self.shared.config)?;
         let address = peer.ip().to_canonical();
         if !self.rates.allows(subscriber(address), Instant::now()) {
@@ -121,16 +119,16 @@ impl WebSocketDoor {
     }
 }
 
-/// The page that a request is from, if it is from a web page and that page may not connect.
-fn refused_origin<B>(request: &Request<B>, config: &Config) -> Option<Refusal> {
-    request.headers().get(ORIGIN)?;
-    let Some(origin) = only(request.headers(), &ORIGIN).and_then(Origin::read) else {
-        return Some(Refusal::Origin(None));
-    };
+/// Checks whether the web page that a request is from may connect, if it is from a web page.
+fn check_origin<B>(request: &Request<B>, config: &Config) -> Result<(), Refusal> {
+    if !request.headers().contains_key(ORIGIN) {
+        return Ok(());
+    }
+    let origin = only(request.headers(), &ORIGIN).and_then(Origin::read).ok_or(Refusal::Origin(None))?;
     // RFC 9112 section 3.2.2: a host in the request line precedes the header.
     let host = request.uri().authority().map(Authority::as_str);
     let host = host.or_else(|| only(request.headers(), &HOST)).unwrap_or_default();
-    (!config.allows_origin(&origin, host)).then_some(Refusal::Origin(Some(origin)))
+    if config.allows_origin(&origin, host) { Ok(()) } else { Err(Refusal::Origin(Some(origin))) }
 }
 
 /// Takes the stream out of hyper's hands.
