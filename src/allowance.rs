@@ -1,9 +1,12 @@
 //! A rate limit for one peer: an amount per second, plus a burst of unused allowance. The caller passes in the time.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The largest burst, in seconds of the rate. Unused allowance accumulates up to this amount.
 const BURST_SECONDS: f32 = 10.0;
+
+/// After this time without use, the whole burst is allowed again.
+pub(crate) const BURST: Duration = Duration::from_secs(BURST_SECONDS as u64);
 
 /// A peer's remaining allowance.
 #[derive(Debug)]
@@ -26,6 +29,15 @@ impl Allowance {
         self.earn(earned);
         self.left -= count as f32;
         self.left >= 0.0
+    }
+
+    /// Uses up `count` only if that is allowed, and returns whether it was.
+    pub(crate) fn try_spend(&mut self, count: u32, now: Instant) -> bool {
+        let is_allowed = self.spend(count, now);
+        if !is_allowed {
+            self.left += count as f32;
+        }
+        is_allowed
     }
 
     /// Allows `count` more, because the gateway has sent something that the peer must answer.

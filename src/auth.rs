@@ -49,7 +49,8 @@ pub struct BindAttempt<'a> {
     pub token: &'a Token,
     /// The event that the client wants to bind.
     pub event: &'a Event,
-    /// The address that the client connects from. Behind a proxy, this is the proxy's address.
+    /// The address that the client connects from. Behind a proxy that is not in `proxies_trusted`, this is
+    /// the proxy's address.
     pub peer: SocketAddr,
 }
 

@@ -2,6 +2,7 @@
 
 mod bindings;
 mod mailboxes;
+mod making_room;
 #[cfg(test)]
 mod model;
 mod receivers;
@@ -10,14 +11,20 @@ mod user;
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::time::Instant;
 
-use crate::config::Config;
+use tracing::warn;
+
+use crate::config::{Config, UserConnectionsPolicy};
 use crate::mailbox::Mailbox;
 use crate::message::{Event, UserId};
+use crate::seldom::Seldom;
+use crate::sync::Mutex;
 
 pub(crate) use bindings::{Bindings, Seat};
 pub(crate) use receivers::Receivers;
 
+use mailboxes::Mailboxes;
 use shard::{Key, Shard};
 
 /// Shards of a binder. Many more than cores, so that two pushes seldom want the same one; few enough for a broadcast to go
@@ -31,12 +38,20 @@ pub(crate) struct Binder {
     shards: Box<[Shard]>,
     /// SipHash with random keys: clients may choose user ids and events, and must not choose those that collide.
     hasher: RandomState,
+    making_room: Mutex<()>,
+    /// Users who have as many connections as they may have.
+    full: Seldom,
 }
 
 impl Default for Binder {
     fn default() -> Self {
         let hasher = RandomState::new();
-        Self { shards: (0..SHARDS).map(|_| Shard::new(&hasher)).collect(), hasher }
+        Self {
+            shards: (0..SHARDS).map(|_| Shard::new(&hasher)).collect(),
+            hasher,
+            making_room: Mutex::new(()),
+            full: Seldom::default(),
+        }
     }
 }
 
@@ -45,14 +60,15 @@ impl Default for Binder {
 pub(crate) struct BindLimits {
     /// Connections of one user; 0 for no limit.
     pub(crate) connections_per_user_max: usize,
+    pub(crate) connections_per_user_policy: UserConnectionsPolicy,
     /// Events of one connection.
     pub(crate) events_per_connection_max: usize,
 }
 
 impl BindLimits {
     pub(crate) fn of(config: &Config) -> Self {
-        let Config { connections_per_user_max, events_per_connection_max, .. } = *config;
-        Self { connections_per_user_max, events_per_connection_max }
+        let Config { connections_per_user_max, connections_per_user_policy, events_per_connection_max, .. } = *config;
+        Self { connections_per_user_max, connections_per_user_policy, events_per_connection_max }
     }
 }
 
@@ -69,17 +85,34 @@ impl Binder {
     /// Takes a seat for one more connection of a user.
     ///
     /// # Errors
-    /// Refuses a connection over the user's limit.
+    /// Refuses a connection over the user's limit, unless the policy is to close the oldest instead.
     pub(crate) fn seat(self: &Arc<Self>, user_id: &UserId, limits: BindLimits) -> Result<Seat, BindError> {
         let limit = limits.connections_per_user_max;
         let (shard, key) = self.place(user_id);
         let mut index = shard.index();
         let user = index.user_or_new(key);
-        if limit != 0 && user.seats >= limit {
+        let is_full = limit != 0 && user.seats >= limit;
+        let policy = limits.connections_per_user_policy;
+        if is_full && policy == UserConnectionsPolicy::RejectNew {
+            drop(index);
+            self.log_full(limit, "a further one was refused");
             return Err(BindError::TooManyConnections { limit });
         }
         user.seats += 1;
-        Ok(Seat::new(self.clone(), user.id.clone()))
+        let seat = Seat::new(self.clone(), user.id.clone());
+        drop(index);
+        if is_full {
+            self.make_room(user_id, limit);
+            self.log_full(limit, "the oldest was closed");
+        }
+        Ok(seat)
+    }
+
+    /// At most one line a second, so that a client cannot flood the log.
+    fn log_full(&self, limit: usize, what: &'static str) {
+        if let Some(count) = self.full.due(Instant::now()) {
+            warn!(limit, count, "a user has as many connections as connections_per_user_max allows, {what}");
+        }
     }
 
     /// Binds a receiver to a user's event. More may be added to what this returns; a receiver has only one of these.

@@ -46,6 +46,8 @@ pub(crate) enum CloseReason {
     Dropped,
     /// The session continues on another connection.
     Replaced,
+    /// The user has too many connections, and this was the oldest.
+    MadeRoom,
     /// The token expired.
     TokenExpired,
     /// The gateway is shutting down.
@@ -78,6 +80,7 @@ impl CloseReason {
             Self::BindTimeout => (4408, "did not bind in time"),
             Self::Dropped => (4409, "dropped"),
             Self::Replaced => (4409, "replaced by a newer connection of the same session"),
+            Self::MadeRoom => (4409, "closed to make room for a newer connection of this user"),
             Self::TokenExpired => (4410, "token expired"),
             Self::TooManyConnections => (4429, "too many connections for this user"),
             Self::TooManyEvents => (4429, "too many events on this connection"),
@@ -89,7 +92,7 @@ impl CloseReason {
 
     /// Whether queued messages are written before the close frame.
     pub(crate) fn flushes(self) -> bool {
-        matches!(self, Self::Dropped | Self::GoingAway | Self::Drained)
+        matches!(self, Self::Dropped | Self::MadeRoom | Self::GoingAway | Self::Drained)
     }
 
     /// The log level. Reasons that a client can cause are logged at `debug`, so that clients cannot flood the log.
@@ -117,7 +120,7 @@ mod tests {
         every!(
             ClientClosed Reset ProtocolError NotUtf8 TooManyFrames TooBig NotUnderstood Incomplete TokenRefused CheckUnavailable
             NotAllowed OtherUser BindTimeout TooManyConnections TooManyEvents PongTimeout WriteTimeout QueueFull Dropped
-            Replaced TokenExpired GoingAway Drained Cut Panicked
+            Replaced MadeRoom TokenExpired GoingAway Drained Cut Panicked
         )
     }
 

@@ -3,6 +3,8 @@
 
 mod address;
 mod jwt;
+mod networks;
+mod origins;
 mod source;
 mod value;
 
@@ -12,8 +14,11 @@ use std::time::Duration;
 pub use address::Address;
 pub(crate) use address::UNIX_PEER;
 pub use jwt::{JwtAlgorithm, JwtAlgorithms, NonEmpty, OneOf};
+pub use networks::Networks;
+pub(crate) use origins::Origin;
+pub use origins::Origins;
 pub use source::{Invalid, Loaded, Mistake, Source};
-pub use value::{EventPolicies, LogFormat, Page};
+pub use value::{EventPolicies, LogFormat, Page, UserConnectionsPolicy};
 
 use crate::message::{Event, SlowReaderPolicy};
 use value::Value;
@@ -96,6 +101,24 @@ settings! {
     /// "wss://push.example.com/ws". Without it, the page uses the address that it came from. With `control_listen`, it
     /// uses the host of that address and the port of `listen`.
     public_ws_url: Option<String> = None;
+    /// The origins of web pages that may open a WebSocket: exact ones such as `https://app.example.com`, or
+    /// `https://*.example.com` or `*.example.com` for all subdomains, separated by commas. `*` allows all, `null` allows
+    /// pages without an origin, such as local files. A page of another origin is answered 403. A request without an
+    /// `Origin` header is not from a web page, and is not affected. Without this setting, all origins are allowed while
+    /// `listen` is a loopback address; otherwise only pages of the host that the request is for are, on any port.
+    origins_allowed: Option<Origins> = None;
+    /// Takes a token from the query of the URL too, as in `/ws?token=...`, for clients that can set neither a header nor
+    /// a subprotocol. Proxies, browsers and other programs write URLs into their logs and histories, and whoever reads
+    /// one of them has the token.
+    token_in_url: bool = false;
+    /// The proxies before the gateway, as addresses or networks such as "10.0.0.0/8, 2001:db8::/32", separated by commas.
+    /// The client of a request that comes from one of them is the rightmost address in its `Forwarded` or
+    /// `X-Forwarded-For` header that is not one of them too. The limits per address, the log and the token check then
+    /// see that address. From others, these headers are ignored.
+    proxies_trusted: Networks = Networks::default();
+    /// Expects the header of the PROXY protocol, version 1 or 2, at the begin of each connection to `listen`, within
+    /// `http_header_timeout`. A connection without one, or from an address that is not in `proxies_trusted`, is closed.
+    proxy_protocol: bool = false;
 
     /// A TOML file of `token = "user"` lines. Without it and the settings for JWTs, the token is the user. SIGHUP reads it
     /// again.
@@ -145,12 +168,22 @@ settings! {
     /// and a few control frames. A session adds the JSON of what it is being sent, and what is kept for it
     /// (`journal_bytes_max`). Lowered at start to what the open-file limit allows.
     connections_max: usize = 100_000;
-    /// Connections of one user, 0 for no limit. A further bind closes its connection with 4429. The default is far
-    /// above any person's devices, and low enough that one stolen token cannot use up `connections_max`.
+    /// Connections of one user, 0 for no limit. `connections_per_user_policy` says what happens to a further one. The
+    /// default is far above any person's devices, and low enough that one stolen token cannot use up `connections_max`.
     connections_per_user_max: usize = 10_000;
+    /// What happens when a user who has `connections_per_user_max` connections binds one more. With "reject_new", the new
+    /// one is closed with 4429. With "close_oldest", the one that was opened first is closed with 4409, after what is
+    /// queued for it was written, and its session ends. Each such bind goes through all of the user's connections, so
+    /// use it with a limit of a few.
+    connections_per_user_policy: UserConnectionsPolicy = UserConnectionsPolicy::RejectNew;
     /// Connections from one address, 0 for no limit. A further upgrade is answered 429. Off by default, because behind
-    /// a proxy all clients share the proxy's address.
+    /// a proxy that is not in `proxies_trusted` all clients share the proxy's address. An IPv6 address counts as its
+    /// network of 64 bits, here and in the other limits of clients' addresses.
     connections_per_address_max: usize = 0;
+    /// Upgrades from one address a second, 0 for no limit. Ten seconds' worth may come at once. A further one is answered
+    /// 429. Off by default, because behind a proxy that is not in `proxies_trusted` all clients share the proxy's
+    /// address.
+    upgrades_per_address_per_second_max: u32 = 0;
     /// Events that one connection may bind. A further bind closes the connection with 4429.
     events_per_connection_max: usize = 128;
     /// TCP connections on `listen` that speak HTTP. These are clients that have not upgraded yet and, without
@@ -160,7 +193,8 @@ settings! {
     /// new one is closed at once.
     http_connections_max: usize = 4096;
     /// TCP connections on `listen` that speak HTTP, from one address, 0 for no limit. A further one is closed at once.
-    /// Off by default, because behind a proxy all clients share the proxy's address.
+    /// Off by default, because behind a proxy all clients share the proxy's address. Connections of `proxies_trusted`
+    /// themselves are not limited, and with `proxy_protocol` those of the clients behind them are.
     http_connections_per_address_max: usize = 0;
     /// TCP connections on `control_listen` that speak HTTP, with the same rule. Connections to one address take no
     /// places from the other.
@@ -357,6 +391,14 @@ impl Config {
         Invalid::unless_empty(mistakes)
     }
 
+    /// Whether a page of this origin may open a WebSocket to the host that its request names.
+    pub(crate) fn allows_origin(&self, origin: &Origin, host: &str) -> bool {
+        match &self.origins_allowed {
+            Some(allowed) => allowed.contains(origin),
+            None => self.listen.is_loopback() || origin.is_of_host(host),
+        }
+    }
+
     /// What happens to an event's message whose outbox is full, unless the push says otherwise.
     pub(crate) fn slow_reader_policy(&self, event: &Event) -> SlowReaderPolicy {
         self.slow_reader_policy_by_event.find(event).unwrap_or(self.slow_reader_policy)
@@ -411,6 +453,11 @@ impl Config {
             self.public_ws_url.as_deref().is_none_or(is_ws_url),
             "public_ws_url",
             "must be a ws:// or wss:// address with a host, such as wss://push.example.com/ws, and without user or fragment",
+        );
+        require(
+            !self.proxy_protocol || !self.proxies_trusted.is_empty(),
+            "proxy_protocol",
+            "needs proxies_trusted, the addresses from which the PROXY protocol is taken",
         );
         require(
             self.control_listen.as_ref().is_none_or(|control| *control != self.listen || !control.is_fixed()),
@@ -599,6 +646,13 @@ mod tests {
         for bad in ["wss://push.example.com/ws#there", "wss://ann:secret@push.example.com/ws", "wss://:443/ws"] {
             assert_eq!(with(bad), ["public_ws_url"], "{bad}");
         }
+    }
+
+    #[test]
+    fn the_proxy_protocol_is_taken_from_somebody_or_not_at_all() {
+        assert_eq!(mistaken(|config| config.proxy_protocol = true), ["proxy_protocol"]);
+        let trusted: Networks = "10.0.0.0/8".parse().expect("valid");
+        assert!(mistaken(|config| (config.proxy_protocol, config.proxies_trusted) = (true, trusted)).is_empty());
     }
 
     #[test]

@@ -11,7 +11,7 @@ mod wire;
 
 use std::sync::Arc;
 
-use crate::auth::{Identity, TokenAuthenticator, TokenError};
+use crate::auth::{Identity, Token, TokenAuthenticator, TokenError};
 use crate::binder::BindLimits;
 use crate::close::CloseReason;
 use crate::config::Config;
@@ -66,14 +66,17 @@ impl Shared {
 /// A client whose upgrade is answered, until its stream is handed over.
 pub(crate) struct Arrival {
     pub(crate) protocol: Protocol,
+    /// The token that the client showed in its upgrade.
+    pub(crate) token: Option<Box<Token>>,
     pub(crate) registration: Registration,
     pub(crate) shared: Arc<Shared>,
 }
 
 impl Arrival {
     /// `already_read` is what the HTTP side read past the upgrade request.
-    pub(crate) fn connect<S: Transport>(self, stream: S, already_read: &[u8]) -> Connection<S::Shared> {
-        Connection { link: Box::new(Link::open(stream.share(), already_read, self)) }
+    pub(crate) fn connect<S: Transport>(mut self, stream: S, already_read: &[u8]) -> Connection<S::Shared> {
+        let token = self.token.take();
+        Connection { token, link: Box::new(Link::open(stream.share(), already_read, self)) }
     }
 }
 
@@ -81,12 +84,13 @@ impl Arrival {
 /// thing it ever held.
 pub(crate) struct Connection<S> {
     link: Box<Link<S>>,
+    token: Option<Box<Token>>,
 }
 
 impl<S: Transport> Connection<S> {
     /// Runs it to its end.
     pub(crate) async fn run(self) {
-        let (link, session, reason) = match (Unbound { link: self.link }).bind().await {
+        let (link, session, reason) = match (Unbound { link: self.link, token: self.token }).bind().await {
             Ok(bound) => bound.run().await,
             Err((link, reason)) => (link, None, reason),
         };
@@ -97,6 +101,8 @@ impl<S: Transport> Connection<S> {
 /// A connection that has not shown a token yet. No push can reach it.
 struct Unbound<S> {
     link: Box<Link<S>>,
+    /// The token of the upgrade. It goes with the first bind, whether that uses it or not.
+    token: Option<Box<Token>>,
 }
 
 /// A connection that is bound to a user. Dropping it unbinds.
@@ -130,10 +136,13 @@ impl<S: Transport> Unbound<S> {
 
     fn on_request(&mut self, data: &[u8]) -> Result<(), CloseReason> {
         let (error, event) = match self.link.dialect().read(data) {
-            Ok(Request::Bind { token, event, resume }) => {
-                self.link.check_bind(token, event, resume);
-                return Ok(());
-            }
+            Ok(Request::Bind { token, event, resume }) => match token.or(self.token.take().map(|token| *token)) {
+                Some(token) => {
+                    self.link.check_bind(token, event, resume);
+                    return Ok(());
+                }
+                None => (RequestError::Incomplete, None),
+            },
             Ok(Request::Ping) => {
                 self.link.say(&ServerFrame::Pong);
                 return Ok(());
@@ -172,7 +181,7 @@ impl<S: Transport> Bound<S> {
         let is_over = match reason {
             CloseReason::ClientClosed => link.socket.is_done(),
             CloseReason::Drained => !session.outlives_the_process(),
-            CloseReason::Dropped | CloseReason::Cut => true,
+            CloseReason::Dropped | CloseReason::MadeRoom | CloseReason::Cut => true,
             _ => false,
         };
         if is_over {
@@ -205,7 +214,8 @@ impl<S: Transport> Bound<S> {
         let Self { link, granted } = self;
         match request {
             Request::Bind { resume: Some(_), event, .. } => return Err((RequestError::AlreadyBound, Some(event))),
-            Request::Bind { token, event, resume: None } => link.check_bind(token, event, None),
+            Request::Bind { token: None, .. } => return Err((RequestError::Incomplete, None)),
+            Request::Bind { token: Some(token), event, resume: None } => link.check_bind(token, event, None),
             Request::Refresh { token } => {
                 let events = granted.bindings.events().cloned().collect();
                 link.check_refresh(token, granted.bindings.user_id().clone(), events);

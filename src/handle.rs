@@ -17,6 +17,8 @@ pub(crate) enum Stop {
     Dropped,
     /// The session goes on over another connection.
     Replaced,
+    /// The user's newest connection takes its place. What is queued is written first.
+    MadeRoom,
     /// The gateway shuts down. What is queued is written first.
     GoingAway,
     /// The shutdown grace is over. Everything is given up at once.
@@ -26,7 +28,8 @@ pub(crate) enum Stop {
 }
 
 impl Stop {
-    const ALL: [Self; 6] = [Self::QueueFull, Self::Dropped, Self::Replaced, Self::GoingAway, Self::Cut, Self::Ended];
+    const ALL: [Self; 7] =
+        [Self::QueueFull, Self::Dropped, Self::Replaced, Self::MadeRoom, Self::GoingAway, Self::Cut, Self::Ended];
 
     /// Whether a connection that was told `earlier` is told this too.
     fn outranks(self, earlier: Self) -> bool {
@@ -188,11 +191,12 @@ mod tests {
 
     #[test]
     fn the_first_reason_to_stop_holds_unless_a_later_one_outranks_it() {
-        use Stop::{Cut, Dropped, GoingAway, QueueFull, Replaced};
+        use Stop::{Cut, Dropped, GoingAway, MadeRoom, QueueFull, Replaced};
         for (first, second, holds) in [
             (QueueFull, Dropped, QueueFull),
             (QueueFull, Replaced, Replaced),
             (Replaced, QueueFull, Replaced),
+            (MadeRoom, Replaced, MadeRoom),
             (GoingAway, Dropped, GoingAway),
             (Dropped, Cut, Cut),
         ] {

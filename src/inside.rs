@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::binder::{BindLimits, Bindings};
-use crate::config::Config;
+use crate::config::{Config, UserConnectionsPolicy};
 use crate::connection::{self, Arrival, Protocol, Shared, Transport};
 use crate::gateway::Gateway;
 use crate::handle::Handle;
@@ -19,7 +19,11 @@ use crate::message::{Event, UserId};
 use crate::server::{Server, ServerError};
 
 /// No limit of the gateway's own comes in the way of a measurement.
-const LIMITS: BindLimits = BindLimits { connections_per_user_max: 0, events_per_connection_max: usize::MAX };
+const LIMITS: BindLimits = BindLimits {
+    connections_per_user_max: 0,
+    connections_per_user_policy: UserConnectionsPolicy::RejectNew,
+    events_per_connection_max: usize::MAX,
+};
 
 /// A running gateway, and its rooms.
 pub struct Inside {
@@ -73,7 +77,7 @@ impl Inside {
     pub fn connect(&self, sends: Box<[u8]>) -> Option<MemorySocket> {
         let registration = self.gateway.rooms().registry.admit((Ipv4Addr::LOCALHOST, 0).into()).ok()?;
         let socket = MemorySocket(Arc::new(Memory { unread: Mutex::new(Some(sends)), written: AtomicU64::new(0) }));
-        let arrival = Arrival { protocol: Protocol::Legacy, registration, shared: self.shared.clone() };
+        let arrival = Arrival { protocol: Protocol::Legacy, token: None, registration, shared: self.shared.clone() };
         tokio::spawn(arrival.connect(socket.clone(), &[]).run());
         Some(socket)
     }

@@ -79,7 +79,9 @@
 //!
 //! Below them are the leaves, free to all: `config` (settings and limits), `message` (the nouns), `outcome` (what became of a
 //! push), `push_request` (a push as the API words it, read and written), `close` (why connections end), `metrics`,
-//! `allowance` (the rate of one peer), `shares` (what all callers use up together), `legacy` (the JSON of the service that
+//! `allowance` (the rate of one peer), `seldom` (how often one thing is
+//! logged), `shares` (what all callers use up together), `subscriber` (whose an
+//! address is), `legacy` (the JSON of the service that
 //! pushgate replaces), `sync` (the locks, which shuttle can schedule).
 //!
 //! ## One push
@@ -129,6 +131,7 @@
 //!
 //! - `sessions` (by token) → a session's bindings → `binder` shard
 //! - `sessions` (by token) → `mailbox` → `handle` waker, or receipt
+//! - `binder` making room → `binder` shard; then, with the shard released, `mailbox`
 //! - `keep` ranking → `keep` shard → account
 //! - `keep` ranking → account; then, with the account released, `mailbox`
 //!
@@ -163,9 +166,11 @@ mod registry;
 mod replays;
 #[cfg(test)]
 mod rooms;
+mod seldom;
 mod server;
 mod sessions;
 mod shares;
+mod subscriber;
 mod sync;
 
 pub use auth::{
@@ -173,8 +178,8 @@ pub use auth::{
     PushRefused, PushScope, ReloadError, Token, TokenAuthenticator, TokenError, TokenFile, TokenIsUser,
 };
 pub use config::{
-    Address, Config, EventPolicies, Invalid, JwtAlgorithm, JwtAlgorithms, Loaded, LogFormat, Mistake, NonEmpty, OneOf,
-    Page, Source,
+    Address, Config, EventPolicies, Invalid, JwtAlgorithm, JwtAlgorithms, Loaded, LogFormat, Mistake, Networks,
+    NonEmpty, OneOf, Origins, Page, Source, UserConnectionsPolicy,
 };
 pub use gateway::{Gateway, PushError};
 pub use journal::{Journal, Record, Recovered, Stored, StoredSession};

@@ -341,6 +341,14 @@ impl Mailbox {
     }
 
     /// How much is queued.
+    /// The connection that it has, if it has one.
+    pub(crate) fn connection(&self) -> Option<Arc<Handle>> {
+        match &self.state().at {
+            Whereabouts::Attached(attached) => Some(attached.handle.clone()),
+            _ => None,
+        }
+    }
+
     pub(crate) fn depth(&self) -> Depth {
         self.state().queue.depth
     }

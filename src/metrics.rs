@@ -116,8 +116,10 @@ pub(crate) enum PushResult {
 pub(crate) enum UpgradeResult {
     Accepted,
     Malformed,
+    OriginRefused,
     TooMany,
     TooManyFromAddress,
+    TooFastFromAddress,
     Draining,
 }
 
@@ -130,11 +132,15 @@ pub(crate) enum Listener {
     Control,
 }
 
-/// Why a TCP connection was closed right after it was accepted.
+/// Why a TCP connection was closed before it was served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum RefusedReason {
     Full,
     FullForAddress,
+    /// The PROXY protocol is expected, and the peer is not a trusted proxy.
+    NotAProxy,
+    /// The PROXY protocol is expected, and its header did not come in time or was not valid.
+    NoProxyHeader,
 }
 
 /// The result of a bind that asked to resume a session.
@@ -212,12 +218,12 @@ macro_rules! labelled {
 
 labelled! {
     Listener: All Clients Control;
-    RefusedReason: Full FullForAddress;
+    RefusedReason: Full FullForAddress NotAProxy NoProxyHeader;
     Door: Json Grpc Library;
     PushResult:
         Accepted Unmatched Held Dropped Invalid Unauthenticated PermissionDenied TooLarge Overloaded TimedOut Draining
         CheckUnavailable;
-    UpgradeResult: Accepted Malformed TooMany TooManyFromAddress Draining;
+    UpgradeResult: Accepted Malformed OriginRefused TooMany TooManyFromAddress TooFastFromAddress Draining;
     ResumeResult: Recovered Gap Unknown;
     FetchResult: Fetched Failed;
     Task: Accept Clock Sessions Journal Flusher Reload PushStream;
@@ -225,7 +231,7 @@ labelled! {
     CloseReason:
         ClientClosed Reset ProtocolError NotUtf8 TooBig TooManyFrames NotUnderstood Incomplete TokenRefused
         CheckUnavailable NotAllowed OtherUser BindTimeout TooManyConnections TooManyEvents PongTimeout WriteTimeout
-        QueueFull Dropped Replaced TokenExpired GoingAway Drained Cut Panicked;
+        QueueFull Dropped Replaced MadeRoom TokenExpired GoingAway Drained Cut Panicked;
 }
 
 /// What the samples of one name are told apart by.
@@ -474,7 +480,7 @@ impl Metrics {
         );
         registry.register(
             "http_refused",
-            "TCP connections closed right after accept because the listener, or the peer address's share of it, was full",
+            "TCP connections closed before they were served, by reason",
             self.http_refused.clone(),
         );
         registry.register(

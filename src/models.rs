@@ -13,6 +13,7 @@ use shuttle::future::block_on;
 use shuttle::thread;
 
 use crate::binder::{BindLimits, Binder, Bindings};
+use crate::config::UserConnectionsPolicy;
 use crate::delivery::{Delivery, Ticket};
 use crate::dialect::Content;
 use crate::handle::{Handle, Stop};
@@ -382,7 +383,11 @@ struct Home {
     user_id: UserId,
 }
 
-const BINDS: BindLimits = BindLimits { connections_per_user_max: 0, events_per_connection_max: 1 };
+const BINDS: BindLimits = BindLimits {
+    connections_per_user_max: 0,
+    connections_per_user_policy: UserConnectionsPolicy::RejectNew,
+    events_per_connection_max: 1,
+};
 
 impl Home {
     fn new() -> Self {

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use crate::handle::{Handle, Stop};
 use crate::mailbox::{Capacity, Mailbox};
 use crate::message::{ConnectionId, Names};
+use crate::subscriber::subscriber;
 
 /// Connections looked at before the lock is given to whoever waits for it.
 const SWEEP_CHUNK: usize = 1024;
@@ -105,7 +106,7 @@ impl Registry {
         }
         let limit = self.limits.connections_per_address_max;
         if limit != 0 {
-            let from_address = connections.per_address.entry(peer.ip()).or_default();
+            let from_address = connections.per_address.entry(subscriber(peer.ip())).or_default();
             if *from_address >= limit {
                 return Err(AdmitError::TooManyFromAddress { limit });
             }
@@ -262,10 +263,11 @@ impl Drop for Registration {
         if connections.open.is_empty() {
             connections.open.shrink_to_fit();
         }
-        if let Some(from_address) = connections.per_address.get_mut(&self.handle.peer().ip()) {
+        let subscriber = subscriber(self.handle.peer().ip());
+        if let Some(from_address) = connections.per_address.get_mut(&subscriber) {
             *from_address -= 1;
             if *from_address == 0 {
-                connections.per_address.remove(&self.handle.peer().ip());
+                connections.per_address.remove(&subscriber);
             }
         }
     }

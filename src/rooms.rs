@@ -12,7 +12,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ("journal", &["delivery"]),
     ("mailbox", &["delivery", "dialect", "handle", "journal"]),
     ("flusher", &["mailbox"]),
-    ("binder", &["mailbox"]),
+    ("binder", &["handle", "mailbox"]),
     ("registry", &["handle", "mailbox"]),
     ("replays", &["delivery"]),
     ("sessions", &["binder", "delivery", "handle", "journal", "mailbox"]),
@@ -21,10 +21,10 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ("doors/api", &["auth", "doors", "gateway"]),
     ("doors/json", &["auth", "doors", "doors/api", "gateway"]),
     ("doors/grpc", &["auth", "doors", "doors/api", "gateway"]),
-    ("doors/websocket", &["connection", "dialect", "doors", "registry"]),
+    ("doors/websocket", &["auth", "connection", "dialect", "doors", "registry"]),
 ];
 /// Free to all. They know only each other.
-const LEAVES: [&str; 11] = [
+const LEAVES: [&str; 13] = [
     "allowance",
     "close",
     "config",
@@ -34,7 +34,9 @@ const LEAVES: [&str; 11] = [
     "outcome",
     "proto",
     "push_request",
+    "seldom",
     "shares",
+    "subscriber",
     "sync",
 ];
 /// Know all rooms.

@@ -2,11 +2,14 @@
 
 mod accept;
 mod client;
+mod forwarded;
 mod health;
 mod http2_frames;
 mod kernel;
 mod page;
 mod places;
+mod proxy_header;
+mod refusals;
 mod repoll;
 mod route;
 mod scrape;
@@ -218,6 +221,9 @@ impl ServerBuilder {
         for listener in [Some(&listener), control_listener.as_ref()].into_iter().flatten() {
             kernel::bound(listener, &self.config);
         }
+        if self.config.token_in_url {
+            warn!("token_in_url is on: tokens in URLs may be written to the logs of proxies and other programs");
+        }
         let address = address_of(&listener, &self.config.listen)?;
         let control_address = match &control_listener {
             Some(control) => address_of(control, self.config.control_address())?,
@@ -353,16 +359,16 @@ impl Server {
         }
         let sockets = TaskTracker::new();
         let router = Router {
-            websocket: WebSocketDoor {
-                registry: rooms.registry.clone(),
-                shared: Arc::new(Shared {
+            websocket: WebSocketDoor::new(
+                rooms.registry.clone(),
+                Arc::new(Shared {
                     metrics: rooms.metrics.clone(),
                     config: rooms.config.clone(),
                     token_authenticator: rooms.token_authenticator.clone(),
                     sessions: rooms.sessions.clone(),
                 }),
-                tasks: sockets.clone(),
-            },
+                sockets.clone(),
+            ),
             push: stack::PushStack::new(&gateway),
             health: HealthServer::new(health.clone())
                 .accept_compressed(CompressionEncoding::Gzip)

@@ -13,7 +13,11 @@ use crate::message::{ConnectionId, Names};
 
 const SEATS_MAX: usize = 30;
 const EVENTS_MAX: usize = 4;
-const LIMITS: BindLimits = BindLimits { connections_per_user_max: SEATS_MAX, events_per_connection_max: EVENTS_MAX };
+const LIMITS: BindLimits = BindLimits {
+    connections_per_user_max: SEATS_MAX,
+    connections_per_user_policy: UserConnectionsPolicy::RejectNew,
+    events_per_connection_max: EVENTS_MAX,
+};
 const CAPACITY: Capacity = Capacity { messages_max: 1, bytes_max: 1 };
 
 #[derive(Clone, Copy, Debug)]

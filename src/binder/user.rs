@@ -85,6 +85,17 @@ impl User {
         }
     }
 
+    /// Adds all of the user's receivers.
+    pub(super) fn add_mailboxes(&self, mailboxes: &mut Mailboxes) {
+        let mut add = |mailbox: &Arc<Mailbox>| {
+            mailboxes.insert(mailbox.clone());
+        };
+        match &self.bound {
+            Bound::Few(list) => list.iter().for_each(|binding| add(&binding.mailbox)),
+            Bound::Many(index) => index.values().flat_map(Mailboxes::iter).for_each(add),
+        }
+    }
+
     /// Binds a receiver to an event, and says whether it was not bound to it before.
     pub(super) fn insert(&mut self, event: Event, mailbox: Arc<Mailbox>) -> bool {
         if self.contains(&event, &mailbox) {

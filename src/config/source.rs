@@ -285,6 +285,9 @@ mod tests {
                 "ws_path" | "push_path" => "/somewhere",
                 "page" => "on",
                 "public_ws_url" => "wss://push.example.com/ws",
+                "origins_allowed" => "https://app.example.com, *.example.org",
+                "proxies_trusted" => "10.0.0.0/8, 2001:db8::/32",
+                "connections_per_user_policy" => "close_oldest",
                 "log" => "debug",
                 "log_format" => "json",
                 "slow_reader_policy" => "drop_oldest",
@@ -295,7 +298,7 @@ mod tests {
                 "jwt_issuer" | "jwt_audience" => "https://one, https://two",
                 "jwt_user_claim" | "jwt_events_claim" => "https://claims/one",
                 "request_bodies_bytes_max" => "9000000",
-                "listen_health" => "true",
+                "listen_health" | "proxy_protocol" | "token_in_url" => "true",
                 name if name.starts_with("insecure_") => "true",
                 name if name.ends_with("_bytes_max") => "300KiB",
                 name if name.ends_with("_max") => "300000",
@@ -303,8 +306,12 @@ mod tests {
             };
             let variable = format!("PUSHGATE_{}", setting.name.to_uppercase());
             let limits_jwts = ["jwt_issuer", "jwt_audience", "jwt_events_claim"].contains(&setting.name);
-            let keys = limits_jwts.then(|| ("jwt_keys_file", "/some/file".to_owned()));
-            let loaded = Loaded::new(None, environment(&[(&variable, value)]), keys).expect(setting.name);
+            // Needed by another.
+            let needed = match setting.name {
+                "proxy_protocol" => Some(("proxies_trusted", "10.0.0.0/8".to_owned())),
+                _ => limits_jwts.then(|| ("jwt_keys_file", "/some/file".to_owned())),
+            };
+            let loaded = Loaded::new(None, environment(&[(&variable, value)]), needed).expect(setting.name);
             let shown = loaded.config.show(setting.name).expect("set");
             assert_eq!(shown.trim_matches('"'), value, "{}", setting.name);
         }
@@ -345,8 +352,13 @@ mod tests {
     #[test]
     fn an_empty_text_switches_no_guard_off_whoever_says_it() {
         let told = "must not be empty: leave it out";
-        let guarded = file("tokens_file = \"/tokens\"\npush_keys_file = \"/keys\"\ncontrol_listen = \"127.0.0.1:1\"\n");
-        for name in ["tokens_file", "push_keys_file", "control_listen", "jwt_audience", "jwt_events_claim"] {
+        let guarded = file(
+            "tokens_file = \"/tokens\"\npush_keys_file = \"/keys\"\ncontrol_listen = \"127.0.0.1:1\"\n\
+             origins_allowed = \"https://a.org\"\n",
+        );
+        let names =
+            ["tokens_file", "push_keys_file", "control_listen", "jwt_audience", "jwt_events_claim", "origins_allowed"];
+        for name in names {
             for empty in ["", " "] {
                 let variable = format!("PUSHGATE_{}", name.to_uppercase());
                 let text = Loaded::new(Some(guarded.path()), environment(&[(&variable, empty)]), []);
@@ -435,6 +447,22 @@ mod tests {
         }
         let text = Loaded::new(None, environment(&[("PUSHGATE_CONNECTIONS_MAX", "1KiB")]), []);
         assert!(text.is_err(), "a number of connections is no size");
+    }
+
+    #[test]
+    fn a_list_may_be_an_array_or_a_text_and_a_mistake_names_the_entry() {
+        let read = |line: &str| Loaded::new(Some(file(line).path()), [], []).map(|loaded| loaded.config);
+        let array = read("origins_allowed = [\"https://a.org\", \"*.b.org\"]").expect("valid");
+        assert_eq!(array, read("origins_allowed = \"https://a.org, *.b.org\"").expect("valid"));
+        for (line, told) in [
+            ("origins_allowed = [\"https://a.org\", 1]", "must be a list of origins"),
+            ("origins_allowed = []", "must be a list of origins"),
+            ("origins_allowed = \"https://a.org, b.org\"", "\"b.org\" is none"),
+            ("proxies_trusted = [\"10.0.0.0/8\", \"10.0.0.1/8\"]", "\"10.0.0.1/8\" is none"),
+        ] {
+            let text = read(line).expect_err(line).to_string();
+            assert!(text.contains(told), "{text}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use wildmatch::WildMatch;
 
-use super::Address;
+use super::{Address, Networks, Origins};
 use crate::message::{Event, SlowReaderPolicy};
 
 /// When the gateway serves its test page.
@@ -28,6 +28,16 @@ pub enum LogFormat {
     Text,
     /// For machines: one JSON object per line.
     Json,
+}
+
+/// What happens when a user who has as many connections as allowed binds one more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UserConnectionsPolicy {
+    /// The new connection is closed.
+    #[default]
+    RejectNew,
+    /// The connection that was opened first is closed.
+    CloseOldest,
 }
 
 /// Slow-reader policies by event pattern. The first pattern that matches applies.
@@ -197,6 +207,23 @@ impl Value for LogFormat {
     }
 }
 
+impl Value for UserConnectionsPolicy {
+    fn from_toml(raw: &toml::Value) -> Result<Self, String> {
+        match raw.as_str() {
+            Some("reject_new") => Ok(Self::RejectNew),
+            Some("close_oldest") => Ok(Self::CloseOldest),
+            _ => Err("must be \"reject_new\" or \"close_oldest\"".to_owned()),
+        }
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        Some(quoted(match self {
+            Self::RejectNew => "reject_new",
+            Self::CloseOldest => "close_oldest",
+        }))
+    }
+}
+
 /// The policies and their names.
 const POLICIES: [(SlowReaderPolicy, &str); 4] = [
     (SlowReaderPolicy::Disconnect, "disconnect"),
@@ -241,6 +268,43 @@ impl Value for EventPolicies {
         let pairs: Vec<_> =
             self.0.iter().map(|(pattern, policy)| format!("{}={}", pattern.pattern(), policy_name(*policy))).collect();
         Some(quoted(&pairs.join(", ")))
+    }
+}
+
+/// A list, as a text with commas or as an array of texts.
+fn list(raw: &toml::Value) -> Option<String> {
+    match raw {
+        toml::Value::Array(entries) => {
+            entries.iter().map(toml::Value::as_str).collect::<Option<Vec<_>>>().map(|entries| entries.join(","))
+        }
+        raw => raw.as_str().map(ToOwned::to_owned),
+    }
+}
+
+impl Value for Origins {
+    const GUARDS: bool = true;
+
+    fn from_toml(raw: &toml::Value) -> Result<Self, String> {
+        let expected =
+            "must be a list of origins, such as \"https://app.example.com, *.example.com\", or \"*\" for all";
+        let text = list(raw).filter(|text| !text.trim().is_empty()).ok_or(expected)?;
+        text.parse().map_err(|wrong: String| format!("{expected}; {} is none", quoted(&wrong)))
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        Some(quoted(&self.to_string()))
+    }
+}
+
+impl Value for Networks {
+    fn from_toml(raw: &toml::Value) -> Result<Self, String> {
+        let expected = "must be a list of addresses and networks, such as \"10.0.0.0/8, 2001:db8::/32, 192.0.2.7\"";
+        let text = list(raw).ok_or(expected)?;
+        text.parse().map_err(|wrong: String| format!("{expected}; {} is none", quoted(&wrong)))
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        Some(quoted(&self.to_string()))
     }
 }
 

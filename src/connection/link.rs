@@ -32,6 +32,7 @@ impl From<Stop> for CloseReason {
             Stop::QueueFull => Self::QueueFull,
             Stop::Dropped => Self::Dropped,
             Stop::Replaced => Self::Replaced,
+            Stop::MadeRoom => Self::MadeRoom,
             Stop::GoingAway => Self::GoingAway,
             Stop::Cut | Stop::Ended => Self::Cut,
         }
@@ -120,7 +121,7 @@ impl<S> Link<S> {
 
 impl<S: Transport> Link<S> {
     pub(super) fn open(stream: S, already_read: &[u8], arrival: Arrival) -> Self {
-        let Arrival { protocol, registration, shared } = arrival;
+        let Arrival { protocol, token: _, registration, shared } = arrival;
         let config = &shared.config;
         let socket = Socket::new(stream, already_read, Limits::of(config), config.client_frames_per_second_max);
         let clock = registration.clock();

@@ -12,11 +12,12 @@ pub(crate) struct Legacy;
 impl Dialect for Legacy {
     fn read(&self, data: &[u8]) -> Result<Request, RequestError> {
         let [token, event] = legacy::fields(data, ["token", "event"]).map_err(|_| RequestError::NotUnderstood)?;
-        if token.is_empty() || token.len() > TOKEN_BYTES_MAX {
+        if token.len() > TOKEN_BYTES_MAX {
             return Err(RequestError::Incomplete);
         }
+        let token = Some(token).filter(|token| !token.is_empty()).map(Token::new);
         let event = Event::new(event).map_err(|_| RequestError::Incomplete)?;
-        Ok(Request::Bind { token: Token::new(token), event, resume: None })
+        Ok(Request::Bind { token, event, resume: None })
     }
 
     fn word(&self, _frame: &ServerFrame<'_>) -> Option<String> {

@@ -105,10 +105,21 @@ pub(super) fn gap(from: u64, to: u64) -> String {
 /// What a client asks for.
 #[derive(Debug)]
 pub(crate) enum Request {
-    Bind { token: Token, event: Event, resume: Option<Resume> },
-    Unbind { event: Event },
-    Ack { seq: u64 },
-    Refresh { token: Token },
+    /// Without a token where the one of the upgrade is meant.
+    Bind {
+        token: Option<Token>,
+        event: Event,
+        resume: Option<Resume>,
+    },
+    Unbind {
+        event: Event,
+    },
+    Ack {
+        seq: u64,
+    },
+    Refresh {
+        token: Token,
+    },
     Ping,
 }
 
@@ -203,7 +214,7 @@ impl Request {
         let kind = frame.get("type").and_then(Value::as_str).ok_or(RequestError::NotUnderstood)?;
         match kind {
             "bind" => Ok(Self::Bind {
-                token: token(&frame)?,
+                token: bind_token(&frame)?,
                 event: event(&frame)?,
                 resume: frame.get("resume").map(Resume::read).transpose()?,
             }),
@@ -237,11 +248,16 @@ fn text<'a>(frame: &'a Frame, key: &str) -> Result<&'a str, RequestError> {
 }
 
 fn token(frame: &Frame) -> Result<Token, RequestError> {
+    bind_token(frame)?.ok_or(RequestError::Incomplete)
+}
+
+/// The token of a bind, which may be empty.
+fn bind_token(frame: &Frame) -> Result<Option<Token>, RequestError> {
     let token = text(frame, "token")?;
-    if token.is_empty() || token.len() > TOKEN_BYTES_MAX {
+    if token.len() > TOKEN_BYTES_MAX {
         return Err(RequestError::Incomplete);
     }
-    Ok(Token::new(token.to_owned()))
+    Ok((!token.is_empty()).then(|| Token::new(token.to_owned())))
 }
 
 fn event(frame: &Frame) -> Result<Event, RequestError> {

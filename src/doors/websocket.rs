@@ -1,13 +1,20 @@
 //! The WebSocket endpoint: admits and upgrades a request, then hands the socket to the task of its connection.
 
+mod rates;
+mod refusal;
+mod token;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use http::header::{
-    ALLOW, CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
+    CONNECTION, HOST, ORIGIN, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION,
+    UPGRADE,
 };
+use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::upgrade::Upgraded;
@@ -18,23 +25,43 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
+use crate::auth::Token;
 use crate::close::CloseReason;
+use crate::config::{Config, Origin};
 use crate::connection::{Arrival, Connection, Protocol, Shared, Transport};
 use crate::dialect::SESSION_PROTOCOL;
-use crate::doors::{Body, empty, listed, lists, text, try_later};
+use crate::doors::{Body, empty, listed, lists};
 use crate::metrics::UpgradeResult;
-use crate::registry::{AdmitError, Registry};
+use crate::registry::{Registration, Registry};
+use crate::subscriber::subscriber;
+
+use rates::Rates;
+use refusal::{Malformed, Refusal, Refusals};
 
 /// What is needed to turn an upgrade request into a connection.
 pub(crate) struct WebSocketDoor {
-    pub(crate) registry: Arc<Registry>,
-    pub(crate) shared: Arc<Shared>,
+    registry: Arc<Registry>,
+    shared: Arc<Shared>,
     /// Tracks the tasks of upgraded connections. A shutdown waits for them here, because hyper does not wait for
     /// upgraded connections.
-    pub(crate) tasks: TaskTracker,
+    tasks: TaskTracker,
+    refusals: Refusals,
+    rates: Rates,
+}
+
+/// An upgrade that is granted.
+struct Admitted {
+    response: Response<Body>,
+    token: Option<Token>,
+    registration: Registration,
 }
 
 impl WebSocketDoor {
+    pub(crate) fn new(registry: Arc<Registry>, shared: Arc<Shared>, tasks: TaskTracker) -> Self {
+        let rates = Rates::new(shared.config.upgrades_per_address_per_second_max, Instant::now());
+        Self { registry, shared, tasks, refusals: Refusals::default(), rates }
+    }
+
     /// Answers an upgrade request. `Served` is the stream that hyper serves. The connection continues on the stream
     /// that `into_stream` returns.
     pub(crate) fn upgrade<Served, S>(
@@ -47,34 +74,24 @@ impl WebSocketDoor {
         Served: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         S: Transport,
     {
-        let metrics = &self.shared.metrics;
         let protocol = protocol(request.headers());
-        let mut response = match accept_key(&request) {
-            Ok(key) => switching(&key),
-            Err(malformed) => {
-                metrics.upgrade(UpgradeResult::Malformed);
-                return malformed.answer();
+        let Admitted { mut response, token, registration } = match self.admit(&request, peer) {
+            Ok(admitted) => admitted,
+            Err(refusal) => {
+                self.shared.metrics.upgrade(refusal.result());
+                self.refusals.log(&refusal, peer);
+                return refusal.answer();
             }
         };
-        let registration = match self.registry.admit(SocketAddr::new(peer.ip().to_canonical(), peer.port())) {
-            Ok(registration) => registration,
-            Err(error) => {
-                metrics.upgrade(match error {
-                    AdmitError::TooMany { .. } => UpgradeResult::TooMany,
-                    AdmitError::TooManyFromAddress { .. } => UpgradeResult::TooManyFromAddress,
-                    AdmitError::Draining => UpgradeResult::Draining,
-                });
-                return refused(error);
-            }
-        };
-        metrics.upgrade(UpgradeResult::Accepted);
+        self.shared.metrics.upgrade(UpgradeResult::Accepted);
         if protocol == Protocol::Session {
             response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SESSION_PROTOCOL));
         }
         let upgrade = hyper::upgrade::on(&mut request);
         // The task must not keep any part of the request, because a single header would keep hyper's read buffer alive.
         drop(request);
-        let arrival = Box::new(Arrival { protocol, registration, shared: self.shared.clone() });
+        let arrival = Arrival { protocol, token: token.map(Box::new), registration, shared: self.shared.clone() };
+        let arrival = Box::new(arrival);
         self.tasks.spawn(async move {
             let connection = match upgrade.await {
                 Ok(upgraded) => connect(upgraded, arrival, into_stream),
@@ -87,6 +104,31 @@ impl WebSocketDoor {
         });
         response
     }
+
+    /// Checks a request, and finds a place for its connection.
+    fn admit<B>(&self, request: &Request<B>, peer: SocketAddr) -> Result<Admitted, Refusal> {
+        let response = switching(&accept_key(request)?);
+        check_origin(request, &self.shared.config)?;
+        let token = token::token(request.headers(), request.uri(), &self.shared.config)?;
+        let address = peer.ip().to_canonical();
+        if !self.rates.allows(subscriber(address), Instant::now()) {
+            let limit = self.shared.config.upgrades_per_address_per_second_max;
+            return Err(Refusal::TooFastFromAddress { limit });
+        }
+        Ok(Admitted { response, token, registration: self.registry.admit(SocketAddr::new(address, peer.port()))? })
+    }
+}
+
+/// Checks whether the web page that a request is from may connect, if it is from a web page.
+fn check_origin<B>(request: &Request<B>, config: &Config) -> Result<(), Refusal> {
+    if !request.headers().contains_key(ORIGIN) {
+        return Ok(());
+    }
+    let origin = only(request.headers(), &ORIGIN).and_then(Origin::read).ok_or(Refusal::Origin(None))?;
+    // RFC 9112 section 3.2.2: a host in the request line precedes the header.
+    let host = request.uri().authority().map(Authority::as_str);
+    let host = host.or_else(|| only(request.headers(), &HOST)).unwrap_or_default();
+    if config.allows_origin(&origin, host) { Ok(()) } else { Err(Refusal::Origin(Some(origin))) }
 }
 
 /// Takes the stream out of hyper's hands.
@@ -115,23 +157,6 @@ fn protocol(headers: &HeaderMap) -> Protocol {
     } else {
         Protocol::Legacy
     }
-}
-
-/// Why a request is not a valid WebSocket upgrade, by RFC 6455 section 4.2.1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-enum Malformed {
-    #[error("the method is not GET")]
-    Method,
-    #[error("the HTTP version is not 1.1")]
-    HttpVersion,
-    #[error("no Connection header lists upgrade")]
-    Connection,
-    #[error("no Upgrade header lists websocket")]
-    Upgrade,
-    #[error("there is no Sec-WebSocket-Version header, or not one of 13 alone")]
-    Version,
-    #[error("there is no Sec-WebSocket-Key header, or not one of 16 bytes in base64 alone")]
-    Key,
 }
 
 /// Checks the upgrade request and returns the value of `Sec-WebSocket-Accept`.
@@ -163,34 +188,4 @@ fn switching(accept_key: &str) -> Response<Body> {
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
     headers.insert(SEC_WEBSOCKET_ACCEPT, HeaderValue::from_str(accept_key).expect("base64"));
     response
-}
-
-impl Malformed {
-    fn answer(self) -> Response<Body> {
-        let status = match self {
-            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Self::HttpVersion | Self::Connection | Self::Upgrade | Self::Version => StatusCode::UPGRADE_REQUIRED,
-            Self::Key => StatusCode::BAD_REQUEST,
-        };
-        let mut response = text(status, format!("not a WebSocket upgrade: {self}"));
-        let headers = response.headers_mut();
-        if status == StatusCode::METHOD_NOT_ALLOWED {
-            headers.insert(ALLOW, HeaderValue::from_static("GET"));
-        }
-        if status == StatusCode::UPGRADE_REQUIRED {
-            // RFC 9110 section 7.8 and RFC 6455 section 4.4 require the response to name what the server supports.
-            headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-            headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-            headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
-        }
-        response
-    }
-}
-
-fn refused(error: AdmitError) -> Response<Body> {
-    let status = match error {
-        AdmitError::TooMany { .. } | AdmitError::Draining => StatusCode::SERVICE_UNAVAILABLE,
-        AdmitError::TooManyFromAddress { .. } => StatusCode::TOO_MANY_REQUESTS,
-    };
-    try_later(status, error.to_string())
 }

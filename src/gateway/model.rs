@@ -3,6 +3,7 @@
 use super::*;
 use crate::auth::{OpenPush, TokenIsUser};
 use crate::binder::{BindLimits, Bindings};
+use crate::config::UserConnectionsPolicy;
 use crate::dialect::Content;
 use crate::journal::Recorder;
 use crate::mailbox::{Bounds, Capacity, Depth, Keep, Line, Wants};
@@ -21,7 +22,11 @@ const CONNECTIONS_MAX: usize = 24;
 const USER_MAX: usize = 6;
 const EVENTS_MAX: usize = 3;
 
-const LIMITS: BindLimits = BindLimits { connections_per_user_max: USER_MAX, events_per_connection_max: EVENTS_MAX };
+const LIMITS: BindLimits = BindLimits {
+    connections_per_user_max: USER_MAX,
+    connections_per_user_policy: UserConnectionsPolicy::RejectNew,
+    events_per_connection_max: EVENTS_MAX,
+};
 
 fn gateway() -> Gateway {
     let names = Arc::new(Names::new());

@@ -122,7 +122,7 @@ impl Mailbox {
         let may_come_back = match handle.stopped() {
             None | Some(Stop::QueueFull | Stop::Replaced) => true,
             Some(Stop::GoingAway) => log.account().is_durable(),
-            Some(Stop::Dropped | Stop::Cut | Stop::Ended) => false,
+            Some(Stop::Dropped | Stop::MadeRoom | Stop::Cut | Stop::Ended) => false,
         };
         if !may_come_back {
             return Departure::Over;

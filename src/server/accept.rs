@@ -17,11 +17,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use crate::config::{Config, HTTP_HEADERS_MAX, UNIX_PEER};
+use crate::config::{Config, HTTP_HEADERS_MAX, Networks, UNIX_PEER};
 use crate::connection::Transport;
-use crate::metrics::{Counter, ListenerLabels, Metrics, RefusedLabels, RefusedReason, set};
+use crate::metrics::{Counter, ListenerLabels, Metrics, set};
 
-use super::places::{Found, NoPlace, Places};
+use super::forwarded;
+use super::places::{Found, Peer, Place, Places};
+use super::proxy_header::{self, HeaderError};
+use super::refusals::Refusals;
 use super::repoll::Repoll;
 use super::route::{Router, Serves, too_many_keyless};
 use super::socket::{Accepted, Socket};
@@ -48,8 +51,9 @@ pub(super) struct Port {
     socket: Socket,
     serves: Serves,
     places: Arc<Places>,
-    refused: Counter,
-    refused_for_address: Counter,
+    refusals: Arc<Refusals>,
+    /// Whether each connection begins with a header of the PROXY protocol.
+    proxy_protocol: bool,
     evicted: Counter,
     accept_errors: Counter,
 }
@@ -63,7 +67,6 @@ impl Port {
             Serves::Control => Places::new(config.control_http_connections_max, 0),
         };
         let listener_label = serves.label();
-        let refused = |reason| metrics.http_refused.of(&RefusedLabels { listener: listener_label, reason }).clone();
         let labels = ListenerLabels { listener: listener_label };
         set(&metrics.http_connections_max.get_or_create_owned(&labels), places.limit());
         let counted = places.clone();
@@ -72,8 +75,8 @@ impl Port {
             socket,
             serves,
             places,
-            refused: refused(RefusedReason::Full),
-            refused_for_address: refused(RefusedReason::FullForAddress),
+            refusals: Arc::new(Refusals::new(serves, metrics)),
+            proxy_protocol: config.proxy_protocol && serves != Serves::Control,
             evicted: metrics.http_evicted.of(&labels).clone(),
             accept_errors: metrics.accept_errors.of(&labels).clone(),
         }
@@ -87,6 +90,7 @@ pub(super) struct Http {
     http1: http1::Builder,
     router: Arc<Router>,
     timeouts: Timeouts,
+    proxies_trusted: Networks,
     /// Cancelled when no further requests are accepted.
     pub(super) stop: CancellationToken,
     /// Cancelled at the end of the shutdown grace period.
@@ -131,6 +135,7 @@ impl Http {
             http1,
             router,
             timeouts: Timeouts { head: config.http_header_timeout, idle: config.http_idle_timeout },
+            proxies_trusted: config.proxies_trusted.clone(),
             stop: CancellationToken::new(),
             cut: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -167,30 +172,73 @@ impl Http {
     }
 
     /// Serves a connection in its own task, if there is a place for it.
-    async fn admit<S>(self: &Arc<Self>, port: &Port, stream: S, peer: SocketAddr)
+    async fn admit<S>(self: &Arc<Self>, port: &Port, mut stream: S, peer: SocketAddr)
     where
         S: Transport,
     {
+        if port.proxy_protocol && !self.proxies_trusted.contains(peer.ip()) {
+            return port.refusals.not_a_proxy(peer);
+        }
         let traffic = Traffic::new();
-        let (place, found) = match port.places.take(peer.ip().to_canonical(), traffic.clone()).await {
+        let (place, found) = match port.places.take(self.peer(peer), traffic.clone()).await {
             Ok(taken) => taken,
-            Err(NoPlace::Full) => {
-                port.refused.inc();
-                return;
-            }
-            Err(NoPlace::FullForAddress) => {
-                port.refused_for_address.inc();
-                return;
-            }
+            Err(why) => return port.refusals.no_place(peer, why),
         };
         if found == Found::Evicted {
             port.evicted.inc();
         }
         let (http, serves) = (self.clone(), port.serves);
+        let behind = port.proxy_protocol.then(|| port.refusals.clone());
         self.tasks.spawn(async move {
-            Repoll::new(http.serve(stream, peer, serves, traffic)).await;
+            let client = match behind {
+                None => Some(peer),
+                Some(refusals) => Box::pin(http.client_behind(&mut stream, peer, &place, &traffic, &refusals)).await,
+            };
+            if let Some(client) = client {
+                Repoll::new(http.serve(stream, client, serves, traffic)).await;
+            }
             drop(place);
         });
+    }
+
+    fn peer(&self, address: SocketAddr) -> Peer {
+        if self.proxies_trusted.contains(address.ip()) { Peer::Proxy(address.ip()) } else { Peer::Client(address.ip()) }
+    }
+
+    /// Reads the header of the PROXY protocol and gives the place to the client that it names. Returns the client's
+    /// address, or `None` if the connection is to be closed.
+    async fn client_behind<S: Transport>(
+        &self,
+        stream: &mut S,
+        proxy: SocketAddr,
+        place: &Place,
+        traffic: &Traffic,
+        refusals: &Refusals,
+    ) -> Option<SocketAddr> {
+        let header = tokio::time::timeout(self.timeouts.head, proxy_header::read(stream));
+        let header = tokio::select! {
+            header = header => header,
+            // Its place is another's already, and it is closed at once.
+            _ = traffic.evicted() => return None,
+            () = self.stop.cancelled() => return None,
+        };
+        let client = match header {
+            Ok(Ok(client)) => client.unwrap_or(proxy),
+            Ok(Err(HeaderError::Nothing)) => return None,
+            Ok(Err(error)) => {
+                refusals.no_proxy_header(proxy, &format!("it sent no header of the PROXY protocol, {error}"));
+                return None;
+            }
+            Err(_) => {
+                refusals.no_proxy_header(proxy, "it sent no header of the PROXY protocol in time");
+                return None;
+            }
+        };
+        if let Err(why) = place.pass_to(self.peer(client)) {
+            refusals.no_place(client, why);
+            return None;
+        }
+        Some(client)
     }
 
     /// Serves HTTP on one stream. Returns when the connection ends or is upgraded.
@@ -202,11 +250,12 @@ impl Http {
             let mut in_hand = traffic.begin();
             let is_refused = self.router.is_keyless(&request) && !in_hand.count_keyless();
             let router = self.router.clone();
+            let client = forwarded::client(peer, request.headers(), &self.proxies_trusted);
             async move {
                 let answer = if is_refused {
                     too_many_keyless(&request)
                 } else {
-                    router.route::<S>(serves, request, peer).await
+                    router.route::<S>(serves, request, client).await
                 };
                 Ok::<_, std::convert::Infallible>(answer.map(|body| TrackedBody::new(body, in_hand)))
             }

@@ -87,8 +87,8 @@ export type PushgateStatus =
       readonly state: "closed";
       /**
        * Why the client stopped: 1000 after `close()`; 4401 if the token was refused; 4403 if the bind was not allowed;
-       * 4409 if an operator dropped the connection, or the session goes on in another one; 4400, 1002, 1007 or 1009 if
-       * one side is broken; `null` if there never was a usable connection.
+       * 4409 if an operator dropped the connection, it made room for a newer one of the user, or the session goes on in
+       * another one; 4400, 1002, 1007 or 1009 if one side is broken; `null` if there never was a usable connection.
        */
       readonly code: number | null;
       /** The reason in words, for a log or a person. May be empty. */

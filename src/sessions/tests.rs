@@ -1,6 +1,7 @@
 use futures_util::FutureExt;
 
 use super::*;
+use crate::config::UserConnectionsPolicy;
 use crate::delivery::Delivery;
 use crate::handle::{Handle, Stop};
 use crate::journal::Recorder;
@@ -25,7 +26,11 @@ impl World {
         let bounds = Bounds { messages_per_user_max: 8, bytes_per_user_max: 10_000, bytes_max: 10_000, age: AGE };
         let keep = Keep::new(bounds, Recorder::new(None, metrics.clone()), metrics.clone());
         let queue = Capacity { messages_max: 8, bytes_max: 1000 };
-        let binds = BindLimits { connections_per_user_max: 0, events_per_connection_max: 1 };
+        let binds = BindLimits {
+            connections_per_user_max: 0,
+            connections_per_user_policy: UserConnectionsPolicy::RejectNew,
+            events_per_connection_max: 1,
+        };
         let limits = Limits { away_max: 4, away_per_user_max: 4, age: AGE, binds, queue };
         let binder = Arc::new(Binder::default());
         let sessions = Arc::new(Sessions::new(limits, keep, binder.clone(), metrics));

@@ -250,7 +250,7 @@ fn a_log_at_its_most_talkative_names_request_and_trace_and_never_a_token_or_a_me
     let keys = folder.path().join("keys.toml");
     std::fs::write(&keys, "[[key]]\nname = \"ops\"\nkey = \"canary-key-canary-key\"\n").unwrap();
     let config = folder.path().join("pushgate.toml");
-    std::fs::write(&config, "log = \"trace\"\n").unwrap();
+    std::fs::write(&config, "log = \"trace\"\ntoken_in_url = true\n").unwrap();
     let files = ["--config", config.to_str().unwrap(), "--push-keys-file", keys.to_str().unwrap()];
     let mut gateway = GatewayProcess::start(files);
     let mut listener = Listener::start(&gateway, "canary-token", "mail", &[]);
@@ -271,6 +271,20 @@ fn a_log_at_its_most_talkative_names_request_and_trace_and_never_a_token_or_a_me
     assert_eq!((listener.line(), listener.line()), ("canary-body\n".to_owned(), "canary-body\n".to_owned()));
     assert!(run(&["drop", "canary-token", "--address", &address, "--key", key]).status.success());
     listener.end();
+    // In the upgrade, once as it must be and once as it is refused.
+    for version in ["13", "12"] {
+        let mut stream = std::net::TcpStream::connect(gateway.clients).unwrap();
+        write!(
+            stream,
+            "GET /ws?token=canary-url HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
+             sec-websocket-version: {version}\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\
+             authorization: Bearer canary-token\r\nsec-websocket-protocol: pushgate.token.Y2FuYXJ5LXRva2Vu\r\n\r\n"
+        )
+        .unwrap();
+        let mut status = String::new();
+        BufReader::new(stream).read_line(&mut status).unwrap();
+        assert!(status.starts_with(if version == "13" { "HTTP/1.1 101 " } else { "HTTP/1.1 426 " }), "{status}");
+    }
     let mut stranger = pushgate(&["push", "canary-token", "mail", "canary-body", "--address", &address]);
     assert!(stderr(&stranger.env("PUSHGATE_KEY", "canary-key").output().unwrap()).contains("Unauthenticated"));
     gateway.signal("TERM");
@@ -287,8 +301,9 @@ fn a_log_at_its_most_talkative_names_request_and_trace_and_never_a_token_or_a_me
     }
     assert!(log.lines().any(|line| line.contains("connection ended") && line.contains("peer=127.0.0.1:")), "{log}");
     assert!(log.lines().any(|line| line.contains("pushed") && line.contains("door=\"grpc\"")), "{log}");
+    assert!(log.lines().any(|line| line.contains("WARN") && line.contains("token_in_url is on")), "{log}");
     for line in log.lines() {
-        assert!(!line.contains("canary"), "{line}");
+        assert!(!line.contains("canary") && !line.contains("Y2FuYXJ5"), "{line}");
     }
 }
 

@@ -6,6 +6,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use socket2::{Domain, Socket, Type};
+
 use crate::process::{GatewayProcess, PATIENCE, Process};
 use crate::tools::program;
 use crate::user::User;
@@ -19,6 +21,11 @@ fn free_port() -> u16 {
 }
 
 fn nginx(folder: &Path, port: u16, gateway: SocketAddr) -> Command {
+    nginx_with("", folder, port, gateway)
+}
+
+/// `more` is set for all requests.
+fn nginx_with(more: &str, folder: &Path, port: u16, gateway: SocketAddr) -> Command {
     let config = format!(
         "daemon off; master_process off; pid {folder}/pid; error_log stderr;
          events {{}}
@@ -33,6 +40,7 @@ fn nginx(folder: &Path, port: u16, gateway: SocketAddr) -> Command {
                  location / {{
                      proxy_pass http://gateway; proxy_http_version 1.1; proxy_next_upstream off;
                      proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $connection_upgrade;
+                     {more}
                  }}
              }}
          }}",
@@ -45,9 +53,14 @@ fn nginx(folder: &Path, port: u16, gateway: SocketAddr) -> Command {
 }
 
 fn haproxy(folder: &Path, port: u16, gateway: SocketAddr) -> Command {
+    haproxy_with(["mode http", ""], folder, port, gateway)
+}
+
+/// With a mode or an option, and with a setting of the gateway as a server.
+fn haproxy_with([mode, server]: [&str; 2], folder: &Path, port: u16, gateway: SocketAddr) -> Command {
     let config = format!(
         "defaults
-             mode http
+             {mode}
              timeout connect 5s
              timeout client 60s
              timeout server 60s
@@ -56,7 +69,7 @@ fn haproxy(folder: &Path, port: u16, gateway: SocketAddr) -> Command {
              retries 0
          listen gateway
              bind 127.0.0.1:{port}
-             server gateway {gateway}\n"
+             server gateway {gateway} {server}\n"
     );
     std::fs::write(folder.join("haproxy.cfg"), config).expect("written");
     let mut command = program("haproxy");
@@ -83,6 +96,57 @@ fn header_timeout_passes(gateway: &GatewayProcess) {
     let _ended = silent.read(&mut [0]).expect("closed");
 }
 
+/// Starts a proxy, and waits until it listens.
+#[track_caller]
+fn start(proxy: impl Fn(&Path, u16, SocketAddr) -> Command, folder: &Path, gateway: SocketAddr) -> (Process, u16) {
+    let port = free_port();
+    let process = Process::start(&mut proxy(folder, port, gateway));
+    let begun = Instant::now();
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        assert!(begun.elapsed() < PATIENCE, "the proxy does not listen");
+        std::thread::yield_now();
+    }
+    (process, port)
+}
+
+/// Asks for a WebSocket from an address of this machine, and returns the connection and the status line. The client says
+/// that it comes from somewhere else.
+fn upgrade_from(source: [u8; 4], port: u16) -> (TcpStream, String) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    socket.bind(&SocketAddr::from((source, 0)).into()).expect("an address of this machine");
+    socket.connect(&SocketAddr::from(([127, 0, 0, 1], port)).into()).expect("the proxy listens");
+    let mut stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout that is not zero");
+    let head = "GET /ws HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
+                sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\nx-forwarded-for: 6.6.6.6\r\n\r\n";
+    stream.write_all(head.as_bytes()).expect("sent");
+    let mut status = String::new();
+    BufReader::new(stream.try_clone().expect("a copy")).read_line(&mut status).expect("answered");
+    (stream, status.trim_end().to_owned())
+}
+
+/// The gateway tells the clients behind a proxy apart by their own addresses.
+#[track_caller]
+fn tells_clients_apart(proxy_protocol: &str, proxy: impl Fn(&Path, u16, SocketAddr) -> Command) {
+    let gateway = GatewayProcess::start_as(
+        crate::process::pushgate()
+            .env("PUSHGATE_LOG", "debug")
+            .env("PUSHGATE_PROXIES_TRUSTED", "127.0.0.1")
+            .env("PUSHGATE_PROXY_PROTOCOL", proxy_protocol)
+            .env("PUSHGATE_CONNECTIONS_PER_ADDRESS_MAX", "1"),
+    );
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (_proxy, port) = start(proxy, folder.path(), gateway.clients);
+    let (first, status) = upgrade_from([127, 0, 0, 2], port);
+    assert_eq!(status, "HTTP/1.1 101 Switching Protocols");
+    assert_eq!(upgrade_from([127, 0, 0, 2], port).1, "HTTP/1.1 429 Too Many Requests");
+    let (_second, status) = upgrade_from([127, 0, 0, 3], port);
+    assert_eq!(status, "HTTP/1.1 101 Switching Protocols");
+    drop(first);
+    let line = gateway.process.stderr_line("connection{");
+    assert!(line.contains("peer=127.0.0.2:"), "{line}");
+}
+
 /// Pushes through a proxy arrive on a WebSocket through it, also on connections that were idle for longer than a head may
 /// take.
 #[track_caller]
@@ -90,13 +154,7 @@ fn goes_through(proxy: fn(&Path, u16, SocketAddr) -> Command) {
     let timeout = format!("{}ms", HEADER_TIMEOUT.as_millis());
     let mut gateway = GatewayProcess::start_as(crate::process::pushgate().env("PUSHGATE_HTTP_HEADER_TIMEOUT", timeout));
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let port = free_port();
-    let _proxy = Process::start(&mut proxy(folder.path(), port, gateway.clients));
-    let begun = Instant::now();
-    while TcpStream::connect(("127.0.0.1", port)).is_err() {
-        assert!(begun.elapsed() < PATIENCE, "the proxy does not listen");
-        std::thread::yield_now();
-    }
+    let (_proxy, port) = start(proxy, folder.path(), gateway.clients);
     gateway.clients = SocketAddr::from(([127, 0, 0, 1], port));
     let mut ann = User::ann(&gateway);
     gateway.clients = gateway.control;
@@ -121,4 +179,28 @@ fn a_websocket_and_pushes_on_kept_connections_go_through_nginx() {
 #[ignore = "needs HAProxy"]
 fn a_websocket_and_pushes_on_kept_connections_go_through_haproxy() {
     goes_through(haproxy);
+}
+
+#[test]
+#[ignore = "needs nginx"]
+fn nginx_tells_the_address_of_the_client_in_x_forwarded_for() {
+    let header = "proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;";
+    tells_clients_apart("false", |folder, port, gateway| nginx_with(header, folder, port, gateway));
+}
+
+#[test]
+#[ignore = "needs HAProxy"]
+fn haproxy_tells_the_address_of_the_client_in_x_forwarded_for() {
+    let mode = "mode http\n             option forwardfor";
+    tells_clients_apart("false", |folder, port, gateway| haproxy_with([mode, ""], folder, port, gateway));
+}
+
+#[test]
+#[ignore = "needs HAProxy"]
+fn haproxy_tells_the_address_of_the_client_in_both_versions_of_the_proxy_protocol() {
+    for version in ["send-proxy-v2", "send-proxy-v2 proxy-v2-options crc32c,unique-id", "send-proxy"] {
+        for mode in ["mode tcp", "mode http"] {
+            tells_clients_apart("true", |folder, port, gateway| haproxy_with([mode, version], folder, port, gateway));
+        }
+    }
 }
