@@ -95,6 +95,20 @@ settings! {
     /// uses the host of that address and the port of `listen`.
     public_ws_url: Option<String> = None;
 
+    /// A PEM file of the certificate for `listen`, followed by those between it and its CA. With it, `listen` speaks TLS
+    /// and nothing else. SIGHUP reads it again, and so does a change of the file within a few seconds.
+    tls_cert_file: Option<PathBuf> = None;
+    /// A PEM file of the private key of `tls_cert_file`, without a passphrase.
+    tls_key_file: Option<PathBuf> = None;
+    /// A folder of certificates for `listen`, each as `NAME.crt` with its key as `NAME.key`. A client gets the one that
+    /// is made out to the host that it asks for. A client that asks for another host, or for none, gets that of
+    /// `tls_cert_file` or, without it, the first by file name.
+    tls_cert_folder: Option<PathBuf> = None;
+    /// The same as `tls_cert_file`, for `control_listen`. Without it, `control_listen` does not speak TLS.
+    control_tls_cert_file: Option<PathBuf> = None;
+    /// A PEM file of the private key of `control_tls_cert_file`, without a passphrase.
+    control_tls_key_file: Option<PathBuf> = None;
+
     /// A TOML file of `token = "user"` lines. Without it, the token is the user. SIGHUP reads it again.
     tokens_file: Option<PathBuf> = None;
     /// A TOML file of push API keys. Without it, everyone who reaches the push doors may push. SIGHUP reads it again.
@@ -254,7 +268,7 @@ settings! {
     /// client may lose what it has not read.
     close_timeout: Duration = Duration::from_secs(5);
     /// How long the head of an HTTP request may take once it has begun. A new connection has as long to send its first
-    /// head, and a peer may take no byte of an answer for as long. After it, the connection is closed.
+    /// head, TLS handshake included, and a peer may take no byte of an answer for as long. After it, the connection is closed.
     http_header_timeout: Duration = Duration::from_secs(10);
     /// How long an HTTP connection without a request in hand is kept. After it, the connection is closed. The default
     /// is longer than common proxies keep an idle connection to a server (60 s), so that the proxy closes it and no
@@ -323,6 +337,7 @@ impl Config {
 
     pub(crate) fn validate_with(&self, token_check: Check, push_check: Check) -> Result<(), Invalid> {
         let mut mistakes = self.mistakes();
+        mistakes.extend(self.tls_mistakes());
         mistakes.extend(self.trust_mistakes(token_check, push_check));
         Invalid::unless_empty(mistakes)
     }
@@ -335,6 +350,11 @@ impl Config {
     /// The address of the push doors.
     pub(crate) fn control_address(&self) -> &Address {
         self.control_listen.as_ref().unwrap_or(&self.listen)
+    }
+
+    /// Whether `listen` speaks TLS.
+    pub(crate) fn listen_has_tls(&self) -> bool {
+        self.tls_cert_file.is_some() || self.tls_cert_folder.is_some()
     }
 
     /// The paths that two would have, all compared with all: the setting, the path, and whose it is already.
@@ -474,6 +494,25 @@ impl Config {
         );
         let filter = tracing_subscriber::EnvFilter::builder().parse(&self.log);
         require(filter.is_ok(), "log", "must be error, warn, info, debug, trace, or target=level directives");
+        mistakes
+    }
+
+    /// What is wrong with the settings of TLS by themselves. What is in the files is the server's to read.
+    fn tls_mistakes(&self) -> Vec<Mistake> {
+        let mut mistakes = Vec::new();
+        let mut need = |name: &'static str, of: &Option<PathBuf>, other: &str, is_there: bool| {
+            if of.is_some() && !is_there {
+                let value = self.show(name).unwrap_or_default();
+                mistakes.push(Mistake::new(name, value, &format!("has no use without {other}; set both or neither")));
+            }
+        };
+        let (cert, key) = (&self.tls_cert_file, &self.tls_key_file);
+        need("tls_cert_file", cert, "tls_key_file", key.is_some());
+        need("tls_key_file", key, "tls_cert_file", cert.is_some());
+        let (cert, key) = (&self.control_tls_cert_file, &self.control_tls_key_file);
+        need("control_tls_cert_file", cert, "control_tls_key_file", key.is_some());
+        need("control_tls_key_file", key, "control_tls_cert_file", cert.is_some());
+        need("control_tls_cert_file", cert, "control_listen", self.control_listen.is_some());
         mistakes
     }
 
@@ -634,6 +673,31 @@ mod tests {
             .is_empty(),
             "push doors that only this machine reaches need no keys"
         );
+    }
+
+    #[test]
+    fn a_certificate_needs_its_key_and_an_address() {
+        let file = || Some("file.pem".into());
+        assert_eq!(mistaken(|config| config.tls_cert_file = file()), ["tls_cert_file"]);
+        assert_eq!(mistaken(|config| config.tls_key_file = file()), ["tls_key_file"]);
+        assert!(mistaken(|config| (config.tls_cert_file, config.tls_key_file) = (file(), file())).is_empty());
+        assert!(mistaken(|config| config.tls_cert_folder = file()).is_empty());
+        let control = |config: &mut Config| {
+            config.control_tls_cert_file = file();
+            config.control_tls_key_file = file();
+        };
+        assert_eq!(mistaken(control), ["control_tls_cert_file"], "there is no control_listen");
+        let with_address = |config: &mut Config| {
+            control(config);
+            config.control_listen = Some(([127, 0, 0, 1], 1).into());
+        };
+        assert!(mistaken(with_address).is_empty());
+        let names = mistaken(|config| {
+            with_address(config);
+            config.control_tls_key_file = None;
+            config.tls_key_file = file();
+        });
+        assert_eq!(names, ["tls_key_file", "control_tls_cert_file"]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod grant;
 mod inbound;
 mod link;
 mod socket;
+mod tls;
 mod transport;
 mod wire;
 
@@ -27,6 +28,7 @@ use crate::sessions::{Attached, Sessions};
 use grant::{Checked, Granted, Refused, expires_in_ms};
 use link::{Input, Link, NEVER};
 
+pub(crate) use tls::TlsTransport;
 pub(crate) use transport::Transport;
 
 /// What a client speaks.

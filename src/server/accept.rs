@@ -18,13 +18,14 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use crate::config::{Config, HTTP_HEADERS_MAX, UNIX_PEER};
-use crate::connection::Transport;
-use crate::metrics::{Counter, ListenerLabels, Metrics, RefusedLabels, RefusedReason, set};
+use crate::connection::{TlsTransport, Transport};
+use crate::metrics::{Counter, HandshakeResult, ListenerLabels, Metrics, RefusedLabels, RefusedReason, set};
 
 use super::places::{Found, NoPlace, Places};
 use super::route::{Router, Serves, too_many_keyless};
 use super::socket::{Accepted, Socket};
-use super::traffic::{Due, Timeouts, TrackedBody, TrackedStream, Traffic};
+use super::tls::Handshakes;
+use super::traffic::{Due, LAST_HEAD, Timeouts, TrackedBody, TrackedStream, Traffic};
 
 /// How long to pause before accepting again when the process is out of files or memory. Short, because a file can
 /// become free at any moment.
@@ -51,10 +52,18 @@ pub(super) struct Port {
     refused_for_address: Counter,
     evicted: Counter,
     accept_errors: Counter,
+    /// Present if the listener speaks TLS.
+    handshakes: Option<Arc<Handshakes>>,
 }
 
 impl Port {
-    pub(super) fn new(socket: Socket, serves: Serves, config: &Config, metrics: &Metrics) -> Self {
+    pub(super) fn new(
+        socket: Socket,
+        serves: Serves,
+        config: &Config,
+        metrics: &Metrics,
+        handshakes: Option<Arc<Handshakes>>,
+    ) -> Self {
         let places = match serves {
             Serves::All | Serves::Clients => {
                 Places::new(config.http_connections_max, config.http_connections_per_address_max)
@@ -75,7 +84,13 @@ impl Port {
             refused_for_address: refused(RefusedReason::FullForAddress),
             evicted: metrics.http_evicted.of(&labels).clone(),
             accept_errors: metrics.accept_errors.of(&labels).clone(),
+            handshakes,
         }
+    }
+
+    /// Keeps the certificates up to date, if there are any.
+    pub(super) fn handshakes(&self) -> Option<&Arc<Handshakes>> {
+        self.handshakes.as_ref()
     }
 }
 
@@ -186,10 +201,52 @@ impl Http {
             port.evicted.inc();
         }
         let (http, serves) = (self.clone(), port.serves);
-        self.tasks.spawn(async move {
-            http.serve(stream, peer, serves, traffic).await;
-            drop(place);
-        });
+        // Two tasks rather than one that does either, so that a plain connection has no room for the state of TLS.
+        match port.handshakes.clone() {
+            None => self.tasks.spawn(async move {
+                http.serve(stream, peer, serves, traffic).await;
+                drop(place);
+            }),
+            Some(handshakes) => self.tasks.spawn(async move {
+                http.serve_tls(stream, peer, serves, traffic, &handshakes).await;
+                drop(place);
+            }),
+        };
+    }
+
+    /// Serves HTTP over TLS on one stream.
+    async fn serve_tls<S>(
+        &self,
+        stream: S,
+        peer: SocketAddr,
+        serves: Serves,
+        traffic: Arc<Traffic>,
+        handshakes: &Handshakes,
+    ) where
+        S: Transport,
+    {
+        // Declared first, so that it is dropped last, after the connection's file is closed.
+        let mut _leaving = None;
+        let given_up = async {
+            tokio::select! {
+                () = tokio::time::sleep(self.timeouts.head) => HandshakeResult::TimedOut,
+                permit = traffic.evicted() => {
+                    _leaving = permit;
+                    HandshakeResult::GivenUp
+                }
+                () = self.stop_waiting() => HandshakeResult::GivenUp,
+            }
+        };
+        let shaken = pin!(handshakes.shake(stream, peer, given_up)).await;
+        if let Some(stream) = shaken {
+            self.serve(TlsTransport::new(stream), peer, serves, traffic).await;
+        }
+    }
+
+    /// Ready when a connection that has not made a request yet must not delay the shutdown any longer.
+    async fn stop_waiting(&self) {
+        self.stop.cancelled().await;
+        let _cut = tokio::time::timeout(LAST_HEAD, self.cut.cancelled()).await;
     }
 
     /// Serves HTTP on one stream. Returns when the connection ends or is upgraded.

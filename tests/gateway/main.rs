@@ -20,4 +20,5 @@ mod parity;
 mod session_schema;
 mod sessions;
 mod shutdown;
+mod tls;
 mod transcripts;
