@@ -4,10 +4,13 @@
 
 mod bench;
 mod calls;
+#[path = "../support/certificates.rs"]
+mod certificates;
 mod log;
 #[path = "../support/process.rs"]
 mod process;
 mod systemd;
+mod tls;
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Output, Stdio};
