@@ -108,6 +108,10 @@ settings! {
     control_tls_cert_file: Option<PathBuf> = None;
     /// A PEM file of the private key of `control_tls_cert_file`, without a passphrase.
     control_tls_key_file: Option<PathBuf> = None;
+    /// A PEM file of CA certificates. With it, whoever connects to `control_listen` must present a certificate of one of
+    /// them. The names in that certificate can be allowed in `push_keys_file`. Without `push_keys_file`, each such caller
+    /// may push to everyone.
+    control_tls_client_ca_file: Option<PathBuf> = None;
 
     /// A TOML file of `token = "user"` lines. Without it, the token is the user. SIGHUP reads it again.
     tokens_file: Option<PathBuf> = None;
@@ -513,6 +517,12 @@ impl Config {
         need("control_tls_cert_file", cert, "control_tls_key_file", key.is_some());
         need("control_tls_key_file", key, "control_tls_cert_file", cert.is_some());
         need("control_tls_cert_file", cert, "control_listen", self.control_listen.is_some());
+        let client_ca = &self.control_tls_client_ca_file;
+        if client_ca.is_some() && cert.is_none() {
+            let value = self.show("control_tls_client_ca_file").unwrap_or_default();
+            let expected = "has no use without control_tls_cert_file: callers show their certificates over TLS only";
+            mistakes.push(Mistake::new("control_tls_client_ca_file", value, expected));
+        }
         mistakes
     }
 
@@ -535,13 +545,14 @@ impl Config {
         if push_check == Check::Stock
             && !control.is_loopback()
             && self.push_keys_file.is_none()
+            && self.control_tls_client_ca_file.is_none()
             && !self.insecure_open_push
         {
             mistakes.push(Mistake::new(
                 if self.control_listen.is_some() { "control_listen" } else { "listen" },
                 control.to_string(),
-                "is not a loopback address, and without push authorization anyone could push; set push_keys_file, or set \
-                 insecure_open_push = true if that is meant",
+                "is not a loopback address, and without push authorization anyone could push; set push_keys_file or, for \
+                 control_listen, control_tls_client_ca_file, or set insecure_open_push = true if that is meant",
             ));
         }
         mistakes
@@ -673,6 +684,16 @@ mod tests {
             .is_empty(),
             "push doors that only this machine reaches need no keys"
         );
+        assert!(
+            mistaken(|config| {
+                config.control_listen = Some(open());
+                config.control_tls_cert_file = Some(named.into());
+                config.control_tls_key_file = Some(named.into());
+                config.control_tls_client_ca_file = Some(named.into());
+            })
+            .is_empty(),
+            "those of callers with a certificate need none either"
+        );
     }
 
     #[test]
@@ -698,6 +719,7 @@ mod tests {
             config.tls_key_file = file();
         });
         assert_eq!(names, ["tls_key_file", "control_tls_cert_file"]);
+        assert_eq!(mistaken(|config| config.control_tls_client_ca_file = file()), ["control_tls_client_ca_file"]);
     }
 
     #[test]

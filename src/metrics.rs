@@ -148,6 +148,10 @@ pub(crate) enum HandshakeResult {
     NothingInCommon,
     /// The peer did not accept the gateway's certificate, or something else.
     RefusedByPeer,
+    /// The peer presented no certificate, though it must.
+    NoCertificate,
+    /// The peer's certificate is of another CA, or has expired, or is not for clients.
+    BadCertificate,
     /// The peer broke the rules of TLS.
     Malformed,
     /// The peer ended the connection.
@@ -240,7 +244,7 @@ labelled! {
         Accepted Unmatched Held Dropped Invalid Unauthenticated PermissionDenied TooLarge Overloaded TimedOut Draining
         CheckUnavailable;
     UpgradeResult: Accepted Malformed TooMany TooManyFromAddress Draining;
-    HandshakeResult: Done NotTls NothingInCommon RefusedByPeer Malformed PeerLeft TimedOut GivenUp;
+    HandshakeResult: Done NotTls NothingInCommon RefusedByPeer NoCertificate BadCertificate Malformed PeerLeft TimedOut GivenUp;
     CertificateReloadResult: Loaded Failed;
     ResumeResult: Recovered Gap Unknown;
     Task: Accept Clock Sessions Journal Flusher Reload Certificates PushStream;

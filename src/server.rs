@@ -6,6 +6,7 @@ mod health;
 mod http2_frames;
 mod kernel;
 mod page;
+mod peer;
 mod places;
 mod route;
 mod scrape;
@@ -591,9 +592,10 @@ mod tests {
     fn connect(server: &Server) -> DuplexStream {
         let (near, far) = tokio::io::duplex(64 * 1024);
         let http = server.http.clone();
-        tokio::spawn(
-            async move { http.serve(far, ([127, 0, 0, 1], 1).into(), Serves::All, traffic::Traffic::new()).await },
-        );
+        tokio::spawn(async move {
+            let peer = SocketAddr::from(([127, 0, 0, 1], 1)).into();
+            http.serve(far, peer, Serves::All, traffic::Traffic::new()).await;
+        });
         near
     }
 

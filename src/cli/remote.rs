@@ -47,14 +47,25 @@ impl Remote {
         let mut endpoint = Endpoint::from_shared(url)
             .map_err(|error| format!("not a gateway address: {address}: {error}"))?
             .connect_timeout(PATIENCE);
-        if endpoint.uri().scheme() == Some(&Scheme::HTTPS) {
+        let is_tls = endpoint.uri().scheme() == Some(&Scheme::HTTPS);
+        if is_tls {
             endpoint = endpoint.tls_config(self.tls.for_grpc()?)?;
         }
+        // A server tells either by an alert, but the connection may break before that is read.
+        let guess = if is_tls && self.tls.shows_nothing() {
+            " (if it asks for a certificate, show one with --cert-file and --key-file)"
+        } else if is_tls || address.starts_with("unix:") {
+            ""
+        } else {
+            " (if it speaks TLS, its address begins with https://)"
+        };
         super::serve::runtime()?.block_on(async {
             let channel = endpoint.connect().await.map_err(|error| {
                 format!("cannot reach a gateway at {address}: {}", explained(&super::chain(&error)))
             })?;
-            call(PushServiceClient::new(channel), caller).await.map_err(|status| describe(&address, &status).into())
+            call(PushServiceClient::new(channel), caller)
+                .await
+                .map_err(|status| describe(&address, guess, &status).into())
         })
     }
 }
@@ -75,13 +86,7 @@ fn url(address: &str) -> Result<String, String> {
 
 /// Adds what to do about an error of TLS.
 pub(super) fn explained(error: &str) -> String {
-    let advice = if error.contains("UnknownIssuer") {
-        " (name the CA of its certificate with --ca-file)"
-    } else if error.contains("CertificateRequired") {
-        " (show it a certificate with --cert-file and --key-file)"
-    } else {
-        ""
-    };
+    let advice = if error.contains("UnknownIssuer") { " (name the CA of its certificate with --ca-file)" } else { "" };
     format!("{error}{advice}")
 }
 
@@ -102,7 +107,7 @@ impl Caller {
 }
 
 /// Describes a failed call. An error that the gateway returned reads differently from a failure to reach it.
-fn describe(address: &str, status: &Status) -> String {
+fn describe(address: &str, guess: &str, status: &Status) -> String {
     // A status that the server sent has no local cause.
     let Some(cause) = status.source() else {
         let (code, message) = (status.code(), status.message());
@@ -118,10 +123,6 @@ fn describe(address: &str, status: &Status) -> String {
         return format!("no answer from a gateway at {address} within {}", humantime::format_duration(PATIENCE));
     }
     let text = super::chain(cause);
-    // A server that speaks TLS sends an alert and closes, which reads as one of many errors.
-    let is_plain =
-        !address.starts_with("unix:") && !address.get(..8).is_some_and(|s| s.eq_ignore_ascii_case("https://"));
-    let guess = if is_plain { " (if it speaks TLS, its address begins with https://)" } else { "" };
     format!("no answer from a gateway at {address}{guess}: {}", explained(&text))
 }
 

@@ -51,6 +51,10 @@ impl Tls {
         }))
     }
 
+    pub(super) fn shows_nothing(&self) -> bool {
+        self.own().is_none()
+    }
+
     fn own(&self) -> Option<(&Path, &Path)> {
         self.cert_file.as_deref().zip(self.key_file.as_deref())
     }

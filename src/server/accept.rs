@@ -21,10 +21,11 @@ use crate::config::{Config, HTTP_HEADERS_MAX, UNIX_PEER};
 use crate::connection::{TlsTransport, Transport};
 use crate::metrics::{Counter, HandshakeResult, ListenerLabels, Metrics, RefusedLabels, RefusedReason, set};
 
+use super::peer::Peer;
 use super::places::{Found, NoPlace, Places};
 use super::route::{Router, Serves, too_many_keyless};
 use super::socket::{Accepted, Socket};
-use super::tls::Handshakes;
+use super::tls::{Handshakes, names};
 use super::traffic::{Due, LAST_HEAD, Timeouts, TrackedBody, TrackedStream, Traffic};
 
 /// How long to pause before accepting again when the process is out of files or memory. Short, because a file can
@@ -204,7 +205,7 @@ impl Http {
         // Two tasks rather than one that does either, so that a plain connection has no room for the state of TLS.
         match port.handshakes.clone() {
             None => self.tasks.spawn(async move {
-                http.serve(stream, peer, serves, traffic).await;
+                http.serve(stream, peer.into(), serves, traffic).await;
                 drop(place);
             }),
             Some(handshakes) => self.tasks.spawn(async move {
@@ -239,6 +240,7 @@ impl Http {
         };
         let shaken = pin!(handshakes.shake(stream, peer, given_up)).await;
         if let Some(stream) = shaken {
+            let peer = Peer { address: peer, certificate_names: names(&stream) };
             self.serve(TlsTransport::new(stream), peer, serves, traffic).await;
         }
     }
@@ -250,14 +252,14 @@ impl Http {
     }
 
     /// Serves HTTP on one stream. Returns when the connection ends or is upgraded.
-    pub(super) async fn serve<S>(&self, stream: S, peer: SocketAddr, serves: Serves, traffic: Arc<Traffic>)
+    pub(super) async fn serve<S>(&self, stream: S, peer: Peer, serves: Serves, traffic: Arc<Traffic>)
     where
         S: Transport,
     {
         let service = service_fn(|request| {
             let mut in_hand = traffic.begin();
             let is_refused = self.router.is_keyless(&request) && !in_hand.count_keyless();
-            let router = self.router.clone();
+            let (router, peer) = (self.router.clone(), peer.clone());
             async move {
                 let answer = if is_refused {
                     too_many_keyless(&request)
@@ -268,15 +270,16 @@ impl Http {
             }
         });
         let io = TokioIo::new(TrackedStream::new(stream, traffic.clone()));
+        let address = peer.address;
         match serves {
             // Clients do not need HTTP/2, so it is off here and cannot be abused.
             Serves::Clients => {
                 let connection = self.http1.serve_connection(io, service).with_upgrades();
-                self.drive(connection, |connection| connection.graceful_shutdown(), peer, &traffic).await;
+                self.drive(connection, |connection| connection.graceful_shutdown(), address, &traffic).await;
             }
             Serves::All | Serves::Control => {
                 let connection = self.builder.serve_connection_with_upgrades(io, service);
-                self.drive(connection, |connection| connection.graceful_shutdown(), peer, &traffic).await;
+                self.drive(connection, |connection| connection.graceful_shutdown(), address, &traffic).await;
             }
         }
     }

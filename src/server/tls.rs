@@ -26,7 +26,7 @@ use super::route::Serves;
 use files::{Files, Snapshot};
 use load::{Constants, Loaded};
 
-pub(super) use handshake::Handshakes;
+pub(super) use handshake::{Handshakes, names};
 
 /// The time between two looks at the files. A change is taken over when two looks have found the same.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);

@@ -68,6 +68,28 @@ fn the_command_listens_and_pushes_over_tls_and_sighup_keeps_its_socket() {
 }
 
 #[test]
+fn the_command_shows_its_certificate_where_one_is_asked_for() {
+    let (own, callers) = (Authority::new("own"), Authority::new("callers"));
+    let files = own.issue("control", &["127.0.0.1"], YEAR);
+    let gateway = GatewayProcess::start_as(
+        pushgate(&["--control-listen", "127.0.0.1:0"])
+            .env("PUSHGATE_CONTROL_TLS_CERT_FILE", &files.certificate)
+            .env("PUSHGATE_CONTROL_TLS_KEY_FILE", &files.key)
+            .env("PUSHGATE_CONTROL_TLS_CLIENT_CA_FILE", callers.ca_file()),
+    );
+    let (address, ca_file) = (format!("https://{}", gateway.control), own.ca_file());
+    let arguments = ["push", "ann", "mail", "m", "--address", &address, "--ca-file", path(&ca_file)];
+    let shown = callers.issue("caller", &["caller.internal"], YEAR);
+    let mut push = pushgate(&arguments);
+    push.arg("--cert-file").arg(&shown.certificate).arg("--key-file").arg(&shown.key);
+    assert!(stdout(&push.output().unwrap()).starts_with("accepted by 0 of 0 connections,"));
+    let refused = run(&arguments);
+    assert_eq!(refused.status.code(), Some(1));
+    let said = stderr(&refused);
+    assert!(said.contains("(if it asks for a certificate, show one with --cert-file and --key-file)"), "{said}");
+}
+
+#[test]
 fn plain_http_at_a_tls_address_is_told_in_the_log_and_to_the_caller() {
     let authority = Authority::new("ca");
     let gateway = start(&authority.issue("own", &["localhost"], YEAR));

@@ -14,6 +14,7 @@ mod journal;
 mod json;
 mod legacy;
 mod listeners;
+mod mtls;
 mod operating;
 mod panics;
 mod parity;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use pushgate::{Server, ServerError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_rustls::rustls::HandshakeKind;
 
 use crate::support::certificates::{Authority, Files};
 use crate::support::tls::Speaks;
@@ -112,6 +113,16 @@ async fn messages_of_any_size_arrive_whole_and_in_order_at_a_slow_reader() {
         assert_eq!(phone.next_text().await, *message);
     }
     gateway.until("pushgate_messages_written_total", |written| written == 200).await;
+}
+
+#[tokio::test]
+async fn a_client_that_comes_back_goes_on_with_its_keys() {
+    let authority = Authority::new("ca");
+    let files = authority.issue("own", &["localhost"], YEAR);
+    let gateway = clients_over_tls(&files, |_| ()).await;
+    let speaks = Speaks::with(&authority);
+    assert_eq!(speaks.comes_back(gateway.clients).await, HandshakeKind::Resumed);
+    assert_eq!(speaks.only_1_2().comes_back(gateway.clients).await, HandshakeKind::Resumed);
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use pushgate::proto::push_service_client::PushServiceClient;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -13,7 +13,7 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::version::{TLS12, TLS13};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
+use tokio_rustls::rustls::{ClientConfig, HandshakeKind, RootCertStore, SupportedProtocolVersion};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 use super::certificates::{Authority, Files};
@@ -83,16 +83,46 @@ impl Speaks {
         TlsConnector::from(Arc::new(config))
     }
 
+    /// Makes two requests, each on its own connection, and returns how the handshake of the second went.
+    pub async fn comes_back(&self, address: SocketAddr) -> HandshakeKind {
+        let connector = self.connector();
+        let mut kind = None;
+        for _ in 0..2 {
+            let mut stream = self.connect_with(&connector, address).await.unwrap();
+            soon(stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).await.unwrap();
+            read_answer(&mut stream).await;
+            kind = stream.get_ref().1.handshake_kind();
+        }
+        kind.unwrap()
+    }
+
     /// Connects and makes the handshake.
     pub async fn connect(&self, address: SocketAddr) -> io::Result<TlsStream<TcpStream>> {
+        self.connect_with(&self.connector(), address).await
+    }
+
+    async fn connect_with(&self, connector: &TlsConnector, address: SocketAddr) -> io::Result<TlsStream<TcpStream>> {
         let stream = soon(TcpStream::connect(address)).await?;
         let name = ServerName::try_from(self.host.clone()).unwrap();
-        soon(self.connector().connect(name, stream)).await
+        soon(connector.connect(name, stream)).await
     }
 
     pub async fn get(&self, address: SocketAddr, path: &str) -> io::Result<Answer> {
+        self.ask(address, &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).await
+    }
+
+    /// How a gateway refuses this client. With TLS 1.3, a client that has no good certificate learns of that when it first
+    /// reads.
+    pub async fn refusal(&self, address: SocketAddr) -> io::Error {
+        match self.connect(address).await {
+            Ok(mut stream) => soon(stream.read_u8()).await.unwrap_err(),
+            Err(error) => error,
+        }
+    }
+
+    /// Sends one raw request.
+    pub async fn ask(&self, address: SocketAddr, request: &str) -> io::Result<Answer> {
         let mut stream = self.connect(address).await?;
-        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
         soon(stream.write_all(request.as_bytes())).await?;
         Ok(read_answer(&mut stream).await)
     }

@@ -15,6 +15,8 @@ pub(super) struct Facts {
     pub(super) expires: Duration,
     /// The DNS names it is made out to, in small letters, maybe with `*` as the first label.
     pub(super) dns_names: Vec<String>,
+    /// The URIs it is made out to, as they are written.
+    pub(super) uris: Vec<String>,
 }
 
 impl Facts {
@@ -28,7 +30,15 @@ impl Facts {
                 GeneralName::DnsName(name) => Some(name.as_str().to_ascii_lowercase()),
                 _ => None,
             });
-            Ok(Self { expires: certificate.validity().not_after.to_unix_duration(), dns_names: dns_names.collect() })
+            let uris = names.iter().filter_map(|name| match name {
+                GeneralName::UniformResourceIdentifier(uri) => Some(uri.as_str().to_owned()),
+                _ => None,
+            });
+            Ok(Self {
+                expires: certificate.validity().not_after.to_unix_duration(),
+                dns_names: dns_names.collect(),
+                uris: uris.collect(),
+            })
         };
         read().map_err(|error: x509_cert::der::Error| format!("this is not a certificate: {error}"))
     }

@@ -22,6 +22,8 @@ pub(super) struct Files {
     /// The files of the certificate and its key.
     pair: Option<[Named; 2]>,
     folder: Option<Named>,
+    /// The CAs of which callers must present a certificate.
+    client_ca: Option<Named>,
 }
 
 /// A path, and the setting that it comes from.
@@ -36,6 +38,7 @@ struct Named {
 pub(super) struct Snapshot {
     /// The certificate for those who ask for none of the others comes first.
     pub(super) pairs: Vec<Pair>,
+    pub(super) client_ca: Option<Content>,
     /// What could not be read.
     pub(super) mistakes: Vec<TlsMistake>,
 }
@@ -76,7 +79,7 @@ impl Files {
         let certificate = named("tls_cert_file", &config.tls_cert_file);
         let pair = certificate.zip(named("tls_key_file", &config.tls_key_file)).map(Into::into);
         let folder = named("tls_cert_folder", &config.tls_cert_folder);
-        (pair.is_some() || folder.is_some()).then_some(Self { pair, folder })
+        (pair.is_some() || folder.is_some()).then_some(Self { pair, folder, client_ca: None })
     }
 
     /// Those of `control_listen`, if it speaks TLS.
@@ -84,12 +87,13 @@ impl Files {
         let named = |setting, path: &Option<PathBuf>| Some(Named { setting, path: path.clone()? });
         let certificate = named("control_tls_cert_file", &config.control_tls_cert_file);
         let pair = certificate.zip(named("control_tls_key_file", &config.control_tls_key_file)).map(Into::into);
-        pair.map(|pair| Self { pair: Some(pair), folder: None })
+        let client_ca = named("control_tls_client_ca_file", &config.control_tls_client_ca_file);
+        pair.map(|pair| Self { pair: Some(pair), folder: None, client_ca })
     }
 
     /// Reads all of them.
     pub(super) fn read(&self) -> Snapshot {
-        let mut snapshot = Snapshot { pairs: Vec::new(), mistakes: Vec::new() };
+        let mut snapshot = Snapshot { pairs: Vec::new(), client_ca: None, mistakes: Vec::new() };
         if let Some([certificate, key]) = &self.pair {
             snapshot.read_pair(certificate, key);
         }
@@ -99,17 +103,29 @@ impl Files {
                 Err(mistake) => snapshot.mistakes.push(mistake),
             }
         }
+        if let Some(named) = &self.client_ca {
+            match named.read() {
+                Ok(content) => snapshot.client_ca = Some(content),
+                Err(mistake) => snapshot.mistakes.push(mistake),
+            }
+        }
         snapshot
+    }
+}
+
+impl Named {
+    fn read(&self) -> Result<Content, TlsMistake> {
+        let Self { setting, path } = self;
+        match read(path) {
+            Ok(text) => Ok(Content { setting, path: path.clone(), text }),
+            Err(error) => Err(TlsMistake { setting, error }),
+        }
     }
 }
 
 impl Snapshot {
     fn read_pair(&mut self, certificate: &Named, key: &Named) {
-        let read = [certificate, key].map(|named| {
-            read(&named.path)
-                .map(|text| Content { setting: named.setting, path: named.path.clone(), text })
-                .map_err(|error| TlsMistake { setting: named.setting, error })
-        });
+        let read = [certificate.read(), key.read()];
         match read {
             [Ok(certificate), Ok(key)] => self.pairs.push(Pair { certificate, key }),
             read => self.mistakes.extend(read.into_iter().filter_map(Result::err)),
@@ -120,10 +136,9 @@ impl Snapshot {
     /// can share, and of contents, so that the private keys are not kept a second time.
     pub(super) fn fingerprint(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
-        for pair in &self.pairs {
-            for content in [&pair.certificate, &pair.key] {
-                (&content.path, &content.text).hash(&mut hasher);
-            }
+        let pairs = self.pairs.iter().flat_map(|pair| [&pair.certificate, &pair.key]);
+        for content in pairs.chain(&self.client_ca) {
+            (&content.path, &content.text).hash(&mut hasher);
         }
         for mistake in &self.mistakes {
             mistake.to_string().hash(&mut hasher);

@@ -16,6 +16,7 @@ use tracing::{Level, debug, enabled};
 use crate::metrics::{HandshakeLabels, HandshakeResult, InSnakeCase, Listener, Metrics};
 
 use super::Tls;
+use super::certificate::Facts;
 
 /// The minimum time between two log lines about handshakes that failed. Anybody can make them fail.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
@@ -98,6 +99,13 @@ impl Handshakes {
     }
 }
 
+/// The names that the peer's certificate is made out to, URIs and DNS names. Empty if none was asked for.
+pub(in crate::server) fn names<S>(stream: &TlsStream<S>) -> Arc<[String]> {
+    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let facts = certificate.and_then(|certificate| Facts::of(certificate).ok());
+    facts.map(|facts| facts.uris.into_iter().chain(facts.dns_names).collect()).unwrap_or_default()
+}
+
 /// How a handshake ended that failed with this error.
 fn result(error: &io::Error) -> HandshakeResult {
     let Some(error) = error.get_ref().and_then(|error| error.downcast_ref::<Error>()) else {
@@ -108,6 +116,8 @@ fn result(error: &io::Error) -> HandshakeResult {
             HandshakeResult::NotTls
         }
         Error::PeerIncompatible(_) | Error::NoApplicationProtocol => HandshakeResult::NothingInCommon,
+        Error::NoCertificatesPresented => HandshakeResult::NoCertificate,
+        Error::InvalidCertificate(_) => HandshakeResult::BadCertificate,
         Error::AlertReceived(_) => HandshakeResult::RefusedByPeer,
         _ => HandshakeResult::Malformed,
     }

@@ -5,14 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
-use tokio_rustls::rustls::server::{ClientHello, ProducesTickets, ResolvesServerCert};
+use tokio_rustls::rustls::server::danger::ClientCertVerifier;
+use tokio_rustls::rustls::server::{
+    ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert, WebPkiClientVerifier,
+};
 use tokio_rustls::rustls::sign::CertifiedKey;
 use tokio_rustls::rustls::version::{TLS12, TLS13};
-use tokio_rustls::rustls::{Error, InconsistentKeys, ServerConfig};
+use tokio_rustls::rustls::{Error, InconsistentKeys, RootCertStore, ServerConfig};
 
 use super::TlsMistake;
 use super::certificate::Facts;
-use super::files::{Pair, Snapshot};
+use super::files::{Content, Pair, Snapshot};
 use super::pem;
 
 /// What is the same for all versions of an address's files.
@@ -68,17 +71,44 @@ pub(super) fn load(snapshot: Snapshot, constants: &Constants) -> Result<Loaded, 
             Err(found) => mistakes.extend(found),
         }
     }
+    let client_ca = snapshot.client_ca.as_ref().map(|content| verifier(content, constants));
+    let verifier = client_ca.transpose().unwrap_or_else(|mistake| {
+        mistakes.push(mistake);
+        None
+    });
     if !mistakes.is_empty() {
         return Err(mistakes);
     }
-    let mut config = ServerConfig::builder_with_provider(constants.provider.clone())
+    let builder = ServerConfig::builder_with_provider(constants.provider.clone())
         .with_protocol_versions(&[&TLS13, &TLS12])
-        .expect("ring has cipher suites for both versions")
-        .with_no_client_auth()
-        .with_cert_resolver(Arc::new(certificates));
+        .expect("ring has cipher suites for both versions");
+    let verifies = verifier.is_some();
+    let builder = match verifier {
+        Some(verifier) => builder.with_client_cert_verifier(verifier),
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_cert_resolver(Arc::new(certificates));
     config.alpn_protocols.clone_from(&constants.alpn);
-    config.ticketer = constants.ticketer.clone();
+    if verifies {
+        // Who comes back with old keys would not be verified again, though its certificate may have expired by then.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+    } else {
+        config.ticketer = constants.ticketer.clone();
+    }
     Ok(Loaded { config: Arc::new(config), certificates: snapshot.pairs.len(), expires, has_expired })
+}
+
+/// Accepts callers with a certificate of the CAs in a file.
+fn verifier(content: &Content, constants: &Constants) -> Result<Arc<dyn ClientCertVerifier>, TlsMistake> {
+    let mut roots = RootCertStore::empty();
+    for (line, certificate) in pem::certificates(&content.text).map_err(|problem| content.mistake(problem))? {
+        let added = roots.add(certificate);
+        added.map_err(|error| content.mistake(format!("line {line}: this certificate cannot be used: {error}")))?;
+    }
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), constants.provider.clone())
+        .build()
+        .map_err(|error| content.mistake(error.to_string()))
 }
 
 /// One certificate with its key, and what it and those above it say.
