@@ -129,10 +129,10 @@ settings! {
     /// The format of the log: "text" for people, or "json" for machines, with one object a line.
     log_format: LogFormat = LogFormat::Text;
 
-    /// WebSocket connections in all. A further upgrade is answered 503. A quiet connection costs a file and a few KiB.
-    /// A busy one costs up to an outbox (`outbox_bytes_max`), two of the client's messages (`client_message_bytes_max`)
-    /// and a few control frames. A session adds the JSON of what it is being sent, and what is kept for it
-    /// (`journal_bytes_max`). Lowered at start to what the open-file limit allows.
+    /// WebSocket connections in all. A further upgrade is answered 503. A quiet connection costs a file and a few KiB, with
+    /// TLS about 9. A busy one costs up to an outbox (`outbox_bytes_max`), two of the client's messages
+    /// (`client_message_bytes_max`), two TLS records and a few control frames. A session adds the JSON of what it is being
+    /// sent, and what is kept for it (`journal_bytes_max`). Lowered at start to what the open-file limit allows.
     connections_max: usize = 100_000;
     /// Connections of one user, 0 for no limit. A further bind closes its connection with 4429. The default is far
     /// above any person's devices, and low enough that one stolen token cannot use up `connections_max`.

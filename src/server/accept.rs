@@ -89,7 +89,7 @@ impl Port {
         }
     }
 
-    /// Keeps the certificates up to date, if there are any.
+    /// What makes the handshakes, if the listener speaks TLS.
     pub(super) fn handshakes(&self) -> Option<&Arc<Handshakes>> {
         self.handshakes.as_ref()
     }
