@@ -126,6 +126,13 @@ async fn a_client_that_comes_back_goes_on_with_its_keys() {
 }
 
 #[tokio::test]
+async fn the_page_names_the_scheme_of_clients_where_it_is_not_its_own() {
+    let authority = Authority::new("ca");
+    let gateway = clients_over_tls(&authority.issue("own", &["localhost"], YEAR), |_| ()).await;
+    assert!(gateway.get("/").await.body.contains("\"scheme\":\"wss:\""));
+}
+
+#[tokio::test]
 async fn clients_are_offered_no_http_2() {
     let authority = Authority::new("ca");
     let files = authority.issue("own", &["localhost"], YEAR);
