@@ -153,13 +153,25 @@ pub trait PushAuthorizer: Send + Sync + 'static {
 pub struct PushCredentials {
     /// The API key, from `x-api-key: KEY` or, if that header is missing or empty, from `authorization: Bearer KEY`.
     pub api_key: Option<Token>,
+    /// The names of the certificate that the caller presented, if `control_tls_client_ca_file` asks for one: its URIs as
+    /// they are written, then its DNS names in small letters. The certificate is verified.
+    pub certificate_names: Arc<[String]>,
     /// The address that the caller connects from.
     pub peer: SocketAddr,
 }
 
 impl PushCredentials {
     pub(crate) fn new(api_key: Option<Token>, peer: SocketAddr) -> Self {
-        Self { api_key, peer }
+        Self { api_key, certificate_names: Arc::default(), peer }
+    }
+
+    pub(crate) fn with_certificate_names(self, certificate_names: Arc<[String]>) -> Self {
+        Self { certificate_names, ..self }
+    }
+
+    /// Whether a check can tell the caller from others by more than its address.
+    pub(crate) fn has_name(&self) -> bool {
+        self.api_key.is_some() || !self.certificate_names.is_empty()
     }
 }
 
@@ -262,7 +274,7 @@ impl fmt::Debug for PushScope {
 /// Why a caller was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PushRefused {
-    /// The caller sent no API key, or an unknown one.
+    /// The caller sent no API key, or an unknown one, and presented no certificate that is known.
     #[error("no API key, or one that is not known")]
     Unauthenticated,
     /// The check could not be made.
@@ -327,8 +339,8 @@ pub struct OpenPush;
 
 #[async_trait]
 impl PushAuthorizer for OpenPush {
-    async fn authorize(&self, _credentials: &PushCredentials) -> Result<PushScope, PushRefused> {
-        Ok(PushScope::everything("anyone"))
+    async fn authorize(&self, credentials: &PushCredentials) -> Result<PushScope, PushRefused> {
+        Ok(PushScope::everything(credentials.certificate_names.first().map_or("anyone", String::as_str)))
     }
 }
 

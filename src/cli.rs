@@ -13,6 +13,7 @@ mod push;
 mod remote;
 mod serve;
 mod systemd;
+mod tls;
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -20,7 +21,7 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use pushgate::{Invalid, JwtAuthenticator, Loaded, PushKeys, ServerError, TokenFile};
+use pushgate::{Invalid, InvalidTls, JwtAuthenticator, Loaded, PushKeys, Server, ServerError, TokenFile};
 
 /// The exit code for a wrong configuration, which a restart does not fix. It is `EX_USAGE` of sysexits.h.
 const EXIT_CONFIG: u8 = 64;
@@ -193,7 +194,8 @@ impl Error for InvalidFiles {}
 
 /// Whether the error is in the settings or in a file that they name.
 fn is_config(error: &(dyn Error + 'static)) -> bool {
-    let in_server = matches!(error.downcast_ref(), Some(ServerError::Invalid(_) | ServerError::Auth(_)));
+    let in_server =
+        matches!(error.downcast_ref(), Some(ServerError::Invalid(_) | ServerError::Auth(_) | ServerError::Tls(_)));
     in_server || error.is::<Invalid>() || error.is::<InvalidFiles>()
 }
 
@@ -221,20 +223,28 @@ fn check_config(settings: Settings) -> Outcome {
     for name in &loaded.unknown_environment {
         print::complain(&format!("note: the environment variable {name} is not a setting and is ignored"));
     }
+    check_files(&loaded)?;
+    print::result("the configuration is valid");
+    Ok(())
+}
+
+/// Reads the files that the settings name, and finds every mistake in them.
+fn check_files(loaded: &Loaded) -> Result<(), InvalidFiles> {
     let tokens = loaded.config.tokens_file.as_ref().and_then(|path| TokenFile::open(path).err());
     let keys = loaded.config.push_keys_file.as_ref().and_then(|path| PushKeys::open(path).err());
     // Not with a `jwt_jwks_url`, which would be fetched.
     let jwt_keys =
         loaded.config.jwt_keys_file.as_ref().and_then(|_| JwtAuthenticator::from_config(&loaded.config).err());
-    let errors: Vec<_> = [("tokens_file", tokens), ("jwt_keys_file", jwt_keys), ("push_keys_file", keys)]
+    let tls = Server::check_tls(&loaded.config).err();
+    let tls = tls.iter().flat_map(InvalidTls::mistakes).map(|mistake| (mistake.setting(), mistake.error()));
+    let files = [("tokens_file", &tokens), ("jwt_keys_file", &jwt_keys), ("push_keys_file", &keys)];
+    let errors: Vec<_> = files
         .into_iter()
-        .filter_map(|(name, error)| Some(format!("{name} ({}): {}", loaded.source(name), chain(&error?))))
+        .filter_map(|(name, error)| Some((name, error.as_ref()?)))
+        .chain(tls)
+        .map(|(name, error)| format!("{name} ({}): {}", loaded.source(name), chain(error)))
         .collect();
-    if !errors.is_empty() {
-        return Err(Box::new(InvalidFiles(errors.join("\n"))));
-    }
-    print::result("the configuration is valid");
-    Ok(())
+    if errors.is_empty() { Ok(()) } else { Err(InvalidFiles(errors.join("\n"))) }
 }
 
 fn print_config(settings: Settings) -> Outcome {

@@ -120,6 +120,24 @@ settings! {
     /// `http_header_timeout`. A connection without one, or from an address that is not in `proxies_trusted`, is closed.
     proxy_protocol: bool = false;
 
+    /// A PEM file of the certificate for `listen`, followed by those between it and its CA. With it, `listen` speaks TLS
+    /// and nothing else. SIGHUP reads it again, and so does a change of the file within a few seconds.
+    tls_cert_file: Option<PathBuf> = None;
+    /// A PEM file of the private key of `tls_cert_file`, without a passphrase.
+    tls_key_file: Option<PathBuf> = None;
+    /// A folder of certificates for `listen`, each as `NAME.crt` with its key as `NAME.key`. A client gets the one that
+    /// is made out to the host that it asks for. A client that asks for another host, or for none, gets that of
+    /// `tls_cert_file` or, without it, the first by file name.
+    tls_cert_folder: Option<PathBuf> = None;
+    /// The same as `tls_cert_file`, for `control_listen`. Without it, `control_listen` does not speak TLS.
+    control_tls_cert_file: Option<PathBuf> = None;
+    /// A PEM file of the private key of `control_tls_cert_file`, without a passphrase.
+    control_tls_key_file: Option<PathBuf> = None;
+    /// A PEM file of CA certificates. With it, whoever connects to `control_listen` must present a certificate of one of
+    /// them. The names in that certificate can be allowed in `push_keys_file`. Without `push_keys_file`, each such caller
+    /// may push to everyone.
+    control_tls_client_ca_file: Option<PathBuf> = None;
+
     /// A TOML file of `token = "user"` lines. Without it and the settings for JWTs, the token is the user. SIGHUP reads it
     /// again.
     tokens_file: Option<PathBuf> = None;
@@ -163,10 +181,10 @@ settings! {
     /// The format of the log: "text" for people, or "json" for machines, with one object a line.
     log_format: LogFormat = LogFormat::Text;
 
-    /// WebSocket connections in all. A further upgrade is answered 503. A quiet connection costs a file and a few KiB.
-    /// A busy one costs up to an outbox (`outbox_bytes_max`), two of the client's messages (`client_message_bytes_max`)
-    /// and a few control frames. A session adds the JSON of what it is being sent, and what is kept for it
-    /// (`journal_bytes_max`). Lowered at start to what the open-file limit allows.
+    /// WebSocket connections in all. A further upgrade is answered 503. A quiet connection costs a file and a few KiB, with
+    /// TLS about 9. A busy one costs up to an outbox (`outbox_bytes_max`), two of the client's messages
+    /// (`client_message_bytes_max`), two TLS records and a few control frames. A session adds the JSON of what it is being
+    /// sent, and what is kept for it (`journal_bytes_max`). Lowered at start to what the open-file limit allows.
     connections_max: usize = 100_000;
     /// Connections of one user, 0 for no limit. `connections_per_user_policy` says what happens to a further one. The
     /// default is far above any person's devices, and low enough that one stolen token cannot use up `connections_max`.
@@ -317,7 +335,7 @@ settings! {
     /// client may lose what it has not read.
     close_timeout: Duration = Duration::from_secs(5);
     /// How long the head of an HTTP request may take once it has begun. A new connection has as long to send its first
-    /// head, and a peer may take no byte of an answer for as long. After it, the connection is closed.
+    /// head, TLS handshake included, and a peer may take no byte of an answer for as long. After it, the connection is closed.
     http_header_timeout: Duration = Duration::from_secs(10);
     /// How long an HTTP connection without a request in hand is kept. After it, the connection is closed. The default
     /// is longer than common proxies keep an idle connection to a server (60 s), so that the proxy closes it and no
@@ -387,6 +405,7 @@ impl Config {
     pub(crate) fn validate_with(&self, token_check: Check, push_check: Check) -> Result<(), Invalid> {
         let mut mistakes = self.mistakes();
         mistakes.extend(self.token_mistakes());
+        mistakes.extend(self.tls_mistakes());
         mistakes.extend(self.trust_mistakes(token_check, push_check));
         Invalid::unless_empty(mistakes)
     }
@@ -407,6 +426,11 @@ impl Config {
     /// The address of the push doors.
     pub(crate) fn control_address(&self) -> &Address {
         self.control_listen.as_ref().unwrap_or(&self.listen)
+    }
+
+    /// Whether `listen` speaks TLS.
+    pub(crate) fn listen_has_tls(&self) -> bool {
+        self.tls_cert_file.is_some() || self.tls_cert_folder.is_some()
     }
 
     /// The paths that two would have, all compared with all: the setting, the path, and whose it is already.
@@ -554,6 +578,31 @@ impl Config {
         mistakes
     }
 
+    /// What is wrong with the settings of TLS by themselves. What is in the files is the server's to read.
+    fn tls_mistakes(&self) -> Vec<Mistake> {
+        let mut mistakes = Vec::new();
+        let mut need = |name: &'static str, of: &Option<PathBuf>, other: &str, is_there: bool| {
+            if of.is_some() && !is_there {
+                let value = self.show(name).unwrap_or_default();
+                mistakes.push(Mistake::new(name, value, &format!("has no use without {other}; set both or neither")));
+            }
+        };
+        let (cert, key) = (&self.tls_cert_file, &self.tls_key_file);
+        need("tls_cert_file", cert, "tls_key_file", key.is_some());
+        need("tls_key_file", key, "tls_cert_file", cert.is_some());
+        let (cert, key) = (&self.control_tls_cert_file, &self.control_tls_key_file);
+        need("control_tls_cert_file", cert, "control_tls_key_file", key.is_some());
+        need("control_tls_key_file", key, "control_tls_cert_file", cert.is_some());
+        need("control_tls_cert_file", cert, "control_listen", self.control_listen.is_some());
+        let client_ca = &self.control_tls_client_ca_file;
+        if client_ca.is_some() && cert.is_none() {
+            let value = self.show("control_tls_client_ca_file").unwrap_or_default();
+            let expected = "has no use without control_tls_cert_file: callers show their certificates over TLS only";
+            mistakes.push(Mistake::new("control_tls_client_ca_file", value, expected));
+        }
+        mistakes
+    }
+
     /// Safe by default: what is reachable from other machines must be guarded, or be declared open.
     fn trust_mistakes(&self, token_check: Check, push_check: Check) -> Vec<Mistake> {
         let mut mistakes = Vec::new();
@@ -573,13 +622,14 @@ impl Config {
         if push_check == Check::Stock
             && !control.is_loopback()
             && self.push_keys_file.is_none()
+            && self.control_tls_client_ca_file.is_none()
             && !self.insecure_open_push
         {
             mistakes.push(Mistake::new(
                 if self.control_listen.is_some() { "control_listen" } else { "listen" },
                 control.to_string(),
-                "is not a loopback address, and without push authorization anyone could push; set push_keys_file, or set \
-                 insecure_open_push = true if that is meant",
+                "is not a loopback address, and without push authorization anyone could push; set push_keys_file or, for \
+                 control_listen, control_tls_client_ca_file, or set insecure_open_push = true if that is meant",
             ));
         }
         mistakes
@@ -721,6 +771,42 @@ mod tests {
             .is_empty(),
             "push doors that only this machine reaches need no keys"
         );
+        assert!(
+            mistaken(|config| {
+                config.control_listen = Some(open());
+                config.control_tls_cert_file = Some(named.into());
+                config.control_tls_key_file = Some(named.into());
+                config.control_tls_client_ca_file = Some(named.into());
+            })
+            .is_empty(),
+            "those of callers with a certificate need none either"
+        );
+    }
+
+    #[test]
+    fn a_certificate_needs_its_key_and_an_address() {
+        let file = || Some("file.pem".into());
+        assert_eq!(mistaken(|config| config.tls_cert_file = file()), ["tls_cert_file"]);
+        assert_eq!(mistaken(|config| config.tls_key_file = file()), ["tls_key_file"]);
+        assert!(mistaken(|config| (config.tls_cert_file, config.tls_key_file) = (file(), file())).is_empty());
+        assert!(mistaken(|config| config.tls_cert_folder = file()).is_empty());
+        let control = |config: &mut Config| {
+            config.control_tls_cert_file = file();
+            config.control_tls_key_file = file();
+        };
+        assert_eq!(mistaken(control), ["control_tls_cert_file"], "there is no control_listen");
+        let with_address = |config: &mut Config| {
+            control(config);
+            config.control_listen = Some(([127, 0, 0, 1], 1).into());
+        };
+        assert!(mistaken(with_address).is_empty());
+        let names = mistaken(|config| {
+            with_address(config);
+            config.control_tls_key_file = None;
+            config.tls_key_file = file();
+        });
+        assert_eq!(names, ["tls_key_file", "control_tls_cert_file"]);
+        assert_eq!(mistaken(|config| config.control_tls_client_ca_file = file()), ["control_tls_client_ca_file"]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod grant;
 mod inbound;
 mod link;
 mod socket;
+mod tls;
 mod transport;
 mod wire;
 
@@ -25,6 +26,7 @@ use grant::{Checked, Granted, Refused, expires_in_ms};
 use link::{Input, Link, NEVER};
 use socket::Limits;
 
+pub(crate) use tls::TlsTransport;
 pub(crate) use transport::Transport;
 
 /// What a client speaks.

@@ -26,6 +26,7 @@ use crate::replays::{Made, Replays};
 use crate::sessions::Sessions;
 use crate::shares::{Payer, Share, Shares};
 
+pub(crate) use operating::Reload;
 pub(crate) use sent::{Follow, Sent};
 
 /// A running gateway, for the program that embeds it. Cloning is a reference count.
@@ -51,6 +52,8 @@ pub(crate) struct Rooms {
     pub(crate) names: Arc<Names>,
     pub(crate) token_authenticator: Arc<dyn TokenAuthenticator>,
     pub(crate) push_authorizer: Arc<dyn PushAuthorizer>,
+    /// The certificates of each address that speaks TLS.
+    pub(crate) certificates: Vec<Arc<dyn Reload>>,
     /// What was pushed under an idempotency key.
     pub(crate) replays: Replays,
     /// Pushes that may still wait for more than acceptance.

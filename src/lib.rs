@@ -188,7 +188,7 @@ pub use message::{
     SlowReaderPolicy, Target, UserId,
 };
 pub use outcome::{ConnectionOutcome, DropReason, Drops, Level, Outcome, Progress};
-pub use server::{Report, Server, ServerBuilder, ServerError};
+pub use server::{InvalidTls, Report, Server, ServerBuilder, ServerError, TlsMistake};
 
 /// The gRPC API, generated from `proto/pushgate/v1`: messages, client and server.
 pub mod proto {

@@ -73,6 +73,9 @@ pub(crate) struct Metrics {
     pub(crate) http_refused: Counters<RefusedLabels>,
     pub(crate) http_evicted: Counters<ListenerLabels>,
     pub(crate) accept_errors: Counters<ListenerLabels>,
+    pub(crate) tls_handshakes: Counters<HandshakeLabels>,
+    pub(crate) certificate_reloads: Counters<CertificateReloadLabels>,
+    pub(crate) certificate_expires: Family<ListenerLabels, Gauge>,
     pub(crate) task_panics: Counters<TaskLabels>,
     pub(crate) jwks_fetches: Counters<JwksLabels>,
     pub(crate) jwks_age_seconds: Gauge,
@@ -143,6 +146,37 @@ pub(crate) enum RefusedReason {
     NoProxyHeader,
 }
 
+/// How a TLS handshake ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum HandshakeResult {
+    Done,
+    /// What the peer sent first was not TLS.
+    NotTls,
+    /// The peer has no version, cipher suite or protocol that the gateway has too.
+    NothingInCommon,
+    /// The peer did not accept the gateway's certificate, or something else.
+    RefusedByPeer,
+    /// The peer presented no certificate, though it must.
+    NoCertificate,
+    /// The peer's certificate is of another CA, or has expired, or is not for clients.
+    BadCertificate,
+    /// The peer broke the rules of TLS.
+    Malformed,
+    /// The peer ended the connection.
+    PeerLeft,
+    TimedOut,
+    /// The gateway needed the place for another connection, or stopped.
+    GivenUp,
+}
+
+/// The result of reading changed certificates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum CertificateReloadResult {
+    Loaded,
+    /// The files have mistakes, and the previous certificates stay in use.
+    Failed,
+}
+
 /// The result of a bind that asked to resume a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum ResumeResult {
@@ -177,6 +211,8 @@ pub(crate) enum Task {
     Flusher,
     /// Reloading tokens or push keys.
     Reload,
+    /// Taking over certificates whose files have changed.
+    Certificates,
     /// Answering one stream of pushes. Unlike the other tasks, it ends after a panic.
     PushStream,
 }
@@ -224,9 +260,11 @@ labelled! {
         Accepted Unmatched Held Dropped Invalid Unauthenticated PermissionDenied TooLarge Overloaded TimedOut Draining
         CheckUnavailable;
     UpgradeResult: Accepted Malformed OriginRefused TooMany TooManyFromAddress TooFastFromAddress Draining;
+    HandshakeResult: Done NotTls NothingInCommon RefusedByPeer NoCertificate BadCertificate Malformed PeerLeft TimedOut GivenUp;
+    CertificateReloadResult: Loaded Failed;
     ResumeResult: Recovered Gap Unknown;
     FetchResult: Fetched Failed;
-    Task: Accept Clock Sessions Journal Flusher Reload PushStream;
+    Task: Accept Clock Sessions Journal Flusher Reload Certificates PushStream;
     DropReason: QueueFull Closed Expired Superseded;
     CloseReason:
         ClientClosed Reset ProtocolError NotUtf8 TooBig TooManyFrames NotUnderstood Incomplete TokenRefused
@@ -268,6 +306,8 @@ macro_rules! label_sets {
 label_sets! {
     ListenerLabels: listener Listener;
     RefusedLabels: listener Listener, reason RefusedReason;
+    HandshakeLabels: listener Listener, result HandshakeResult;
+    CertificateReloadLabels: listener Listener, result CertificateReloadResult;
     TaskLabels: task Task;
     ResumeLabels: result ResumeResult;
     CloseLabels: reason CloseReason;
@@ -369,6 +409,9 @@ impl Metrics {
             http_refused: Counters::default(),
             http_evicted: Counters::default(),
             accept_errors: Counters::default(),
+            tls_handshakes: Counters::default(),
+            certificate_reloads: Counters::default(),
+            certificate_expires: Family::default(),
             task_panics: Counters::default(),
             jwks_fetches: Counters::default(),
             jwks_age_seconds: Gauge::default(),
@@ -489,6 +532,18 @@ impl Metrics {
             self.http_evicted.clone(),
         );
         registry.register("accept_errors", "Failures to accept a TCP connection", self.accept_errors.clone());
+        registry.register("tls_handshakes", "TLS handshakes, by how they ended", self.tls_handshakes.clone());
+        registry.register(
+            "certificate_reloads",
+            "Changed or requested certificates that were taken over, or not because their files have mistakes",
+            self.certificate_reloads.clone(),
+        );
+        registry.register_with_unit(
+            "certificate_expires",
+            "When the first of the certificates in use expires, in seconds since 1970",
+            Unit::Seconds,
+            self.certificate_expires.clone(),
+        );
         registry.register(
             "task_panics",
             "Panics caught in background tasks and push streams, by task",

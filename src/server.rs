@@ -7,6 +7,7 @@ mod health;
 mod http2_frames;
 mod kernel;
 mod page;
+mod peer;
 mod places;
 mod proxy_header;
 mod refusals;
@@ -16,6 +17,7 @@ mod scrape;
 mod socket;
 mod stack;
 mod supervise;
+mod tls;
 mod traffic;
 
 use std::fmt;
@@ -45,7 +47,7 @@ use crate::config::{Address, Check, Config, Invalid, Page};
 use crate::connection::Shared;
 use crate::doors::websocket::WebSocketDoor;
 use crate::flusher::Flusher;
-use crate::gateway::{Gateway, Rooms};
+use crate::gateway::{Gateway, Reload, Rooms};
 use crate::handle::Stop;
 use crate::journal::{Journal, Recorder, Recovered};
 use crate::mailbox::{Bounds, Capacity, Keep};
@@ -64,6 +66,9 @@ use route::{Reflection, Router, Serves};
 use scrape::Scrapes;
 use socket::Socket;
 use supervise::supervise;
+use tls::{Handshakes, Tls};
+
+pub use tls::{InvalidTls, TlsMistake};
 
 /// The names that the health service knows; the empty one is the gateway as a whole.
 const HEALTH_NAMES: [&str; 2] = ["", proto::push_service_server::SERVICE_NAME];
@@ -114,6 +119,9 @@ pub enum ServerError {
     /// A file of tokens or keys cannot be used.
     #[error("cannot set up authorization")]
     Auth(#[from] ReloadError),
+    /// The files of certificates and keys have mistakes.
+    #[error(transparent)]
+    Tls(#[from] InvalidTls),
     /// The journal cannot be read.
     #[error("cannot load the journal")]
     Journal(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -209,6 +217,10 @@ impl ServerBuilder {
             (None, Some(path)) => Arc::new(PushKeys::open(path)?),
             (None, None) => Arc::new(OpenPush),
         };
+        let serves = if self.config.control_listen.is_some() { Serves::Clients } else { Serves::All };
+        tls::check(&self.config)?;
+        let tls = Tls::open(serves, &self.config, &metrics)?;
+        let control_tls = Tls::open(Serves::Control, &self.config, &metrics)?;
         let listener = match self.listener {
             Some(listener) => listener,
             None => listen(&self.config.listen).await?,
@@ -229,13 +241,14 @@ impl ServerBuilder {
             Some(control) => address_of(control, self.config.control_address())?,
             None => address.clone(),
         };
-        let listeners = match control_listener {
-            Some(control) => vec![(listener, Serves::Clients), (control, Serves::Control)],
-            None => vec![(listener, Serves::All)],
-        };
+        let certificates = [&tls, &control_tls].into_iter().flatten().map(|tls| tls.clone() as _).collect();
+        let mut listeners = vec![Listening { socket: listener, serves, tls }];
+        let control = control_listener.map(|socket| Listening { socket, serves: Serves::Control, tls: control_tls });
+        listeners.extend(control);
         let recorder = Recorder::new(self.journal, metrics.clone());
         let recovered = recorder.load().await.map_err(ServerError::Journal)?;
-        let gateway = gateway(self.config, metrics, token_authenticator, push_authorizer, recorder, recovered);
+        let gateway =
+            gateway(self.config, metrics, token_authenticator, push_authorizer, certificates, recorder, recovered);
         Ok(Server::new(gateway, listeners, address, control_address))
     }
 }
@@ -249,6 +262,13 @@ fn token_authenticator(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<dy
         Some(path) => Ok(Arc::new(TokenFile::open(path)?)),
         None => Ok(Arc::new(TokenIsUser)),
     }
+}
+
+/// An address that is listened on.
+struct Listening {
+    socket: Socket,
+    serves: Serves,
+    tls: Option<Arc<Tls>>,
 }
 
 /// The address a socket really has, port 0 resolved.
@@ -271,6 +291,7 @@ fn gateway(
     metrics: Arc<Metrics>,
     token_authenticator: Arc<dyn TokenAuthenticator>,
     push_authorizer: Arc<dyn PushAuthorizer>,
+    certificates: Vec<Arc<dyn Reload>>,
     recorder: Recorder,
     recovered: Recovered,
 ) -> Gateway {
@@ -320,6 +341,7 @@ fn gateway(
         names,
         token_authenticator,
         push_authorizer,
+        certificates,
     })
 }
 
@@ -346,7 +368,7 @@ impl Server {
         Self::builder(config).bind().await
     }
 
-    fn new(gateway: Gateway, listeners: Vec<(Socket, Serves)>, address: Address, control_address: Address) -> Self {
+    fn new(gateway: Gateway, listeners: Vec<Listening>, address: Address, control_address: Address) -> Self {
         let rooms = gateway.rooms();
         let page = match rooms.config.page {
             Page::On => true,
@@ -380,9 +402,20 @@ impl Server {
             gateway: gateway.clone(),
         };
         let http = Arc::new(Http::new(Arc::new(router), &rooms.config));
-        let port = |(listener, serves)| Port::new(listener, serves, &rooms.config, &rooms.metrics);
+        let port = |Listening { socket, serves, tls }| {
+            let handshakes = tls.map(|tls| Arc::new(Handshakes::new(tls, rooms.metrics.clone())));
+            Port::new(socket, serves, &rooms.config, &rooms.metrics, handshakes)
+        };
         let ports = listeners.into_iter().map(port).collect();
         Self { gateway, http, ports, address, control_address, page, health, sockets }
+    }
+
+    /// Reads the files of certificates and keys that the config names, and finds every mistake in them.
+    ///
+    /// # Errors
+    /// All mistakes at once.
+    pub fn check_tls(config: &Config) -> Result<(), InvalidTls> {
+        tls::check(config)
     }
 
     /// The address that clients connect to.
@@ -434,6 +467,9 @@ impl Server {
         }
         let accepting = TaskTracker::new();
         for port in std::mem::take(&mut self.ports) {
+            if let Some(handshakes) = port.handshakes() {
+                tasks.push(AbortOnDropHandle::new(tokio::spawn(watch(self.gateway.clone(), handshakes.tls().clone()))));
+            }
             accepting.spawn(accept(self.http.clone(), self.gateway.clone(), port));
         }
         stop.await;
@@ -517,6 +553,11 @@ async fn keep_sessions(gateway: Gateway) {
     supervise(metrics, Task::Sessions, || sessions.keep_time()).await;
 }
 
+/// Takes over certificates whose files have changed.
+async fn watch(gateway: Gateway, tls: Arc<Tls>) {
+    supervise(&gateway.rooms().metrics, Task::Certificates, || tls.watch()).await;
+}
+
 /// The port goes with this, so that nobody can connect any more once it has ended.
 async fn accept(http: Arc<Http>, gateway: Gateway, port: Port) {
     supervise(&gateway.rooms().metrics, Task::Accept, || http.clone().accept(&port)).await;
@@ -570,9 +611,10 @@ mod tests {
     fn connect(server: &Server) -> DuplexStream {
         let (near, far) = tokio::io::duplex(64 * 1024);
         let http = server.http.clone();
-        tokio::spawn(
-            async move { http.serve(far, ([127, 0, 0, 1], 1).into(), Serves::All, traffic::Traffic::new()).await },
-        );
+        tokio::spawn(async move {
+            let peer = SocketAddr::from(([127, 0, 0, 1], 1)).into();
+            http.serve(far, peer, Serves::All, traffic::Traffic::new()).await;
+        });
         near
     }
 

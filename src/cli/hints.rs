@@ -12,11 +12,19 @@ pub(super) struct Hints {
     /// What to use for a token, and where it comes from, if tokens are checked.
     token_source: Option<String>,
     push_keys_file: Option<PathBuf>,
+    /// Whether each of the two addresses speaks TLS.
+    clients_tls: bool,
+    control_tls: bool,
 }
 
 impl Hints {
     pub(super) fn new(config: &Config) -> Self {
+        let clients_tls = config.tls_cert_file.is_some() || config.tls_cert_folder.is_some();
+        let control_tls =
+            if config.control_listen.is_some() { config.control_tls_cert_file.is_some() } else { clients_tls };
         Self {
+            clients_tls,
+            control_tls,
             ws_path: config.ws_path.clone(),
             push_path: config.push_path.clone(),
             token_source: token_source(config),
@@ -25,23 +33,26 @@ impl Hints {
     }
 
     pub(super) fn text(&self, server: &Server) -> String {
-        let Self { ws_path, push_path, token_source, push_keys_file } = self;
+        let Self { ws_path, push_path, token_source, push_keys_file, clients_tls, control_tls } = self;
         let addresses = [server.address(), server.control_address()];
         if addresses.iter().any(|address| matches!(address, Address::Unix(_))) {
             // No commands are suggested, because not every program can reach a Unix socket.
             let [clients, control] = addresses;
             return format!("pushgate is up. Clients: {clients}   Services: {control}\nInterrupt to stop.\n");
         }
-        let (clients, control, program) = (server.local_addr(), server.control_addr(), program());
+        let (ws, http) = (if *clients_tls { "wss" } else { "ws" }, if *control_tls { "https" } else { "http" });
+        let clients = format!("{ws}://{}", server.local_addr());
+        let control = format!("{http}://{}", server.control_addr());
+        let program = program();
         let (token, user) = if token_source.is_some() { ("TOKEN", "USER") } else { ("ann", "ann") };
         let (flag, header) =
             if push_keys_file.is_some() { (" --key KEY", " -H 'x-api-key: KEY'") } else { Default::default() };
         let mut text = format!(
-            "pushgate is up. Clients: ws://{clients}{ws_path}   Services: http://{control} (gRPC and JSON)\n\
+            "pushgate is up. Clients: {clients}{ws_path}   Services: {control} (gRPC and JSON)\n\
              Try, in another terminal:\n  \
-               {program} listen --token {token} --event mail --url ws://{clients}{ws_path}\n  \
-               {program} push {user} mail 'hello' --address http://{control}{flag}\n  \
-               curl -d '{{\"userId\":\"{user}\",\"event\":\"mail\",\"message\":\"hello\"}}'{header} http://{control}{push_path}\n"
+               {program} listen --token {token} --event mail --url {clients}{ws_path}\n  \
+               {program} push {user} mail 'hello' --address {control}{flag}\n  \
+               curl -d '{{\"userId\":\"{user}\",\"event\":\"mail\",\"message\":\"hello\"}}'{header} {control}{push_path}\n"
         );
         if let Some(source) = token_source {
             text.push_str(&format!("TOKEN is {source}, and USER is its user.\n"));
@@ -50,7 +61,11 @@ impl Hints {
             text.push_str(&format!("KEY is one of the keys in {}.\n", file.display()));
         }
         if server.has_page() {
-            text.push_str(&format!("Or open http://{control}/ in a browser.\n"));
+            text.push_str(&format!("Or open {control}/ in a browser.\n"));
+        }
+        if *clients_tls || *control_tls {
+            text.push_str("The host must be one that the certificate is made out to. If this machine does not trust its CA, add\n");
+            text.push_str("--ca-file CA.pem, and to curl --cacert CA.pem.\n");
         }
         text.push_str("Interrupt to stop.\n");
         text

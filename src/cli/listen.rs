@@ -6,11 +6,12 @@ use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
 use futures_util::{SinkExt, StreamExt};
 use humantime::format_duration;
-use tokio_tungstenite::tungstenite::error::UrlError;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
+use tokio_tungstenite::{Connector, connect_async_tls_with_config};
 
 use super::Outcome;
-use super::remote::PATIENCE;
+use super::remote::{PATIENCE, explained};
+use super::tls::Tls;
 
 #[derive(Args)]
 pub(super) struct Listen {
@@ -27,6 +28,8 @@ pub(super) struct Listen {
     /// The gateway's WebSocket URL
     #[arg(long, value_name = "URL", default_value = "ws://127.0.0.1:12345/ws")]
     url: String,
+    #[command(flatten)]
+    tls: Tls,
 }
 
 impl Listen {
@@ -35,7 +38,9 @@ impl Listen {
     }
 
     async fn listen(self) -> Outcome {
-        let connecting = tokio_tungstenite::connect_async(&self.url);
+        let is_tls = self.url.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case("wss://"));
+        let connector = if is_tls { Connector::Rustls(self.tls.for_websocket()?) } else { Connector::Plain };
+        let connecting = connect_async_tls_with_config(&self.url, None, false, Some(connector));
         let connected = tokio::time::timeout(PATIENCE, connecting).await;
         let (mut socket, _) = connected
             .map_err(|_| format!("no answer from a gateway at {} within {}", self.url, format_duration(PATIENCE)))?
@@ -83,11 +88,7 @@ fn unreachable(url: &str, error: &WsError) -> String {
             let body = answer.body().as_deref().map(String::from_utf8_lossy).unwrap_or_default();
             format!("the server at {url} refused with {}: {}", answer.status(), body.trim())
         }
-        WsError::Url(UrlError::TlsFeatureNotEnabled) => format!(
-            "cannot reach a gateway at {url}: this command does not speak TLS; give the address of the gateway itself, \
-             as ws://"
-        ),
-        _ => format!("cannot reach a gateway at {url}: {error}"),
+        _ => format!("cannot reach a gateway at {url}: {}", explained(&error.to_string())),
     }
 }
 

@@ -5,10 +5,13 @@ use std::time::Duration;
 
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
+use http::uri::Scheme;
 use pushgate::proto::push_service_client::PushServiceClient;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, TimeoutExpired};
+
+use super::tls::Tls;
 
 /// The time limit of connecting to the gateway, and of the call after it.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -23,6 +26,8 @@ pub(super) struct Remote {
     /// An API key, if the gateway requires one; an empty one counts as none
     #[arg(long, value_name = "KEY", env = "PUSHGATE_KEY", hide_env_values = true)]
     key: Option<String>,
+    #[command(flatten)]
+    tls: Tls,
 }
 
 impl Remote {
@@ -39,15 +44,28 @@ impl Remote {
         let caller = Caller { key: key.transpose()? };
         let address = self.address;
         let url = url(&address)?;
-        let endpoint = Endpoint::from_shared(url)
+        let mut endpoint = Endpoint::from_shared(url)
             .map_err(|error| format!("not a gateway address: {address}: {error}"))?
             .connect_timeout(PATIENCE);
+        let is_tls = endpoint.uri().scheme() == Some(&Scheme::HTTPS);
+        if is_tls {
+            endpoint = endpoint.tls_config(self.tls.for_grpc()?)?;
+        }
+        // A server tells either by an alert, but the connection may break before that is read.
+        let guess = if is_tls && self.tls.shows_nothing() {
+            " (if it asks for a certificate, show one with --cert-file and --key-file)"
+        } else if is_tls || address.starts_with("unix:") {
+            ""
+        } else {
+            " (if it speaks TLS, its address begins with https://)"
+        };
         super::serve::runtime()?.block_on(async {
-            let channel = endpoint
-                .connect()
+            let channel = endpoint.connect().await.map_err(|error| {
+                format!("cannot reach a gateway at {address}: {}", explained(&super::chain(&error)))
+            })?;
+            call(PushServiceClient::new(channel), caller)
                 .await
-                .map_err(|error| format!("cannot reach a gateway at {address}: {}", super::chain(&error)))?;
-            call(PushServiceClient::new(channel), caller).await.map_err(|status| describe(&address, &status).into())
+                .map_err(|status| describe(&address, guess, &status).into())
         })
     }
 }
@@ -57,15 +75,19 @@ fn url(address: &str) -> Result<String, String> {
     match address.split_once("://") {
         _ if address.starts_with("unix:") => Ok(address.to_owned()),
         None => Ok(format!("http://{address}")),
-        Some((scheme, _)) if scheme.eq_ignore_ascii_case("http") => Ok(address.to_owned()),
-        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => Err(format!(
-            "cannot reach a gateway at {address}: this command does not speak TLS; give the address of the gateway \
-             itself, as http://{rest}"
-        )),
-        Some(_) => {
-            Err(format!("not a gateway address: {address}: must be HOST:PORT, unix:/path or begin with http://"))
+        Some((scheme, _)) if ["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) => {
+            Ok(address.to_owned())
         }
+        Some(_) => Err(format!(
+            "not a gateway address: {address}: must be HOST:PORT, unix:/path or begin with http:// or https://"
+        )),
     }
+}
+
+/// Adds what to do about an error of TLS.
+pub(super) fn explained(error: &str) -> String {
+    let advice = if error.contains("UnknownIssuer") { " (name the CA of its certificate with --ca-file)" } else { "" };
+    format!("{error}{advice}")
 }
 
 /// The credentials of the caller.
@@ -85,7 +107,7 @@ impl Caller {
 }
 
 /// Describes a failed call. An error that the gateway returned reads differently from a failure to reach it.
-fn describe(address: &str, status: &Status) -> String {
+fn describe(address: &str, guess: &str, status: &Status) -> String {
     // A status that the server sent has no local cause.
     let Some(cause) = status.source() else {
         let (code, message) = (status.code(), status.message());
@@ -101,9 +123,7 @@ fn describe(address: &str, status: &Status) -> String {
         return format!("no answer from a gateway at {address} within {}", humantime::format_duration(PATIENCE));
     }
     let text = super::chain(cause);
-    // A server that speaks HTTP/1 or TLS sends bytes that are not a valid HTTP/2 frame.
-    let guess = if text.contains("frame with invalid size") { " (is it HTTP/2 without TLS?)" } else { "" };
-    format!("no answer from a gateway at {address}{guess}: {text}")
+    format!("no answer from a gateway at {address}{guess}: {}", explained(&text))
 }
 
 fn is_timeout(error: &(dyn Error + 'static)) -> bool {

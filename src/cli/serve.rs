@@ -20,6 +20,8 @@ const RESERVED_FILES: usize = 64;
 
 pub(super) fn run(settings: Settings) -> Outcome {
     let loaded = settings.load()?;
+    // The server reads them too, but says only what is wrong with the first.
+    super::check_files(&loaded)?;
     let runtime = runtime()?;
     survive_full_files(&runtime)?;
     let log = Log::start(&loaded.config);
@@ -104,7 +106,7 @@ impl StopSignals {
     }
 }
 
-/// Reloads tokens and push keys on each SIGHUP. If a file has an error, logs it; the previous content stays in use.
+/// Reloads tokens, push keys and certificates on each SIGHUP. If a file has an error, logs it; the previous content stays in use.
 async fn reload_on_hangup(mut hangup: Signal, gateway: &Gateway, systemd: &Systemd) -> Infallible {
     while hangup.recv().await.is_some() {
         systemd.reloading();

@@ -103,7 +103,15 @@ pub struct Loaded {
 }
 
 /// Environment variables that the command reads and that are not settings.
-const OTHER_VARIABLES: [&str; 4] = ["PUSHGATE_CONFIG", "PUSHGATE_ADDRESS", "PUSHGATE_KEY", "PUSHGATE_TOKEN"];
+const OTHER_VARIABLES: [&str; 7] = [
+    "PUSHGATE_CONFIG",
+    "PUSHGATE_ADDRESS",
+    "PUSHGATE_KEY",
+    "PUSHGATE_TOKEN",
+    "PUSHGATE_CA_FILE",
+    "PUSHGATE_CERT_FILE",
+    "PUSHGATE_KEY_FILE",
+];
 
 impl Loaded {
     /// Reads the file, then the environment, then the flags. Each overrides the ones before.
@@ -277,6 +285,15 @@ mod tests {
         assert_eq!(*loaded.source("listen"), Source::Default);
     }
 
+    /// None of these is valid alone.
+    const TLS_TOGETHER: [(&str, &str); 5] = [
+        ("PUSHGATE_CONTROL_LISTEN", "127.0.0.1:4000"),
+        ("PUSHGATE_CONTROL_TLS_CERT_FILE", "/some/file"),
+        ("PUSHGATE_CONTROL_TLS_KEY_FILE", "/some/file"),
+        ("PUSHGATE_TLS_CERT_FILE", "/some/file"),
+        ("PUSHGATE_TLS_KEY_FILE", "/some/file"),
+    ];
+
     #[test]
     fn every_setting_can_be_set_from_the_environment() {
         for setting in SETTINGS {
@@ -299,6 +316,7 @@ mod tests {
                 "jwt_user_claim" | "jwt_events_claim" => "https://claims/one",
                 "request_bodies_bytes_max" => "9000000",
                 "listen_health" | "proxy_protocol" | "token_in_url" => "true",
+                name if name.contains("tls_") => "/some/file",
                 name if name.starts_with("insecure_") => "true",
                 name if name.ends_with("_bytes_max") => "300KiB",
                 name if name.ends_with("_max") => "300000",
@@ -311,7 +329,11 @@ mod tests {
                 "proxy_protocol" => Some(("proxies_trusted", "10.0.0.0/8".to_owned())),
                 _ => limits_jwts.then(|| ("jwt_keys_file", "/some/file".to_owned())),
             };
-            let loaded = Loaded::new(None, environment(&[(&variable, value)]), needed).expect(setting.name);
+            let mut given = vec![(variable.as_str(), value)];
+            if setting.name.contains("tls_") {
+                given.extend(TLS_TOGETHER);
+            }
+            let loaded = Loaded::new(None, environment(&given), needed).expect(setting.name);
             let shown = loaded.config.show(setting.name).expect("set");
             assert_eq!(shown.trim_matches('"'), value, "{}", setting.name);
         }

@@ -82,11 +82,11 @@ pub(super) async fn batch(
     let mut waiting = Vec::new();
     for push in request.pushes {
         results.push(match send(gateway, door, &caller.scope, push).await {
-            Ok(asked) if asked.wait_for == Level::Accepted => asked.accepted().await.into(),
-            Ok(asked) => {
+            Ok(asked) if asked.is_followed() => {
                 waiting.push((results.len(), asked));
                 proto::PushResult::default()
             }
+            Ok(asked) => asked.accepted().await.into(),
             Err(wrong) => wrong.into(),
         });
     }
@@ -113,6 +113,11 @@ pub(super) struct Asked {
 }
 
 impl Asked {
+    /// Whether more is known of it after a while.
+    fn is_followed(&self) -> bool {
+        self.wait_for != Level::Accepted || self.per_connection
+    }
+
     /// Who took it.
     pub(super) async fn accepted(&self) -> proto::PushResponse {
         write(&self.sent.accepted().await, self.per_connection)

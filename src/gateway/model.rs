@@ -56,6 +56,7 @@ fn gateway() -> Gateway {
         names,
         token_authenticator: Arc::new(TokenIsUser),
         push_authorizer: Arc::new(OpenPush),
+        certificates: Vec::new(),
         replays: Replays::new(replays, metrics.clone()),
         metrics,
         waiting: Shares::new(1),

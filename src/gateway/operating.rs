@@ -10,6 +10,12 @@ use crate::metrics::{Format, Task, set};
 
 use super::{Gateway, Rooms};
 
+/// What is read again together with tokens and push keys.
+pub(crate) trait Reload: Send + Sync {
+    /// Reads the files again. Returns what is wrong with them; what was there before then stays in use.
+    fn reload(&self) -> Vec<ReloadError>;
+}
+
 impl Gateway {
     /// Whether new clients and callers should come here.
     pub(crate) fn is_ready(&self) -> bool {
@@ -27,12 +33,13 @@ impl Gateway {
         self.0.registry.len()
     }
 
-    /// Reads tokens and push keys again, each by itself. Open connections stay as they are. Returns what could not be
+    /// Reads tokens, push keys and certificates again, each by itself. Open connections stay as they are. Returns what could not be
     /// read again and goes on with what it had; empty when all is well.
     pub async fn reload(&self) -> Vec<ReloadError> {
         let tokens = self.reloaded(self.0.token_authenticator.reload()).await;
         let push_keys = self.reloaded(self.0.push_authorizer.reload()).await;
-        [tokens.err(), push_keys.err()].into_iter().flatten().collect()
+        let certificates = self.0.certificates.iter().flat_map(|certificates| certificates.reload());
+        [tokens.err(), push_keys.err()].into_iter().flatten().chain(certificates).collect()
     }
 
     /// A check that panics has not been read again, and whoever asks for that can ask once more.

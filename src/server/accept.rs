@@ -18,17 +18,19 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use crate::config::{Config, HTTP_HEADERS_MAX, Networks, UNIX_PEER};
-use crate::connection::Transport;
-use crate::metrics::{Counter, ListenerLabels, Metrics, set};
+use crate::connection::{TlsTransport, Transport};
+use crate::metrics::{Counter, HandshakeResult, ListenerLabels, Metrics, set};
 
 use super::forwarded;
-use super::places::{Found, Peer, Place, Places};
+use super::peer::Peer;
+use super::places::{Comer, Found, Place, Places};
 use super::proxy_header::{self, HeaderError};
 use super::refusals::Refusals;
 use super::repoll::Repoll;
 use super::route::{Router, Serves, too_many_keyless};
 use super::socket::{Accepted, Socket};
-use super::traffic::{Due, Timeouts, TrackedBody, TrackedStream, Traffic};
+use super::tls::{Handshakes, names};
+use super::traffic::{Due, LAST_HEAD, Timeouts, TrackedBody, TrackedStream, Traffic};
 
 /// How long to pause before accepting again when the process is out of files or memory. Short, because a file can
 /// become free at any moment.
@@ -56,10 +58,18 @@ pub(super) struct Port {
     proxy_protocol: bool,
     evicted: Counter,
     accept_errors: Counter,
+    /// Present if the listener speaks TLS.
+    handshakes: Option<Arc<Handshakes>>,
 }
 
 impl Port {
-    pub(super) fn new(socket: Socket, serves: Serves, config: &Config, metrics: &Metrics) -> Self {
+    pub(super) fn new(
+        socket: Socket,
+        serves: Serves,
+        config: &Config,
+        metrics: &Metrics,
+        handshakes: Option<Arc<Handshakes>>,
+    ) -> Self {
         let places = match serves {
             Serves::All | Serves::Clients => {
                 Places::new(config.http_connections_max, config.http_connections_per_address_max)
@@ -79,7 +89,13 @@ impl Port {
             proxy_protocol: config.proxy_protocol && serves != Serves::Control,
             evicted: metrics.http_evicted.of(&labels).clone(),
             accept_errors: metrics.accept_errors.of(&labels).clone(),
+            handshakes,
         }
+    }
+
+    /// What makes the handshakes, if the listener speaks TLS.
+    pub(super) fn handshakes(&self) -> Option<&Arc<Handshakes>> {
+        self.handshakes.as_ref()
     }
 }
 
@@ -180,7 +196,7 @@ impl Http {
             return port.refusals.not_a_proxy(peer);
         }
         let traffic = Traffic::new();
-        let (place, found) = match port.places.take(self.peer(peer), traffic.clone()).await {
+        let (place, found) = match port.places.take(self.comer(peer), traffic.clone()).await {
             Ok(taken) => taken,
             Err(why) => return port.refusals.no_place(peer, why),
         };
@@ -189,20 +205,78 @@ impl Http {
         }
         let (http, serves) = (self.clone(), port.serves);
         let behind = port.proxy_protocol.then(|| port.refusals.clone());
-        self.tasks.spawn(async move {
-            let client = match behind {
-                None => Some(peer),
-                Some(refusals) => Box::pin(http.client_behind(&mut stream, peer, &place, &traffic, &refusals)).await,
-            };
-            if let Some(client) = client {
-                Repoll::new(http.serve(stream, client, serves, traffic)).await;
-            }
-            drop(place);
-        });
+        // Two tasks rather than one that does either, so that a plain connection has no room for the state of TLS.
+        match port.handshakes.clone() {
+            None => self.tasks.spawn(async move {
+                if let Some(client) = http.client_of(&mut stream, peer, &place, &traffic, behind).await {
+                    Repoll::new(http.serve(stream, client.into(), serves, traffic)).await;
+                }
+                drop(place);
+            }),
+            Some(handshakes) => self.tasks.spawn(async move {
+                if let Some(client) = http.client_of(&mut stream, peer, &place, &traffic, behind).await {
+                    Repoll::new(http.serve_tls(stream, client, serves, traffic, &handshakes)).await;
+                }
+                drop(place);
+            }),
+        };
     }
 
-    fn peer(&self, address: SocketAddr) -> Peer {
-        if self.proxies_trusted.contains(address.ip()) { Peer::Proxy(address.ip()) } else { Peer::Client(address.ip()) }
+    /// Serves HTTP over TLS on one stream.
+    async fn serve_tls<S>(
+        &self,
+        stream: S,
+        peer: SocketAddr,
+        serves: Serves,
+        traffic: Arc<Traffic>,
+        handshakes: &Handshakes,
+    ) where
+        S: Transport,
+    {
+        // Declared first, so that it is dropped last, after the connection's file is closed.
+        let mut _leaving = None;
+        let given_up = async {
+            tokio::select! {
+                () = tokio::time::sleep(self.timeouts.head) => HandshakeResult::TimedOut,
+                permit = traffic.evicted() => {
+                    _leaving = permit;
+                    HandshakeResult::GivenUp
+                }
+                () = self.stop_waiting() => HandshakeResult::GivenUp,
+            }
+        };
+        let shaken = pin!(handshakes.shake(stream, peer, given_up)).await;
+        if let Some(stream) = shaken {
+            let peer = Peer { address: peer, certificate_names: names(&stream) };
+            self.serve(TlsTransport::new(stream), peer, serves, traffic).await;
+        }
+    }
+
+    /// Ready when a connection that has not made a request yet must not delay the shutdown any longer.
+    async fn stop_waiting(&self) {
+        self.stop.cancelled().await;
+        let _cut = tokio::time::timeout(LAST_HEAD, self.cut.cancelled()).await;
+    }
+
+    fn comer(&self, address: SocketAddr) -> Comer {
+        let address = address.ip();
+        if self.proxies_trusted.contains(address) { Comer::Proxy(address) } else { Comer::Client(address) }
+    }
+
+    /// The address of the client: the peer's, or where it is behind a proxy, the one that the proxy names. `None` if the
+    /// connection is to be closed.
+    async fn client_of<S: Transport>(
+        &self,
+        stream: &mut S,
+        peer: SocketAddr,
+        place: &Place,
+        traffic: &Traffic,
+        behind: Option<Arc<Refusals>>,
+    ) -> Option<SocketAddr> {
+        match behind {
+            None => Some(peer),
+            Some(refusals) => Box::pin(self.client_behind(stream, peer, place, traffic, &refusals)).await,
+        }
     }
 
     /// Reads the header of the PROXY protocol and gives the place to the client that it names. Returns the client's
@@ -234,7 +308,7 @@ impl Http {
                 return None;
             }
         };
-        if let Err(why) = place.pass_to(self.peer(client)) {
+        if let Err(why) = place.pass_to(self.comer(client)) {
             refusals.no_place(client, why);
             return None;
         }
@@ -242,7 +316,7 @@ impl Http {
     }
 
     /// Serves HTTP on one stream. Returns when the connection ends or is upgraded.
-    pub(super) async fn serve<S>(&self, stream: S, peer: SocketAddr, serves: Serves, traffic: Arc<Traffic>)
+    pub(super) async fn serve<S>(&self, stream: S, peer: Peer, serves: Serves, traffic: Arc<Traffic>)
     where
         S: Transport,
     {
@@ -250,7 +324,10 @@ impl Http {
             let mut in_hand = traffic.begin();
             let is_refused = self.router.is_keyless(&request) && !in_hand.count_keyless();
             let router = self.router.clone();
-            let client = forwarded::client(peer, request.headers(), &self.proxies_trusted);
+            let client = Peer {
+                address: forwarded::client(peer.address, request.headers(), &self.proxies_trusted),
+                certificate_names: peer.certificate_names.clone(),
+            };
             async move {
                 let answer = if is_refused {
                     too_many_keyless(&request)
@@ -261,15 +338,16 @@ impl Http {
             }
         });
         let io = TokioIo::new(TrackedStream::new(stream, traffic.clone()));
+        let address = peer.address;
         match serves {
             // Clients do not need HTTP/2, so it is off here and cannot be abused.
             Serves::Clients => {
                 let connection = self.http1.serve_connection(io, service).with_upgrades();
-                self.drive(connection, |connection| connection.graceful_shutdown(), peer, &traffic).await;
+                self.drive(connection, |connection| connection.graceful_shutdown(), address, &traffic).await;
             }
             Serves::All | Serves::Control => {
                 let connection = self.builder.serve_connection_with_upgrades(io, service);
-                self.drive(connection, |connection| connection.graceful_shutdown(), peer, &traffic).await;
+                self.drive(connection, |connection| connection.graceful_shutdown(), address, &traffic).await;
             }
         }
     }

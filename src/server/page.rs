@@ -14,21 +14,26 @@ pub(super) const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inli
      frame-ancestors 'none'";
 
 /// The address of the WebSocket endpoint when it differs from that of the page. The host is `None` if the browser can
-/// use the host of the page for both.
-fn websocket_address(clients: SocketAddr, control: SocketAddr) -> serde_json::Value {
+/// use the host of the page for both. The scheme is `None` unless the gateway speaks TLS, since a proxy may.
+fn websocket_address(config: &Config, clients: SocketAddr, control: SocketAddr) -> serde_json::Value {
     let same_host = clients.ip() == control.ip() || clients.ip().is_unspecified();
     let host = (!same_host).then(|| match clients.ip() {
         IpAddr::V4(ip) => ip.to_string(),
         IpAddr::V6(ip) => format!("[{ip}]"),
     });
-    serde_json::json!({ "host": host, "port": clients.port() })
+    let scheme = match (config.listen_has_tls(), config.control_tls_cert_file.is_some()) {
+        (true, _) => Some("wss:"),
+        (false, true) => Some("ws:"),
+        (false, false) => None,
+    };
+    serde_json::json!({ "scheme": scheme, "host": host, "port": clients.port() })
 }
 
 /// Builds the page, for clients that connect to `clients`, on a server that serves the page at `control`.
 pub(super) fn page(config: &Config, clients: SocketAddr, control: SocketAddr) -> Bytes {
     let settings = serde_json::json!({
         "wsUrl": config.public_ws_url,
-        "wsAt": (clients != control).then(|| websocket_address(clients, control)),
+        "wsAt": (clients != control).then(|| websocket_address(config, clients, control)),
         "wsPath": config.ws_path,
         "pushPath": config.push_path,
     });

@@ -1,7 +1,6 @@
 //! Routes requests by path, on each of the two addresses.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -25,6 +24,7 @@ use crate::metrics::Listener;
 use super::client::Client;
 use super::health::Health;
 use super::page::PAGE_POLICY;
+use super::peer::Peer;
 use super::scrape::{self, Scrapes};
 use super::stack::{PushStack, is_grpc_push, is_of};
 use super::traffic::TrackedStream;
@@ -83,7 +83,7 @@ impl Router {
         self: Arc<Self>,
         serves: Serves,
         request: Request<Incoming>,
-        peer: SocketAddr,
+        peer: Peer,
     ) -> Response<Body>
     where
         S: Transport,
@@ -94,7 +94,7 @@ impl Router {
         let config = &self.gateway.rooms().config;
         let path = request.uri().path();
         if serves != Serves::Control && path == config.ws_path {
-            return self.websocket.upgrade(request, peer, TrackedStream::<S>::into_stream);
+            return self.websocket.upgrade(request, peer.address, TrackedStream::<S>::into_stream);
         }
         if let Some(file) = self.client.file(path) {
             return if is_read_only(&request) { file.answer(request.headers()) } else { read_only() };

@@ -4,7 +4,6 @@ mod bodies;
 mod head;
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,6 +26,8 @@ use crate::doors::{Body, Refusal, RequestBody, grpc, json, lists};
 use crate::gateway::Gateway;
 use crate::proto::push_service_server::{PushServiceServer, SERVICE_NAME};
 use crate::shares::{Payer, Share, Shares};
+
+use super::peer::Peer;
 
 use head::{api_key, content_length, grpc_timeout, is_encoded, traceparent};
 
@@ -104,7 +105,7 @@ impl PushStack {
     }
 
     /// Answers one request, in its span and in its door's words.
-    pub(super) async fn answer(&self, request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
+    pub(super) async fn answer(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
         let (head, body) = request.into_parts();
         let door = Door::of(&self.gateway, &head);
         let request_id = head.headers.get(&X_REQUEST_ID).cloned();
@@ -133,12 +134,12 @@ impl PushStack {
     }
 
     /// Has the door work on it, within the deadline.
-    async fn work(&self, door: Door, head: Parts, body: Incoming, peer: SocketAddr) -> Result<Response<Body>, Refusal> {
+    async fn work(&self, door: Door, head: Parts, body: Incoming, peer: Peer) -> Result<Response<Body>, Refusal> {
         let started_at = Instant::now();
         let deadline = self.deadline(door, &head.headers)?;
         let wait_until = started_at + deadline - deadline / WAIT_MARGIN;
         let worked = pin!(async {
-            let scope = self.authorize(&head.headers, peer).await?;
+            let scope = self.authorize(&head.headers, &peer).await?;
             let mut share = self.bodies.share(scope.payer().clone());
             // The place only once the body is there: one that comes slowly must not keep others out.
             if let Door::Json(mode) = door {
@@ -178,13 +179,14 @@ impl PushStack {
         self.places.clone().try_acquire_owned().map_err(|_| Refusal::Overloaded)
     }
 
-    async fn authorize(&self, headers: &HeaderMap, peer: SocketAddr) -> Result<PushScope, Refusal> {
+    async fn authorize(&self, headers: &HeaderMap, peer: &Peer) -> Result<PushScope, Refusal> {
         // An embedder's check may be slow, and must not be asked more often at a time than it is told.
         let _place = self.place()?;
-        let credentials = PushCredentials::new(api_key(headers), peer);
+        let credentials =
+            PushCredentials::new(api_key(headers), peer.address).with_certificate_names(peer.certificate_names.clone());
         match self.gateway.rooms().push_authorizer.authorize(&credentials).await {
-            Ok(scope) if credentials.api_key.is_some() => Ok(scope),
-            Ok(scope) => Ok(scope.paid_by(Payer::Address(peer.ip().to_canonical()))),
+            Ok(scope) if credentials.has_name() => Ok(scope),
+            Ok(scope) => Ok(scope.paid_by(Payer::Address(peer.address.ip().to_canonical()))),
             Err(PushRefused::Unauthenticated) => Err(Refusal::Unauthenticated),
             Err(PushRefused::Unavailable) => Err(Refusal::CheckUnavailable),
         }

@@ -19,7 +19,7 @@ use crate::doors::Body;
 use super::http2_frames::{CALM_DOWN, Http2Frames, Protocol, TooManyFrames};
 
 /// How long the server waits for the rest of an HTTP/1 head during shutdown or after an idle timeout.
-const LAST_HEAD: Duration = Duration::from_secs(1);
+pub(super) const LAST_HEAD: Duration = Duration::from_secs(1);
 
 /// The maximum number of keyless requests in hand on one connection, that is, requests that need no API key. Each can
 /// cost an answer of some ten thousand bytes that its caller does not read. A prober or a scraper has one or two in
@@ -176,8 +176,8 @@ impl Traffic {
         state.head_since = None;
     }
 
-    /// Records the result of a write.
-    fn note_write(&self, result: &Poll<io::Result<usize>>) {
+    /// Records the result of a write or flush. A TLS stream takes bytes before the kernel does, and flushes them later.
+    fn note_write<T>(&self, result: &Poll<io::Result<T>>) {
         let mut state = self.lock();
         if result.is_pending() {
             state.blocked_since.get_or_insert_with(Instant::now);
@@ -425,7 +425,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TrackedStream<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let result = Pin::new(&mut self.stream).poll_flush(cx);
+        if self.leaving.is_none() {
+            self.traffic.note_write(&result);
+        }
+        result
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -435,6 +439,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TrackedStream<S> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     use super::*;
@@ -469,6 +474,37 @@ mod tests {
             }
         };
         tokio::join!(serving, flooding)
+    }
+
+    /// Takes bytes that nobody reads, as a TLS stream does for one record.
+    struct TakesAndKeeps;
+
+    impl AsyncWrite for TakesAndKeeps {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_does_not_read_is_cut_though_the_stream_takes_bytes_for_it() {
+        let traffic = Traffic::new();
+        drop(traffic.begin());
+        let mut stream = TrackedStream::new(TakesAndKeeps, traffic.clone());
+        stream.write_all(b"answer").await.expect("taken");
+        assert!(stream.flush().now_or_never().is_none());
+        let timeouts = Timeouts { head: Duration::from_millis(1), idle: Duration::from_secs(3600) };
+        let mut alarm = std::pin::pin!(tokio::time::sleep(timeouts.head));
+        let due = std::future::poll_fn(|cx| traffic.poll_due(timeouts, alarm.as_mut(), cx));
+        let due = tokio::time::timeout(Duration::from_secs(20), due).await.expect("long before it is idle");
+        assert_eq!(due, Due::Cut("no byte of the answer read in time"));
     }
 
     #[tokio::test]

@@ -4,6 +4,8 @@
 
 mod bench;
 mod calls;
+#[path = "../support/certificates.rs"]
+mod certificates;
 mod jwt;
 mod log;
 #[path = "../support/process.rs"]
@@ -11,6 +13,7 @@ mod process;
 #[path = "../support/signer.rs"]
 mod signer;
 mod systemd;
+mod tls;
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Output, Stdio};

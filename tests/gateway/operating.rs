@@ -203,7 +203,8 @@ async fn the_page_is_there_on_loopback_and_off_when_told() {
     let elsewhere = |config: &mut pushgate::Config| config.control_listen = Some(([127, 0, 0, 2], 0).into());
     let split = TestGateway::with(elsewhere).await;
     let port = split.clients.port();
-    let told = format!("\"wsAt\":{{\"host\":\"127.0.0.1\",\"port\":{port}}},\"wsPath\":\"/ws\",\"wsUrl\":null");
+    let at = format!("{{\"host\":\"127.0.0.1\",\"port\":{port},\"scheme\":null}}");
+    let told = format!("\"wsAt\":{at},\"wsPath\":\"/ws\",\"wsUrl\":null");
     assert!(split.get("/").await.body.contains(&told), "the page knows where clients connect to");
     let off = TestGateway::with(|config| config.page = pushgate::Page::Off).await;
     assert_eq!(off.get("/").await.status, 404);

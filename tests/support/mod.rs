@@ -3,9 +3,11 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
+pub mod certificates;
 pub mod schema;
 pub mod session;
 pub mod signer;
+pub mod tls;
 pub mod transcript;
 
 use std::future::Future;
@@ -17,7 +19,7 @@ use pushgate::proto::push_request::Payload;
 use pushgate::proto::push_service_client::PushServiceClient;
 use pushgate::proto::{DropRequest, PushRequest, PushResponse};
 use pushgate::{Config, Gateway, Report, Server, ServerBuilder};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -148,8 +150,8 @@ impl TestGateway {
     }
 }
 
-pub struct Client {
-    pub socket: WebSocketStream<TcpStream>,
+pub struct Client<S = TcpStream> {
+    pub socket: WebSocketStream<S>,
 }
 
 impl Client {
@@ -170,6 +172,14 @@ impl Client {
         Self { socket }
     }
 
+    /// Resets the connection without a close frame.
+    pub fn reset(self) {
+        let stream = self.socket.into_inner();
+        stream.set_zero_linger().unwrap();
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     pub async fn send_bind(&mut self, token: &str, event: &str) {
         let bind = serde_json::json!({ "token": token, "event": event });
         self.send(Message::text(bind.to_string())).await;
@@ -215,12 +225,6 @@ impl Client {
             (frame.code.into(), frame.reason.to_string())
         })
     }
-
-    /// Resets the connection without a close frame.
-    pub fn reset(self) {
-        let stream = self.socket.into_inner();
-        stream.set_zero_linger().unwrap();
-    }
 }
 
 /// An HTTP response.
@@ -248,7 +252,7 @@ pub async fn http(address: SocketAddr, request: &str) -> Answer {
 }
 
 /// Reads the next response on a connection.
-pub async fn read_answer(stream: &mut TcpStream) -> Answer {
+pub async fn read_answer<S: AsyncRead + Unpin>(stream: &mut S) -> Answer {
     // Reads byte by byte, so that the bytes after the response stay in the stream.
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {

@@ -43,11 +43,12 @@ impl GatewayProcess {
     pub fn start_as(command: &mut Command) -> Self {
         let process = Process::start(command.args(["--listen", "127.0.0.1:0"]));
         let line = process.stdout_line("pushgate is up.");
-        let address = |scheme: &str| {
-            let (_, rest) = line.split_once(scheme)?;
+        // With TLS, each scheme has one letter more.
+        let address = |schemes: [&str; 2]| {
+            let (_, rest) = schemes.iter().find_map(|scheme| line.split_once(scheme))?;
             rest.split(['/', ' ']).next()?.parse().ok()
         };
-        match (address("ws://"), address("http://")) {
+        match (address(["ws://", "wss://"]), address(["http://", "https://"])) {
             (Some(clients), Some(control)) => Self { clients, control, process },
             _ => panic!("no two addresses in {line:?}"),
         }
