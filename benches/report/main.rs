@@ -37,7 +37,7 @@ fn main() {
     let rows: Vec<_> = ROWS.iter().filter(is_selected).collect();
     assert!(!rows.is_empty(), "no such row: {names:?}");
     let bench = Bench { quick, floors: floors() };
-    println!("| what | | gateway | floor | ratio |\n|---|---|---|---|---|");
+    println!("| what | | gateway | beside | ratio | target | |\n|---|---|---|---|---|---|---|");
     let mut results = Vec::new();
     for row in rows {
         results.extend(bench.row(row));
@@ -144,12 +144,14 @@ fn print_row(row: &Row, value: &Value, runs: &[(serde_json::Value, Option<serde_
         Some(number) if number < 100.0 => format!("{number:.2}"),
         Some(number) => format!("{number:.0}"),
     };
-    let (title, name) = (row.title, value.name);
+    let (title, name, target) = (row.title, value.name, value.target);
+    let is_met = target.is_met(ours, ratio);
+    let verdict = if is_met { "met" } else { "missed" };
     let note = if lost > 0 { format!(" ({lost} lost)") } else { String::new() };
-    println!("| {title} | {name} | {}{note} | {} | {} |", text(ours), text(other), text(ratio));
+    println!("| {title} | {name} | {}{note} | {} | {} | {target} | {verdict} |", text(ours), text(other), text(ratio));
     serde_json::json!({
         "row": row.name, "title": title, "value": name, "arguments": row.arguments, "rounds": runs.len(),
-        "gateway": ours, "beside": other, "ratio": ratio, "lost": lost,
+        "gateway": ours, "beside": other, "ratio": ratio, "lost": lost, "target": target.to_string(), "is_met": is_met,
     })
 }
 
