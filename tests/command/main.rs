@@ -12,6 +12,7 @@ mod log;
 mod process;
 #[path = "../support/signer.rs"]
 mod signer;
+mod security;
 mod systemd;
 mod tls;
 
