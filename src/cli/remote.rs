@@ -86,7 +86,13 @@ fn url(address: &str) -> Result<String, String> {
 
 /// Adds what to do about an error of TLS.
 pub(super) fn explained(error: &str) -> String {
-    let advice = if error.contains("UnknownIssuer") { " (name the CA of its certificate with --ca-file)" } else { "" };
+    let advice = if error.contains("UnknownIssuer") {
+        " (name the CA of its certificate with --ca-file)"
+    } else if error.contains("CaUsedAsEndEntity") {
+        " (its certificate is that of a CA; one made by itself needs basicConstraints=CA:FALSE)"
+    } else {
+        ""
+    };
     format!("{error}{advice}")
 }
 
