@@ -1,13 +1,13 @@
 //! What carries a connection: a stream of bytes that can be given up, and shared with others who write to it.
 
-use std::io::{self, IoSlice};
+use std::io::{self, ErrorKind::WouldBlock, IoSlice, Read};
 use std::net::Shutdown;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::mailbox::WriteNow;
@@ -96,13 +96,21 @@ macro_rules! sockets {
                 ) -> Poll<io::Result<()>> {
                     loop {
                         ready!(self.0.poll_read_ready(cx))?;
-                        match self.0.try_read(buffer.initialize_unfilled()) {
-                            Ok(count) => {
+                        let mut count = 0;
+                        let result = self.0.try_io(Interest::READABLE, || {
+                            let unfilled = buffer.initialize_unfilled();
+                            count = (&*SockRef::from(&*self.0)).read(unfilled)?;
+                            // Fewer bytes than there was room for are all there were. Said to tokio, it saves the next
+                            // read, which would find nothing.
+                            if (1..unfilled.len()).contains(&count) { Err(WouldBlock.into()) } else { Ok(()) }
+                        });
+                        match result {
+                            Err(error) if error.kind() == WouldBlock && count == 0 => {}
+                            Err(error) if error.kind() != WouldBlock => return Poll::Ready(Err(error)),
+                            _ => {
                                 buffer.advance(count);
                                 return Poll::Ready(Ok(()));
                             }
-                            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                            Err(error) => return Poll::Ready(Err(error)),
                         }
                     }
                 }
@@ -124,7 +132,7 @@ macro_rules! sockets {
                 ) -> Poll<io::Result<usize>> {
                     loop {
                         match self.0.write_now(slices) {
-                            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                            Err(error) if error.kind() == WouldBlock => {}
                             done => return Poll::Ready(done),
                         }
                         ready!(self.0.poll_write_ready(cx))?;

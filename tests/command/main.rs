@@ -10,9 +10,9 @@ mod jwt;
 mod log;
 #[path = "../support/process.rs"]
 mod process;
+mod security;
 #[path = "../support/signer.rs"]
 mod signer;
-mod security;
 mod systemd;
 mod tls;
 
