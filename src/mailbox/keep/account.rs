@@ -4,6 +4,8 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Instant;
 
+use smallvec::SmallVec;
+
 use crate::delivery::Ticket;
 use crate::journal::Record;
 use crate::message::{MessageId, UserId};
@@ -31,7 +33,7 @@ pub(super) struct AccountState {
     pub(super) held: VecDeque<Held>,
     pub(super) held_bytes: usize,
     /// The sessions' mailboxes.
-    pub(super) sessions: Vec<Weak<Mailbox>>,
+    pub(super) sessions: SmallVec<[Weak<Mailbox>; 2]>,
 }
 
 /// A message for the user as a whole.
