@@ -34,8 +34,9 @@ impl Attached {
     /// Promises that the caller will flush.
     pub(super) fn promise(&mut self, now: Instant) -> Flush {
         self.is_promised = true;
-        let was = self.flushed_at.replace(now);
-        if was.is_none_or(|was| now.saturating_duration_since(was) >= QUIET) { Flush::Now } else { Flush::Soon }
+        let now = now.saturating_duration_since(self.handle.since()).as_nanos() as u64;
+        let was = std::mem::replace(&mut self.flushed_at, now);
+        if was == 0 || now.saturating_sub(was) >= QUIET.as_nanos() as u64 { Flush::Now } else { Flush::Soon }
     }
 }
 
