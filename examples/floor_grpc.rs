@@ -22,6 +22,7 @@ use pushgate::proto::{
     PushResponse, PushStreamRequest, PushStreamResponse,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -29,10 +30,15 @@ use tonic::{Request, Response, Status, Streaming};
 const SWITCHING: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
     sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
+/// RFC 6455 section 5.2.
+const TEXT: u8 = 0x1;
+const PING: u8 = 0x9;
+const PONG: u8 = 0xA;
+
 #[derive(Clone, Default)]
 struct Floor {
     /// The socket of each user.
-    bound: Arc<Mutex<HashMap<String, Arc<TcpStream>>>>,
+    bound: Arc<Mutex<HashMap<String, Arc<OwnedWriteHalf>>>>,
 }
 
 #[tokio::main]
@@ -62,43 +68,52 @@ impl Floor {
         }
     }
 
-    /// Answers the upgrade, binds the user of the first frame, and keeps the socket until the client ends it.
+    /// Answers the upgrade, then the client's bind and its pings, until the client ends the connection.
     async fn client(self, mut stream: TcpStream) -> Option<()> {
         stream.set_nodelay(true).ok()?;
         let mut bytes = Vec::new();
         while !bytes.ends_with(b"\r\n\r\n") {
-            stream.read_buf(&mut bytes).await.ok().filter(|read| *read > 0)?;
+            bytes.push(stream.read_u8().await.ok()?);
         }
         stream.write_all(SWITCHING).await.ok()?;
-        let user = read_user(&mut stream).await?;
-        let stream = Arc::new(stream);
-        self.bound().insert(user.clone(), stream.clone());
-        loop {
-            stream.readable().await.ok()?;
-            match stream.try_read(&mut [0; 512]) {
-                Ok(1..) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+        let (mut client, socket) = stream.into_split();
+        let socket = Arc::new(socket);
+        while let Some((opcode, payload)) = read_frame(&mut client).await {
+            match opcode {
+                TEXT => {
+                    let bind: serde_json::Value = serde_json::from_slice(&payload).ok()?;
+                    self.bound().insert(bind["token"].as_str()?.to_owned(), socket.clone());
+                }
+                PING => drop(socket.try_write(&frame(PONG, &payload))),
                 _ => break,
             }
         }
-        self.bound().remove(&user);
+        self.bound().retain(|_, bound| !Arc::ptr_eq(bound, &socket));
         None
     }
 
-    fn bound(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<TcpStream>>> {
+    fn bound(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<OwnedWriteHalf>>> {
         self.bound.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Reads a masked text frame of up to 125 bytes with a bind, and returns its token, which is the user.
-async fn read_user(stream: &mut TcpStream) -> Option<String> {
+/// Reads a masked frame of up to 125 bytes.
+async fn read_frame(client: &mut OwnedReadHalf) -> Option<(u8, Vec<u8>)> {
     let mut head = [0; 6];
-    stream.read_exact(&mut head).await.ok()?;
+    client.read_exact(&mut head).await.ok()?;
     let mut payload = vec![0; usize::from(head[1] & 0x7F)];
-    stream.read_exact(&mut payload).await.ok()?;
+    client.read_exact(&mut payload).await.ok()?;
     payload.iter_mut().zip(head[2..].iter().cycle()).for_each(|(byte, mask)| *byte ^= mask);
-    let bind: serde_json::Value = serde_json::from_slice(&payload).ok()?;
-    Some(bind["token"].as_str()?.to_owned())
+    Some((head[0] & 0x0F, payload))
+}
+
+/// Builds a frame as a server sends it.
+fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(payload.len()).unwrap_or(u16::MAX);
+    match length {
+        ..126 => [&[0x80 | opcode, length as u8], payload].concat(),
+        _ => [&[0x80 | opcode, 126][..], &length.to_be_bytes(), payload].concat(),
+    }
 }
 
 #[tonic::async_trait]
@@ -109,12 +124,7 @@ impl PushService for Floor {
         };
         let stream = self.bound().get(&user_id).cloned();
         let sent = stream.is_some_and(|stream| {
-            let length = u16::try_from(message.len()).unwrap_or(u16::MAX);
-            let mut frame = match length {
-                ..126 => vec![0x81, length as u8],
-                _ => [&[0x81, 126][..], &length.to_be_bytes()].concat(),
-            };
-            frame.extend(message.as_bytes());
+            let frame = frame(TEXT, message.as_bytes());
             stream.try_write(&frame).is_ok_and(|written| written == frame.len())
         });
         let sent = u64::from(sent);
