@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use async_trait::async_trait;
-use serde::Deserialize;
+use aws_lc_rs::digest::{SHA256, digest};
+use serde::{Deserialize, Deserializer, de};
 use subtle::ConstantTimeEq;
 
 use super::{PushAuthorizer, PushCredentials, PushRefused, PushScope, ReloadError};
@@ -21,6 +22,8 @@ const KEY_CHARS_MIN: usize = 16;
 /// users = ["customer-*"]       # optional, default ["*"]
 /// events = ["invoice.*"]       # optional, default ["*"]
 /// ```
+///
+/// An entry may have `key_sha256`, the SHA-256 of its key in hexadecimal, instead of the key.
 ///
 /// With `control_tls_client_ca_file`, an entry may name a certificate instead of a key. It is for callers that present one
 /// which is made out to this URI or DNS name and show no key:
@@ -47,9 +50,40 @@ struct Key {
 /// What a caller shows.
 #[derive(PartialEq, Eq)]
 enum Shows {
-    Secret(String),
+    /// A key with this hash. A plain SHA-256 is enough, because nobody can try all keys that are long and random.
+    Secret(KeyHash),
     /// A certificate that is made out to this name.
     Certificate(String),
+}
+
+/// The SHA-256 of a key.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct KeyHash([u8; 32]);
+
+impl KeyHash {
+    fn of(key: &[u8]) -> Self {
+        let mut hash = [0; 32];
+        hash.copy_from_slice(digest(&SHA256, key).as_ref());
+        Self(hash)
+    }
+
+    fn read(text: &str) -> Option<Self> {
+        let mut hash = [0; 32];
+        if text.len() != 2 * hash.len() || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return None;
+        }
+        for (place, byte) in hash.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&text[2 * place..2 * place + 2], 16).ok()?;
+        }
+        Some(Self(hash))
+    }
+}
+
+impl<'de> Deserialize<'de> for KeyHash {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::read(&text).ok_or_else(|| de::Error::custom("key_sha256 is not 64 hexadecimal digits"))
+    }
 }
 
 impl std::fmt::Debug for Key {
@@ -70,6 +104,7 @@ struct File {
 struct Entry {
     name: String,
     key: Option<String>,
+    key_sha256: Option<KeyHash>,
     certificate: Option<String>,
     #[serde(default = "any")]
     users: Vec<String>,
@@ -120,10 +155,11 @@ impl PushAuthorizer for PushKeys {
     }
 }
 
-/// Compares every key, each in constant time, so that the time taken reveals nothing about any key.
+/// Compares the hash of every key, each in constant time, so that the time taken reveals nothing about any key.
 fn with_secret<'a>(keys: &'a [Key], shown: &[u8]) -> Option<&'a Key> {
+    let shown = KeyHash::of(shown);
     keys.iter().fold(None, |good, key| match &key.shows {
-        Shows::Secret(secret) if bool::from(secret.as_bytes().ct_eq(shown)) => Some(key),
+        Shows::Secret(hash) if bool::from(hash.0.ct_eq(&shown.0)) => Some(key),
         _ => good,
     })
 }
@@ -135,36 +171,40 @@ fn read(path: &Path) -> Result<Arc<[Key]>, ReloadError> {
     if file.key.is_empty() {
         return Err(malformed("there is no [[key]], so nobody could push".to_owned()));
     }
-    for (number, entry) in file.key.iter().enumerate() {
-        let earlier = &file.key[..number];
-        if earlier.iter().any(|earlier| earlier.name == entry.name) {
-            return Err(malformed(format!("the name {:?} is used twice", entry.name)));
+    let mut keys: Vec<Key> = Vec::with_capacity(file.key.len());
+    for entry in file.key {
+        let key = read_entry(entry).map_err(malformed)?;
+        let name = key.scope.name();
+        if keys.iter().any(|earlier| earlier.scope.name() == name) {
+            return Err(malformed(format!("the name {name:?} is used twice")));
         }
-        if entry.key.is_some() && earlier.iter().any(|earlier| earlier.key == entry.key) {
-            return Err(malformed(format!("the key of {:?} is used twice", entry.name)));
-        }
-        if entry.certificate.is_some() && earlier.iter().any(|earlier| earlier.certificate == entry.certificate) {
-            return Err(malformed(format!("the certificate of {:?} is used twice", entry.name)));
-        }
-    }
-    file.key
-        .into_iter()
-        .map(|entry| {
-            let shows = match (entry.key, entry.certificate) {
-                (Some(key), None) => secret(&entry.name, key),
-                (None, Some(certificate)) => certificate_name(&entry.name, certificate),
-                (Some(_), Some(_)) => {
-                    Err(format!("{:?} has a key and a certificate, and must have one of them", entry.name))
-                }
-                (None, None) => Err(format!("{:?} has neither a key nor a certificate", entry.name)),
+        if keys.iter().any(|earlier| earlier.shows == key.shows) {
+            let what = match key.shows {
+                Shows::Secret(_) => "key",
+                Shows::Certificate(_) => "certificate",
             };
-            let scope = PushScope::patterns(&entry.name, &entry.users, &entry.events);
-            Ok(Key { shows: shows.map_err(malformed)?, scope })
-        })
-        .collect()
+            return Err(malformed(format!("the {what} of {name:?} is used twice")));
+        }
+        keys.push(key);
+    }
+    Ok(keys.into())
 }
 
-fn secret(name: &str, key: String) -> Result<Shows, String> {
+fn read_entry(entry: Entry) -> Result<Key, String> {
+    let name = &entry.name;
+    let shows = match (entry.key, entry.key_sha256, entry.certificate) {
+        (Some(key), None, None) => secret(name, &key)?,
+        (None, Some(hash), None) => Shows::Secret(hash),
+        (None, None, Some(certificate)) => certificate_name(name, certificate)?,
+        (Some(_), Some(_), _) => return Err(format!("{name:?} has a key and a key_sha256, and must have one of them")),
+        (_, _, Some(_)) => return Err(format!("{name:?} has a key and a certificate, and must have one of them")),
+        (None, None, None) => return Err(format!("{name:?} has neither a key nor a certificate")),
+    };
+    let scope = PushScope::patterns(name, &entry.users, &entry.events);
+    Ok(Key { shows, scope })
+}
+
+fn secret(name: &str, key: &str) -> Result<Shows, String> {
     if !key.bytes().all(|b| b.is_ascii_graphic()) {
         // A header can carry other characters, but some client or proxy would alter them on the way.
         return Err(format!("the key of {name:?} has characters besides letters, digits and ASCII punctuation"));
@@ -172,7 +212,7 @@ fn secret(name: &str, key: String) -> Result<Shows, String> {
     if key.chars().count() < KEY_CHARS_MIN {
         return Err(format!("the key of {name:?} is shorter than {KEY_CHARS_MIN} characters"));
     }
-    Ok(Shows::Secret(key))
+    Ok(Shows::Secret(KeyHash::of(key.as_bytes())))
 }
 
 fn certificate_name(name: &str, certificate: String) -> Result<Shows, String> {
@@ -236,6 +276,20 @@ mod tests {
         assert_eq!(name_of(Some("mail.internal"), &["mail.internal"]).await, refused);
     }
 
+    #[tokio::test]
+    async fn a_key_that_stands_as_its_hash_is_good_and_the_hash_itself_is_not() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("keys.toml");
+        // printf 0123456789abcdef | sha256sum
+        let hash = "9f9f5111f7b27a781f1f1ddde5ebc2dd2b796bfc7365c9c28b548e564176929f";
+        for hash in [hash.to_owned(), hash.to_uppercase()] {
+            std::fs::write(&path, format!("[[key]]\nname = \"a\"\nkey_sha256 = \"{hash}\"\n")).expect("written");
+            let keys = PushKeys::open(&path).expect("good file");
+            assert_eq!(name_of(&keys, Some("0123456789abcdef")).await, Ok("a".to_owned()));
+            assert_eq!(name_of(&keys, Some(&hash)).await, Err(PushRefused::Unauthenticated));
+        }
+    }
+
     #[test]
     fn mistakes_are_named_and_secrets_are_not() {
         let folder = tempfile::tempdir().expect("a folder");
@@ -249,6 +303,17 @@ mod tests {
             (
                 "[[key]]\nname = \"a\"\nkey = \"s3cret-s3cret-s3cret\"\ncertificate = \"x\"",
                 "\"a\" has a key and a cert",
+            ),
+            ("[[key]]\nname = \"a\"\nkey_sha256 = \"s3cret\"", "line 3: key_sha256 is not 64 hexadecimal digits"),
+            (
+                "[[key]]\nname = \"a\"\nkey = \"0123456789abcdef\"\n[[key]]\nname = \"b\"\n\
+                 key_sha256 = \"9f9f5111f7b27a781f1f1ddde5ebc2dd2b796bfc7365c9c28b548e564176929f\"",
+                "the key of \"b\" is used twice",
+            ),
+            (
+                "[[key]]\nname = \"a\"\nkey = \"0123456789abcdef\"\n\
+                 key_sha256 = \"9f9f5111f7b27a781f1f1ddde5ebc2dd2b796bfc7365c9c28b548e564176929f\"",
+                "\"a\" has a key and a key_sha256",
             ),
             ("[[key]]\nname = \"a\"\ncertificate = \"\"", "the certificate of \"a\" is not a URI or DNS name"),
             (

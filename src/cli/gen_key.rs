@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand};
 
@@ -29,6 +30,9 @@ enum Purpose {
         /// A pattern of events that the service may push; repeat the flag for several [default: all]
         #[arg(long = "events", value_name = "PATTERN")]
         events: Vec<String>,
+        /// Put the key's SHA-256 into the entry, and the key itself into a comment, to be taken out of the file
+        #[arg(long)]
+        hashed: bool,
     },
     /// Print a secret that signs and checks JWTs with HMAC, as the content of jwt_keys_file
     Jwt,
@@ -39,8 +43,17 @@ impl GenKey {
         let secret = secret()?;
         let text = match self.purpose {
             Purpose::Jwt => format!("{secret}\n"),
-            Purpose::Push { name, users, events } => {
-                let mut entry = format!("[[key]]\nname = {}\nkey = \"{secret}\"\n", text(&name)?);
+            Purpose::Push { name, users, events, hashed } => {
+                let mut entry = String::new();
+                if hashed {
+                    writeln!(entry, "# the key, for the service alone; take this line out: {secret}")?;
+                }
+                writeln!(entry, "[[key]]\nname = {}", text(&name)?)?;
+                if hashed {
+                    writeln!(entry, "key_sha256 = \"{}\"", hex(digest(&SHA256, secret.as_bytes()).as_ref()))?;
+                } else {
+                    writeln!(entry, "key = \"{secret}\"")?;
+                }
                 for (field, patterns) in [("users", users), ("events", events)] {
                     if !patterns.is_empty() {
                         let patterns = patterns.iter().map(|pattern| text(pattern)).collect::<Result<Vec<_>, _>>()?;
@@ -57,7 +70,11 @@ impl GenKey {
 fn secret() -> Result<String, getrandom::Error> {
     let mut bytes = [0; SECRET_BYTES];
     getrandom::fill(&mut bytes)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&bytes))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A text in TOML. Without control characters, JSON writes it in the same way.

@@ -139,11 +139,16 @@ fn a_push_key_that_was_made_is_good() {
     let file = path(&folder, "keys.toml");
     let entry = stdout(&run(&["gen-key", "push", "--name", "the \"billing\" \\ service", "--events", "invoice.*"]));
     let other = stdout(&run(&["gen-key", "push", "--name", "all"]));
-    std::fs::write(&file, format!("{entry}\n{other}")).unwrap();
+    let hashed = stdout(&run(&["gen-key", "push", "--name", "hashed", "--hashed"]));
+    let (told, hashed_entry) = hashed.split_once('\n').unwrap();
+    let (_, hashed_key) = told.rsplit_once(' ').unwrap();
+    assert!(!hashed_entry.contains(hashed_key), "{hashed}");
+    std::fs::write(&file, format!("{entry}\n{other}\n{hashed_entry}")).unwrap();
     let gateway = GatewayProcess::start(["--push-keys-file", &file]);
     let key = entry.lines().find_map(|line| line.strip_prefix("key = ")).unwrap().trim_matches('"');
-    let push = |event: &str| {
+    let push = |event: &str, key: &str| {
         run(&["push", "ann", event, "m", "--address", &gateway.control.to_string(), "--key", key]).status.code()
     };
-    assert_eq!((push("invoice.paid"), push("mail")), (Some(0), Some(1)));
+    assert_eq!((push("invoice.paid", key), push("mail", key)), (Some(0), Some(1)));
+    assert_eq!(push("mail", hashed_key), Some(0));
 }
