@@ -2,13 +2,14 @@
 
 mod jwt;
 mod push_keys;
+mod rate;
 mod token_file;
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use wildmatch::WildMatch;
@@ -19,6 +20,8 @@ use crate::shares::Payer;
 pub use jwt::{JwtAuthenticator, JwtGrant, JwtProblem};
 pub use push_keys::PushKeys;
 pub use token_file::TokenFile;
+
+use rate::Rate;
 
 /// The token check: maps a client's token to a user, or refuses it.
 ///
@@ -182,6 +185,8 @@ pub struct PushScope {
     rule: Rule,
     /// The payer whose share of common resources the caller uses.
     payer: Payer,
+    /// Shared by all requests of the caller.
+    rate: Option<Arc<Rate>>,
 }
 
 #[derive(Clone)]
@@ -223,7 +228,19 @@ impl PushScope {
 
     fn of(name: &str, rule: Rule) -> Self {
         let name: Arc<str> = name.into();
-        Self { payer: Payer::Key(name.clone()), name, rule }
+        Self { payer: Payer::Key(name.clone()), name, rule, rate: None }
+    }
+
+    fn limited_to(self, rate: Option<Arc<Rate>>) -> Self {
+        Self { rate, ..self }
+    }
+
+    /// Uses up one push of the caller's rate.
+    ///
+    /// # Errors
+    /// How long it takes until the caller may push again.
+    pub(crate) fn spend(&self, now: Instant) -> Result<(), Duration> {
+        self.rate.as_ref().map_or(Ok(()), |rate| rate.spend(now))
     }
 
     /// Uses the share of this payer instead of the one for its name.

@@ -88,9 +88,20 @@ pub enum PushError {
         /// How many connections it matched.
         matched: usize,
     },
+    /// The caller's key has used up its rate. The push was not sent.
+    #[error("the API key is over its rate, try again in {} s", whole_seconds(*.retry_after))]
+    RateLimited {
+        /// When the next push is allowed.
+        retry_after: Duration,
+    },
     /// `waiting_pushes_max` pushes are waiting for more than acceptance already. This one was not sent.
     #[error("too many pushes are waiting, try again later or do not wait")]
     TooManyWaiting,
+}
+
+/// A time to wait in the seconds of `Retry-After`, rounded up.
+pub(crate) fn whole_seconds(wait: Duration) -> u64 {
+    wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
 }
 
 impl std::fmt::Debug for Gateway {
@@ -211,6 +222,10 @@ impl Gateway {
         let limit_bytes = self.0.config.message_bytes_max;
         if push.payload().as_bytes().len() > limit_bytes {
             return Err(InvalidPush::TooLong { field: Field::Message, limit_bytes }.into());
+        }
+        // Last, so that only what would be sent counts.
+        if let Some(scope) = scope {
+            scope.spend(Instant::now()).map_err(|retry_after| PushError::RateLimited { retry_after })?;
         }
         Ok(())
     }
@@ -383,6 +398,7 @@ fn result_label(result: Result<&Outcome, &PushError>) -> PushResult {
         Err(PushError::Invalid(InvalidPush::TooLong { .. })) => PushResult::TooLarge,
         Err(PushError::Invalid(InvalidPush::Empty { .. }) | PushError::KeyReused { .. }) => PushResult::Invalid,
         Err(PushError::PermissionDenied) => PushResult::PermissionDenied,
+        Err(PushError::RateLimited { .. }) => PushResult::RateLimited,
         Err(PushError::TooManyWaiting) => PushResult::Overloaded,
         Err(PushError::TooSlow { .. }) => PushResult::TimedOut,
     }

@@ -107,6 +107,7 @@ pub(crate) enum PushResult {
     Invalid,
     Unauthenticated,
     PermissionDenied,
+    RateLimited,
     TooLarge,
     Overloaded,
     TimedOut,
@@ -257,8 +258,8 @@ labelled! {
     RefusedReason: Full FullForAddress NotAProxy NoProxyHeader;
     Door: Json Grpc Library;
     PushResult:
-        Accepted Unmatched Held Dropped Invalid Unauthenticated PermissionDenied TooLarge Overloaded TimedOut Draining
-        CheckUnavailable;
+        Accepted Unmatched Held Dropped Invalid Unauthenticated PermissionDenied RateLimited TooLarge
+        Overloaded TimedOut Draining CheckUnavailable;
     UpgradeResult: Accepted Malformed OriginRefused TooMany TooManyFromAddress TooFastFromAddress Draining;
     HandshakeResult: Done NotTls NothingInCommon RefusedByPeer NoCertificate BadCertificate Malformed PeerLeft TimedOut GivenUp;
     CertificateReloadResult: Loaded Failed;

@@ -1,5 +1,6 @@
 //! Push API keys from a TOML file.
 
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -8,6 +9,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use serde::{Deserialize, Deserializer, de};
 use subtle::ConstantTimeEq;
 
+use super::rate::{Limit, PerSecond, Rate};
 use super::{PushAuthorizer, PushCredentials, PushRefused, PushScope, ReloadError};
 
 /// The minimum length of a key, in characters. 16 random characters out of 64 give 96 bits.
@@ -21,6 +23,8 @@ const KEY_CHARS_MIN: usize = 16;
 /// key = "a-long-random-secret" # at least 16 letters, digits or ASCII punctuation
 /// users = ["customer-*"]       # optional, default ["*"]
 /// events = ["invoice.*"]       # optional, default ["*"]
+/// rate = 100                   # pushes per second, optional, default unlimited
+/// burst = 500                  # pushes at once, optional, default ten seconds' worth
 /// ```
 ///
 /// An entry may have `key_sha256`, the SHA-256 of its key in hexadecimal, instead of the key.
@@ -35,7 +39,8 @@ const KEY_CHARS_MIN: usize = 16;
 /// ```
 ///
 /// Several keys can be valid at once, so that keys can be rotated. [`PushAuthorizer::reload`] reads the file again. If
-/// the file has an error, the previous keys stay in use.
+/// the file has an error, the previous keys stay in use. What a key has used up of its rate is kept if its name, rate and
+/// burst stay the same.
 #[derive(Debug)]
 pub struct PushKeys {
     path: PathBuf,
@@ -110,6 +115,8 @@ struct Entry {
     users: Vec<String>,
     #[serde(default = "any")]
     events: Vec<String>,
+    rate: Option<PerSecond>,
+    burst: Option<NonZeroU32>,
 }
 
 fn any() -> Vec<String> {
@@ -123,7 +130,7 @@ impl PushKeys {
     /// The file cannot be read, or its content is not valid.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, ReloadError> {
         let path = path.into();
-        let keys = read(&path)?;
+        let keys = read(&path, &[])?;
         Ok(Self { path, keys: RwLock::new(keys) })
     }
 
@@ -147,7 +154,7 @@ impl PushAuthorizer for PushKeys {
     }
 
     async fn reload(&self) -> Result<(), ReloadError> {
-        let keys = read(&self.path)?;
+        let keys = read(&self.path, &self.current())?;
         let count = keys.len();
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
         tracing::info!(path = %self.path.display(), keys = count, "push keys reloaded");
@@ -164,7 +171,8 @@ fn with_secret<'a>(keys: &'a [Key], shown: &[u8]) -> Option<&'a Key> {
     })
 }
 
-fn read(path: &Path) -> Result<Arc<[Key]>, ReloadError> {
+/// Reads the file. Keys that were there before go on with what they have left of their rate.
+fn read(path: &Path, previous: &[Key]) -> Result<Arc<[Key]>, ReloadError> {
     let text = super::read_file(path)?;
     let malformed = |problem: String| ReloadError::Malformed { path: path.to_owned(), problem };
     let file: File = toml::from_str(&text).map_err(|error| malformed(super::describe(&text, &error)))?;
@@ -173,7 +181,7 @@ fn read(path: &Path) -> Result<Arc<[Key]>, ReloadError> {
     }
     let mut keys: Vec<Key> = Vec::with_capacity(file.key.len());
     for entry in file.key {
-        let key = read_entry(entry).map_err(malformed)?;
+        let key = read_entry(entry, previous).map_err(malformed)?;
         let name = key.scope.name();
         if keys.iter().any(|earlier| earlier.scope.name() == name) {
             return Err(malformed(format!("the name {name:?} is used twice")));
@@ -190,7 +198,7 @@ fn read(path: &Path) -> Result<Arc<[Key]>, ReloadError> {
     Ok(keys.into())
 }
 
-fn read_entry(entry: Entry) -> Result<Key, String> {
+fn read_entry(entry: Entry, previous: &[Key]) -> Result<Key, String> {
     let name = &entry.name;
     let shows = match (entry.key, entry.key_sha256, entry.certificate) {
         (Some(key), None, None) => secret(name, &key)?,
@@ -200,7 +208,16 @@ fn read_entry(entry: Entry) -> Result<Key, String> {
         (_, _, Some(_)) => return Err(format!("{name:?} has a key and a certificate, and must have one of them")),
         (None, None, None) => return Err(format!("{name:?} has neither a key nor a certificate")),
     };
-    let scope = PushScope::patterns(name, &entry.users, &entry.events);
+    let limit = match (entry.rate, entry.burst) {
+        (Some(per_second), burst) => Some(Limit::new(per_second, burst)),
+        (None, Some(_)) => return Err(format!("{name:?} has a burst and no rate")),
+        (None, None) => None,
+    };
+    let rate = limit.map(|limit| {
+        let earlier = previous.iter().find(|key| key.scope.name() == name).and_then(|key| key.scope.rate.clone());
+        earlier.filter(|rate| rate.limit() == limit).unwrap_or_else(|| Arc::new(Rate::new(limit)))
+    });
+    let scope = PushScope::patterns(name, &entry.users, &entry.events).limited_to(rate);
     Ok(Key { shows, scope })
 }
 
@@ -226,6 +243,8 @@ fn certificate_name(name: &str, certificate: String) -> Result<Shows, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::super::Token;
     use super::*;
 
@@ -277,6 +296,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_reload_keeps_what_a_key_has_used_up_of_its_rate_unless_the_rate_is_another() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("keys.toml");
+        let write = |burst: u32| {
+            let text = format!("[[key]]\nname = \"a\"\nkey = \"0123456789abcdef\"\nrate = 0.5\nburst = {burst}\n");
+            std::fs::write(&path, text).expect("written");
+        };
+        write(1);
+        let keys = PushKeys::open(&path).expect("good file");
+        let key = || Some(Token::new("0123456789abcdef".to_owned()));
+        let now = Instant::now();
+        let spend = async || {
+            let credentials = PushCredentials::new(key(), ([127, 0, 0, 1], 1).into());
+            keys.authorize(&credentials).await.expect("a good key").spend(now)
+        };
+        assert_eq!((spend().await, spend().await), (Ok(()), Err(Duration::from_secs(2))));
+        keys.reload().await.expect("good file");
+        assert_eq!(spend().await, Err(Duration::from_secs(2)));
+        write(2);
+        keys.reload().await.expect("good file");
+        assert_eq!(spend().await, Ok(()));
+    }
+
+    #[tokio::test]
     async fn a_key_that_stands_as_its_hash_is_good_and_the_hash_itself_is_not() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("keys.toml");
@@ -299,6 +342,8 @@ mod tests {
             ("[[key]]\nname = \"a\"\nkey = \"s3cret\"", "the key of \"a\" is shorter than 16 characters"),
             ("[[key]]\nname = \"a\"\nkey = \"s3cret-s3cret-s3cret\"\nuser = []", "line 4"),
             ("[[key]]\nkey = \"s3cret-s3cret-s3cret\"", "name"),
+            ("[[key]]\nname = \"a\"\nkey = \"s3cret-s3cret-s3cret\"\nrate = 0", "line 4: the rate is not a number"),
+            ("[[key]]\nname = \"a\"\nkey = \"s3cret-s3cret-s3cret\"\nburst = 1", "\"a\" has a burst and no rate"),
             ("[[key]]\nname = \"a\"", "\"a\" has neither a key nor a certificate"),
             (
                 "[[key]]\nname = \"a\"\nkey = \"s3cret-s3cret-s3cret\"\ncertificate = \"x\"",

@@ -227,6 +227,8 @@ pub(super) struct Wrong {
     problem: String,
     field: Cow<'static, str>,
     pub(super) kind: Kind,
+    /// When the caller may push again, if that is what was wrong.
+    pub(super) retry_after: Option<Duration>,
 }
 
 /// What a door tells apart that has one code in gRPC.
@@ -241,7 +243,7 @@ pub(super) enum Kind {
 
 impl Wrong {
     pub(super) fn field(field: impl Into<Cow<'static, str>>, problem: String) -> Self {
-        Self { code: Code::InvalidArgument, problem, field: field.into(), kind: Kind::Other }
+        Self { code: Code::InvalidArgument, problem, field: field.into(), kind: Kind::Other, retry_after: None }
     }
 
     fn no_field(code: Code, problem: String) -> Self {
@@ -279,6 +281,9 @@ impl From<PushError> for Wrong {
             }
             PushError::PermissionDenied => Self::no_field(Code::PermissionDenied, error.to_string()),
             PushError::TooSlow { .. } => Self::no_field(Code::DeadlineExceeded, error.to_string()),
+            PushError::RateLimited { retry_after } => {
+                Self { retry_after: Some(retry_after), ..Self::no_field(Code::ResourceExhausted, error.to_string()) }
+            }
             PushError::TooManyWaiting => Self::no_field(Code::ResourceExhausted, error.to_string()),
         }
     }
@@ -286,7 +291,9 @@ impl From<PushError> for Wrong {
 
 impl From<Wrong> for Status {
     fn from(wrong: Wrong) -> Self {
-        if wrong.field.is_empty() {
+        if let Some(wait) = wrong.retry_after {
+            Self::with_error_details(wrong.code, wrong.problem, ErrorDetails::with_retry_info(Some(wait)))
+        } else if wrong.field.is_empty() {
             Self::new(wrong.code, wrong.problem)
         } else {
             let details = ErrorDetails::with_bad_request_violation(wrong.field, &wrong.problem);

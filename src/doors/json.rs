@@ -4,6 +4,8 @@
 mod mapping;
 mod reading;
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
@@ -12,7 +14,7 @@ use tonic::Code;
 use crate::config::{self, Config};
 use crate::doors::api::{Caller, Kind, Wrong, batch, send};
 use crate::doors::{Body, Refusal, empty, listed, text};
-use crate::gateway::{Follow, Gateway, PushError};
+use crate::gateway::{Follow, Gateway, PushError, whole_seconds};
 use crate::legacy;
 use crate::message::{InvalidPush, Push};
 use crate::metrics::{Door, PushResult};
@@ -113,6 +115,9 @@ async fn push_as_ever(gateway: &Gateway, caller: &Caller, body: &[u8]) -> Respon
         }
         Err(PushError::Invalid(error @ InvalidPush::TooLong { .. })) => too_large(&error.to_string()),
         Err(PushError::PermissionDenied) => with_its_headers(empty(StatusCode::UNAUTHORIZED)),
+        Err(error @ PushError::RateLimited { retry_after }) => {
+            in_a_while(text(StatusCode::TOO_MANY_REQUESTS, error.to_string()), retry_after)
+        }
         Err(error @ (PushError::TooManyWaiting | PushError::TooSlow { .. })) => {
             with_its_headers(text(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))
         }
@@ -191,14 +196,26 @@ fn told(status: StatusCode, code: Code, message: String) -> Response<Body> {
 
 /// What was wrong, to a caller that accepts JSON.
 fn refused(wrong: Wrong) -> Response<Body> {
+    let retry_after = wrong.retry_after;
     let status = match wrong.code {
+        _ if retry_after.is_some() => StatusCode::TOO_MANY_REQUESTS,
         Code::PermissionDenied => StatusCode::FORBIDDEN,
         Code::ResourceExhausted => StatusCode::SERVICE_UNAVAILABLE,
         _ if wrong.kind == Kind::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
         _ if wrong.kind == Kind::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
         _ => StatusCode::BAD_REQUEST,
     };
-    json(status, mapping::write(&proto::PushError::from(wrong), "PushError"))
+    let response = json(status, mapping::write(&proto::PushError::from(wrong), "PushError"));
+    match retry_after {
+        Some(wait) => in_a_while(response, wait),
+        None => response,
+    }
+}
+
+/// Tells when to come back.
+fn in_a_while(mut response: Response<Body>, wait: Duration) -> Response<Body> {
+    response.headers_mut().insert(RETRY_AFTER, whole_seconds(wait).into());
+    response
 }
 
 /// Adds the header that goes with an answer's status.

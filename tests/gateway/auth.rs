@@ -3,12 +3,13 @@
 use std::io::Write;
 
 use async_trait::async_trait;
-use pushgate::proto::{BroadcastRequest, PushBatchRequest, push_result::Result as ResultOf};
+use pushgate::proto::{BroadcastRequest, PushBatchRequest, PushStreamRequest, push_result::Result as ResultOf};
 use pushgate::{
     BindAttempt, Config, Identity, PushAuthorizer, PushCredentials, PushRefused, PushScope, Server, ServerError,
     TokenAuthenticator, TokenError, UserId,
 };
 use tonic::{Code, Request};
+use tonic_types::StatusExt;
 
 use crate::support::{TestGateway, push_request, soon};
 
@@ -217,4 +218,77 @@ async fn an_open_address_is_refused_unless_guarded() {
     assert!(matches!(refused, ServerError::Invalid(_)), "{refused}");
     let guarded = Server::builder(open).token_authenticator(ByName).push_authorizer(NobodyMayPush).bind().await;
     assert!(guarded.is_ok(), "an embedder's own checks are guards too");
+}
+
+/// So slow a rate that no push comes back during a test.
+const RATED: &str = r#"
+[[key]]
+name = "rated"
+key = "key-with-a-rate-of-three"
+rate = 0.001
+burst = 3
+
+[[key]]
+name = "other"
+key = "key-without-any-rate"
+"#;
+
+fn by<T>(key: &str, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("x-api-key", key.parse().unwrap());
+    request
+}
+
+#[tokio::test]
+async fn a_key_over_its_rate_is_refused_item_by_item_at_both_doors_and_others_are_not() {
+    let keys = file(RATED);
+    let gateway = TestGateway::with(|config| {
+        config.push_keys_file = Some(keys.path().into());
+    })
+    .await;
+    let mut phone = gateway.bind("ann", "mail").await;
+    let rated = "key-with-a-rate-of-three";
+    let mut grpc = gateway.grpc().await;
+    // What is not sent costs nothing.
+    let empty = soon(grpc.client.push(by(rated, push_request("ann", "mail", "")))).await.unwrap_err();
+    assert_eq!(empty.code(), Code::InvalidArgument);
+    let pushes = ["1", "2", "3", "4", "5"].map(|message| push_request("ann", "mail", message)).to_vec();
+    let results = soon(grpc.client.push_batch(by(rated, PushBatchRequest { pushes }))).await.unwrap().into_inner();
+    let codes = results.results.into_iter().map(|result| match result.result.unwrap() {
+        ResultOf::Outcome(outcome) => (0, outcome.accepted),
+        ResultOf::Error(error) => (error.code, 0),
+    });
+    let exhausted = (Code::ResourceExhausted.into(), 0);
+    assert_eq!(codes.collect::<Vec<_>>(), [(0, 1), (0, 1), (0, 1), exhausted, exhausted]);
+
+    let status = soon(grpc.client.push(by(rated, push_request("ann", "mail", "6")))).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    let wait = status.get_details_retry_info().unwrap().retry_delay.unwrap();
+    assert!((1..=1000).contains(&wait.as_secs()), "{wait:?}");
+
+    let messages = ["7", "8"].map(|message| PushStreamRequest {
+        correlation_id: message.to_owned(),
+        push: Some(push_request("ann", "mail", message)),
+    });
+    let mut answers =
+        soon(grpc.client.push_stream(by(rated, tokio_stream::iter(messages)))).await.unwrap().into_inner();
+    for id in ["7", "8"] {
+        let answer = soon(answers.message()).await.unwrap().unwrap();
+        let Some(ResultOf::Error(error)) = answer.result.unwrap().result else { panic!("refused") };
+        assert_eq!((answer.correlation_id.as_str(), error.code), (id, Code::ResourceExhausted.into()));
+    }
+
+    for accept in ["text/plain", "application/json"] {
+        let mut json = gateway.json().key(rated).accept(accept);
+        let answer = json.post(r#"{"userId":"ann","event":"mail","message":"9"}"#).await;
+        assert_eq!(answer.status, 429, "{answer:?}");
+        let seconds: u64 = answer.header("retry-after").unwrap().parse().unwrap();
+        assert!((1..=1000).contains(&seconds), "{answer:?}");
+    }
+    assert_eq!(gateway.json().key("key-without-any-rate").push("ann", "mail", "last").await, 1);
+    for message in ["1", "2", "3", "last"] {
+        assert_eq!(phone.next_text().await, message);
+    }
+    assert_eq!(gateway.metric("pushgate_pushes_total{door=\"grpc\",result=\"rate_limited\"}").await, 5);
+    assert_eq!(gateway.metric("pushgate_pushes_total{door=\"json\",result=\"rate_limited\"}").await, 2);
 }
