@@ -1,6 +1,7 @@
 //! Who may bind and who may push: the two check traits that an embedder can implement, and the built-in checks.
 
 mod jwt;
+mod method;
 mod push_keys;
 mod rate;
 mod token_file;
@@ -16,6 +17,8 @@ use wildmatch::WildMatch;
 
 use crate::message::{Event, UserId};
 use crate::shares::Payer;
+
+pub(crate) use method::Method;
 
 pub use jwt::{JwtAuthenticator, JwtGrant, JwtProblem};
 pub use push_keys::PushKeys;
@@ -187,6 +190,8 @@ pub struct PushScope {
     payer: Payer,
     /// Shared by all requests of the caller.
     rate: Option<Arc<Rate>>,
+    /// The methods that the caller may call, all without a list.
+    methods: Option<Arc<[Method]>>,
 }
 
 #[derive(Clone)]
@@ -228,7 +233,16 @@ impl PushScope {
 
     fn of(name: &str, rule: Rule) -> Self {
         let name: Arc<str> = name.into();
-        Self { payer: Payer::Key(name.clone()), name, rule, rate: None }
+        Self { payer: Payer::Key(name.clone()), name, rule, rate: None, methods: None }
+    }
+
+    fn only_with(self, methods: &[Method]) -> Self {
+        Self { methods: Some(methods.into()), ..self }
+    }
+
+    /// Whether the caller may call this method at all.
+    pub(crate) fn allows_method(&self, method: Method) -> bool {
+        self.methods.as_ref().is_none_or(|methods| methods.contains(&method))
     }
 
     fn limited_to(self, rate: Option<Arc<Rate>>) -> Self {

@@ -25,6 +25,8 @@ pub(crate) type RequestBody = Either<Full<Bytes>, Body>;
 pub(crate) enum Refusal {
     #[error("no API key, or one that is not known")]
     Unauthenticated,
+    #[error("the API key may not call this method")]
+    NotForMethod,
     #[error("push check unavailable, try again later")]
     CheckUnavailable,
     #[error("overloaded, try again later")]
@@ -50,6 +52,7 @@ impl Refusal {
     pub(crate) fn code(self) -> Code {
         match self {
             Self::Unauthenticated => Code::Unauthenticated,
+            Self::NotForMethod => Code::PermissionDenied,
             Self::CheckUnavailable | Self::Draining => Code::Unavailable,
             Self::Overloaded | Self::TooManyBytes | Self::TooLarge { .. } => Code::ResourceExhausted,
             Self::TimedOut => Code::DeadlineExceeded,
@@ -65,6 +68,7 @@ impl From<Refusal> for PushResult {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::Unauthenticated => Self::Unauthenticated,
+            Refusal::NotForMethod => Self::PermissionDenied,
             Refusal::CheckUnavailable => Self::CheckUnavailable,
             Refusal::Overloaded | Refusal::TooManyBytes => Self::Overloaded,
             Refusal::Draining => Self::Draining,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, de};
 use subtle::ConstantTimeEq;
 
 use super::rate::{Limit, PerSecond, Rate};
-use super::{PushAuthorizer, PushCredentials, PushRefused, PushScope, ReloadError};
+use super::{Method, PushAuthorizer, PushCredentials, PushRefused, PushScope, ReloadError};
 
 /// The minimum length of a key, in characters. 16 random characters out of 64 give 96 bits.
 const KEY_CHARS_MIN: usize = 16;
@@ -23,6 +23,7 @@ const KEY_CHARS_MIN: usize = 16;
 /// key = "a-long-random-secret" # at least 16 letters, digits or ASCII punctuation
 /// users = ["customer-*"]       # optional, default ["*"]
 /// events = ["invoice.*"]       # optional, default ["*"]
+/// methods = ["push", "batch"]  # optional, default all: also "stream", "broadcast" and "drop"
 /// rate = 100                   # pushes per second, optional, default unlimited
 /// burst = 500                  # pushes at once, optional, default ten seconds' worth
 /// ```
@@ -115,8 +116,14 @@ struct Entry {
     users: Vec<String>,
     #[serde(default = "any")]
     events: Vec<String>,
+    #[serde(default = "all")]
+    methods: Vec<Method>,
     rate: Option<PerSecond>,
     burst: Option<NonZeroU32>,
+}
+
+fn all() -> Vec<Method> {
+    Method::ALL.to_vec()
 }
 
 fn any() -> Vec<String> {
@@ -217,7 +224,7 @@ fn read_entry(entry: Entry, previous: &[Key]) -> Result<Key, String> {
         let earlier = previous.iter().find(|key| key.scope.name() == name).and_then(|key| key.scope.rate.clone());
         earlier.filter(|rate| rate.limit() == limit).unwrap_or_else(|| Arc::new(Rate::new(limit)))
     });
-    let scope = PushScope::patterns(name, &entry.users, &entry.events).limited_to(rate);
+    let scope = PushScope::patterns(name, &entry.users, &entry.events).only_with(&entry.methods).limited_to(rate);
     Ok(Key { shows, scope })
 }
 
@@ -344,6 +351,7 @@ mod tests {
             ("[[key]]\nkey = \"s3cret-s3cret-s3cret\"", "name"),
             ("[[key]]\nname = \"a\"\nkey = \"s3cret-s3cret-s3cret\"\nrate = 0", "line 4: the rate is not a number"),
             ("[[key]]\nname = \"a\"\nkey = \"s3cret-s3cret-s3cret\"\nburst = 1", "\"a\" has a burst and no rate"),
+            ("[[key]]\nname = \"a\"\nkey = \"s3cret-s3cret-s3cret\"\nmethods = [\"pull\"]", "line 4: unknown variant"),
             ("[[key]]\nname = \"a\"", "\"a\" has neither a key nor a certificate"),
             (
                 "[[key]]\nname = \"a\"\nkey = \"s3cret-s3cret-s3cret\"\ncertificate = \"x\"",

@@ -19,7 +19,7 @@ use tonic::Status;
 use tower::Service;
 use tracing::{Instrument, Span, debug_span, field};
 
-use crate::auth::{PushCredentials, PushRefused, PushScope};
+use crate::auth::{Method, PushCredentials, PushRefused, PushScope};
 use crate::doors::api::{Caller, Place};
 use crate::doors::grpc::PushDoor;
 use crate::doors::{Body, Refusal, RequestBody, grpc, json, lists};
@@ -60,6 +60,15 @@ impl Door {
             Self::Grpc
         } else {
             Self::Json(json::Mode::asked(&gateway.rooms().config, request.uri.path(), &request.headers))
+        }
+    }
+
+    /// What is called. `None` for what the gRPC service does not have.
+    fn method(self, path: &str) -> Option<Method> {
+        match self {
+            Self::Json(json::Mode::Batch) => Some(Method::Batch),
+            Self::Json(json::Mode::Legacy | json::Mode::Full) => Some(Method::Push),
+            Self::Grpc => Method::of_grpc(path.rsplit('/').next().unwrap_or_default()),
         }
     }
 
@@ -140,6 +149,9 @@ impl PushStack {
         let wait_until = started_at + deadline - deadline / WAIT_MARGIN;
         let worked = pin!(async {
             let scope = self.authorize(&head.headers, &peer).await?;
+            if door.method(head.uri.path()).is_some_and(|method| !scope.allows_method(method)) {
+                return Err(Refusal::NotForMethod);
+            }
             let mut share = self.bodies.share(scope.payer().clone());
             // The place only once the body is there: one that comes slowly must not keep others out.
             if let Door::Json(mode) = door {

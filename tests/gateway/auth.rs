@@ -3,7 +3,9 @@
 use std::io::Write;
 
 use async_trait::async_trait;
-use pushgate::proto::{BroadcastRequest, PushBatchRequest, PushStreamRequest, push_result::Result as ResultOf};
+use pushgate::proto::{
+    BroadcastRequest, DropRequest, PushBatchRequest, PushStreamRequest, push_result::Result as ResultOf,
+};
 use pushgate::{
     BindAttempt, Config, Identity, PushAuthorizer, PushCredentials, PushRefused, PushScope, Server, ServerError,
     TokenAuthenticator, TokenError, UserId,
@@ -291,4 +293,45 @@ async fn a_key_over_its_rate_is_refused_item_by_item_at_both_doors_and_others_ar
     }
     assert_eq!(gateway.metric("pushgate_pushes_total{door=\"grpc\",result=\"rate_limited\"}").await, 5);
     assert_eq!(gateway.metric("pushgate_pushes_total{door=\"json\",result=\"rate_limited\"}").await, 2);
+}
+
+#[tokio::test]
+async fn a_key_calls_only_its_methods() {
+    let names = ["push", "batch", "stream", "broadcast", "drop"];
+    let entry =
+        |name: &str| format!("[[key]]\nname = \"{name}\"\nkey = \"the-key-for-only-{name}\"\nmethods = [\"{name}\"]\n");
+    let keys = file(&names.map(entry).concat());
+    let gateway = TestGateway::with(|config| config.push_keys_file = Some(keys.path().into())).await;
+    let mut client = gateway.grpc().await.client;
+    let push = || push_request("ann", "mail", "m");
+    for name in names {
+        let key = format!("the-key-for-only-{name}");
+        let broadcast = BroadcastRequest {
+            event: "mail".to_owned(),
+            payload: Some(pushgate::proto::broadcast_request::Payload::Message("m".to_owned())),
+            ..BroadcastRequest::default()
+        };
+        let stream = tokio_stream::iter([PushStreamRequest { push: Some(push()), ..PushStreamRequest::default() }]);
+        let drop = DropRequest { user_id: "ann".to_owned(), event: String::new() };
+        let answers = [
+            soon(client.push(by(&key, push()))).await.map(|_| ()),
+            soon(client.push_batch(by(&key, PushBatchRequest { pushes: vec![push()] }))).await.map(|_| ()),
+            soon(client.push_stream(by(&key, stream))).await.map(|_| ()),
+            soon(client.broadcast(by(&key, broadcast))).await.map(|_| ()),
+            soon(client.drop(by(&key, drop))).await.map(|_| ()),
+        ];
+        for (method, answer) in names.iter().zip(answers) {
+            let code = if *method == name { Code::Ok } else { Code::PermissionDenied };
+            assert_eq!(answer.map_or_else(|status| status.code(), |()| Code::Ok), code, "{method} with {name}");
+        }
+        let body = r#"{"userId":"ann","event":"mail","message":"m"}"#;
+        for (method, path, accept, body) in [
+            ("push", "/push", "text/plain", body.to_owned()),
+            ("push", "/push", "application/json", body.to_owned()),
+            ("batch", "/push/batch", "application/json", format!(r#"{{"pushes":[{body}]}}"#)),
+        ] {
+            let answer = gateway.json().key(&key).path(path).accept(accept).post(body).await;
+            assert_eq!(answer.status, if method == name { 200 } else { 403 }, "{method} with {name}: {answer:?}");
+        }
+    }
 }

@@ -1,0 +1,48 @@
+//! What a caller may call.
+
+use serde::Deserialize;
+
+/// A method of the push side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Method {
+    Push,
+    Batch,
+    Stream,
+    Broadcast,
+    Drop,
+}
+
+impl Method {
+    /// The default for a key: everything.
+    pub(super) const ALL: [Self; 5] = [Self::Push, Self::Batch, Self::Stream, Self::Broadcast, Self::Drop];
+
+    /// The method with this name in the gRPC service.
+    pub(crate) fn of_grpc(name: &str) -> Option<Self> {
+        Some(match name {
+            "Push" => Self::Push,
+            "PushBatch" => Self::Batch,
+            "PushStream" => Self::Stream,
+            "Broadcast" => Self::Broadcast,
+            "Drop" => Self::Drop,
+            _ => return None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_method_of_the_service_is_known_so_that_none_goes_past_the_check() {
+        let proto = include_str!("../../proto/pushgate/v1/push.proto");
+        let names: Vec<_> = proto
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("rpc ")?.split('(').next())
+            .map(|name| (name, Method::of_grpc(name)))
+            .collect();
+        assert_eq!(names.len(), Method::ALL.len(), "{names:?}");
+        assert!(names.iter().all(|(_, method)| method.is_some()), "{names:?}");
+    }
+}
