@@ -192,6 +192,8 @@ pub struct PushScope {
     rate: Option<Arc<Rate>>,
     /// The methods that the caller may call, all without a list.
     methods: Option<Arc<[Method]>>,
+    /// The address that the request came from, for the audit log.
+    peer: Option<SocketAddr>,
 }
 
 #[derive(Clone)]
@@ -233,7 +235,15 @@ impl PushScope {
 
     fn of(name: &str, rule: Rule) -> Self {
         let name: Arc<str> = name.into();
-        Self { payer: Payer::Key(name.clone()), name, rule, rate: None, methods: None }
+        Self { payer: Payer::Key(name.clone()), name, rule, rate: None, methods: None, peer: None }
+    }
+
+    pub(crate) fn called_from(self, peer: SocketAddr) -> Self {
+        Self { peer: Some(peer), ..self }
+    }
+
+    pub(crate) fn peer(&self) -> Option<SocketAddr> {
+        self.peer
     }
 
     fn only_with(self, methods: &[Method]) -> Self {

@@ -1,5 +1,6 @@
 //! Push and drop: what both push doors and the library share.
 
+mod audit;
 mod operating;
 mod paced;
 mod sent;
@@ -26,6 +27,7 @@ use crate::replays::{Made, Replays};
 use crate::sessions::Sessions;
 use crate::shares::{Payer, Share, Shares};
 
+pub(crate) use audit::{Audit, Denial};
 pub(crate) use operating::Reload;
 pub(crate) use sent::{Follow, Sent};
 
@@ -52,6 +54,7 @@ pub(crate) struct Rooms {
     pub(crate) names: Arc<Names>,
     pub(crate) token_authenticator: Arc<dyn TokenAuthenticator>,
     pub(crate) push_authorizer: Arc<dyn PushAuthorizer>,
+    pub(crate) audit: Audit,
     /// The certificates of each address that speaks TLS.
     pub(crate) certificates: Vec<Arc<dyn Reload>>,
     /// What was pushed under an idempotency key.
@@ -164,6 +167,9 @@ impl Gateway {
             // Boxed, so that pushes without a key need not carry the room for it.
             Some(key) => Box::pin(self.deliver_once(scope, push, key, follow, started_at).instrument(span)).await,
         };
+        if let Err(error) = &result {
+            self.0.audit.failed(error, door, scope);
+        }
         let metrics = &self.0.metrics;
         metrics.push_seconds.observe(started_at.elapsed().as_secs_f64());
         metrics.pushed(door, result_label(result.as_ref().map(Sent::taken)));
@@ -178,7 +184,9 @@ impl Gateway {
         event: Option<&Event>,
     ) -> Result<u64, PushError> {
         if !scope.allows(Some(user_id), event) {
-            return Err(PushError::PermissionDenied);
+            let error = PushError::PermissionDenied;
+            self.0.audit.failed(&error, Door::Grpc, Some(scope));
+            return Err(error);
         }
         Ok(self.drop_user(user_id, event).await)
     }

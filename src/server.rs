@@ -47,7 +47,7 @@ use crate::config::{Address, Check, Config, Invalid, Page};
 use crate::connection::Shared;
 use crate::doors::websocket::WebSocketDoor;
 use crate::flusher::Flusher;
-use crate::gateway::{Gateway, Reload, Rooms};
+use crate::gateway::{Audit, Gateway, Reload, Rooms};
 use crate::handle::Stop;
 use crate::journal::{Journal, Recorder, Recovered};
 use crate::mailbox::{Bounds, Capacity, Keep};
@@ -341,6 +341,7 @@ fn gateway(
         names,
         token_authenticator,
         push_authorizer,
+        audit: Audit::default(),
         certificates,
     })
 }

@@ -56,6 +56,7 @@ fn gateway() -> Gateway {
         names,
         token_authenticator: Arc::new(TokenIsUser),
         push_authorizer: Arc::new(OpenPush),
+        audit: super::Audit::default(),
         certificates: Vec::new(),
         replays: Replays::new(replays, metrics.clone()),
         metrics,

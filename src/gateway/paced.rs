@@ -22,7 +22,7 @@ impl Gateway {
         per_second: NonZeroU32,
         until: Instant,
     ) -> Result<Sent, PushError> {
-        self.admit(scope, push)?;
+        self.admit(scope, push).inspect_err(|error| self.0.audit.failed(error, Door::Grpc, scope))?;
         let pace = Pace { starts_at: Instant::now(), per_second };
         let receivers = self.receivers(push);
         if pace.due(receivers.len()) > until {

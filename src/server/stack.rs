@@ -23,7 +23,8 @@ use crate::auth::{Method, PushCredentials, PushRefused, PushScope};
 use crate::doors::api::{Caller, Place};
 use crate::doors::grpc::PushDoor;
 use crate::doors::{Body, Refusal, RequestBody, grpc, json, lists};
-use crate::gateway::Gateway;
+use crate::gateway::{Denial, Gateway};
+use crate::metrics;
 use crate::proto::push_service_server::{PushServiceServer, SERVICE_NAME};
 use crate::shares::{Payer, Share, Shares};
 
@@ -60,6 +61,13 @@ impl Door {
             Self::Grpc
         } else {
             Self::Json(json::Mode::asked(&gateway.rooms().config, request.uri.path(), &request.headers))
+        }
+    }
+
+    fn label(self) -> metrics::Door {
+        match self {
+            Self::Grpc => metrics::Door::Grpc,
+            Self::Json(_) => metrics::Door::Json,
         }
     }
 
@@ -148,8 +156,10 @@ impl PushStack {
         let deadline = self.deadline(door, &head.headers)?;
         let wait_until = started_at + deadline - deadline / WAIT_MARGIN;
         let worked = pin!(async {
-            let scope = self.authorize(&head.headers, &peer).await?;
+            let scope = self.authorize(door, &head.headers, &peer).await?;
             if door.method(head.uri.path()).is_some_and(|method| !scope.allows_method(method)) {
+                let (name, peer) = (Some(scope.name()), scope.peer());
+                self.gateway.rooms().audit.denied(Denial::Method, door.label(), name, peer);
                 return Err(Refusal::NotForMethod);
             }
             let mut share = self.bodies.share(scope.payer().clone());
@@ -191,15 +201,19 @@ impl PushStack {
         self.places.clone().try_acquire_owned().map_err(|_| Refusal::Overloaded)
     }
 
-    async fn authorize(&self, headers: &HeaderMap, peer: &Peer) -> Result<PushScope, Refusal> {
+    async fn authorize(&self, door: Door, headers: &HeaderMap, peer: &Peer) -> Result<PushScope, Refusal> {
         // An embedder's check may be slow, and must not be asked more often at a time than it is told.
         let _place = self.place()?;
         let credentials =
             PushCredentials::new(api_key(headers), peer.address).with_certificate_names(peer.certificate_names.clone());
         match self.gateway.rooms().push_authorizer.authorize(&credentials).await {
-            Ok(scope) if credentials.has_name() => Ok(scope),
-            Ok(scope) => Ok(scope.paid_by(Payer::Address(peer.address.ip().to_canonical()))),
-            Err(PushRefused::Unauthenticated) => Err(Refusal::Unauthenticated),
+            Ok(scope) if credentials.has_name() => Ok(scope.called_from(peer.address)),
+            Ok(scope) => Ok(scope.called_from(peer.address).paid_by(Payer::Address(peer.address.ip().to_canonical()))),
+            Err(PushRefused::Unauthenticated) => {
+                let denial = if credentials.api_key.is_some() { Denial::UnknownKey } else { Denial::NoKey };
+                self.gateway.rooms().audit.denied(denial, door.label(), None, Some(peer.address));
+                Err(Refusal::Unauthenticated)
+            }
             Err(PushRefused::Unavailable) => Err(Refusal::CheckUnavailable),
         }
     }

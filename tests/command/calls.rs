@@ -174,3 +174,41 @@ fn json_logs_hold_plain_values() {
     assert_eq!(line("shutting down")["fields"]["grace"], "10s");
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
+
+#[test]
+fn each_kind_of_refusal_is_in_the_audit_log_without_a_secret() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = folder.path().join("keys.toml");
+    let entry = "[[key]]\nname = \"mailer\"\nkey = \"canary-key-canary-key\"\nmethods = [\"push\"]\n\
+                 events = [\"mail\"]\nrate = 0.001\nburst = 1\n";
+    std::fs::write(&keys, entry).unwrap();
+    let mut gateway = GatewayProcess::start(["--push-keys-file", keys.to_str().unwrap()]);
+    let address = gateway.control.to_string();
+    let call = |args: &[&str], key: &[&str]| {
+        let output = run(&[args, &["--address", &address], key].concat());
+        output.status.success()
+    };
+    let (push, good) = (["push", "canary-user", "mail", "canary-body"], ["--key", "canary-key-canary-key"]);
+    assert!(call(&push, &good));
+    assert!(!call(&push, &good));
+    assert!(!call(&["push", "canary-user", "chat", "canary-body"], &good));
+    assert!(!call(&["drop", "canary-user"], &good));
+    assert!(!call(&push, &["--key", "canary-other-canary"]));
+    assert!(!call(&push, &[]));
+    gateway.signal("TERM");
+    gateway.wait();
+    let log = gateway.stderr();
+    for (reason, caller) in [
+        ("rate", Some("mailer")),
+        ("user_or_event", Some("mailer")),
+        ("method", Some("mailer")),
+        ("unknown_key", None),
+        ("no_key", None),
+    ] {
+        let lines: Vec<_> = log.lines().filter(|line| line.contains(&format!("reason=\"{reason}\""))).collect();
+        let [line] = lines[..] else { panic!("{reason}: {log}") };
+        assert!(line.contains("pushgate::audit") && line.contains("peer=127.0.0.1:"), "{line}");
+        assert_eq!(line.contains("caller=\"mailer\""), caller.is_some(), "{line}");
+    }
+    assert!(!log.contains("canary"), "{log}");
+}

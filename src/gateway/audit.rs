@@ -1,0 +1,67 @@
+//! The audit log of the push side: who was refused, and why. Never holds a key, a user id or a message.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use tracing::info;
+
+use crate::auth::PushScope;
+use crate::metrics::Door;
+use crate::seldom::Seldom;
+
+use super::PushError;
+
+/// Writes a line for a refusal, at most one a second for each reason.
+#[derive(Debug, Default)]
+pub(crate) struct Audit([Seldom; 5]);
+
+/// Why a caller was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Denial {
+    NoKey,
+    UnknownKey,
+    Method,
+    UserOrEvent,
+    Rate,
+}
+
+impl Denial {
+    fn of(error: &PushError) -> Option<Self> {
+        match error {
+            PushError::PermissionDenied => Some(Self::UserOrEvent),
+            PushError::RateLimited { .. } => Some(Self::Rate),
+            PushError::Invalid(_)
+            | PushError::KeyReused { .. }
+            | PushError::TooSlow { .. }
+            | PushError::TooManyWaiting => None,
+        }
+    }
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::NoKey => "no_key",
+            Self::UnknownKey => "unknown_key",
+            Self::Method => "method",
+            Self::UserOrEvent => "user_or_event",
+            Self::Rate => "rate",
+        }
+    }
+}
+
+impl Audit {
+    /// Notes that a caller was refused. One that is not known has no name.
+    pub(crate) fn denied(&self, denial: Denial, door: Door, caller: Option<&str>, peer: Option<SocketAddr>) {
+        if let Some(count) = self.0[denial as usize].due(Instant::now()) {
+            let peer = peer.map(tracing::field::display);
+            let (reason, left_out) = (denial.label(), count - 1);
+            info!(target: "pushgate::audit", reason, ?door, caller, peer, left_out, "refused");
+        }
+    }
+
+    /// Notes an error of the gateway if it is a refusal of the caller.
+    pub(super) fn failed(&self, error: &PushError, door: Door, scope: Option<&PushScope>) {
+        if let (Some(denial), Some(scope)) = (Denial::of(error), scope) {
+            self.denied(denial, door, Some(scope.name()), scope.peer());
+        }
+    }
+}
