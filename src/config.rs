@@ -348,6 +348,11 @@ settings! {
     /// How long a gateway that is told to stop goes on serving everything, while `/readyz` answers 503 and gRPC health
     /// NOT_SERVING. Set it longer than a balancer takes to notice, or to 0 if no balancer asks.
     shutdown_delay: Duration = Duration::ZERO;
+    /// How long a gateway that is told to stop takes, after `shutdown_delay`, to send its clients away. It tells them in
+    /// random order, spread evenly over this time, refuses new ones with 503, and serves pushes meanwhile. It goes on
+    /// early once no client is left. With 0 all are told at once, so that a stop is quick where nobody else takes the
+    /// clients over; set it where a deploy would have them all bind again at the same moment.
+    drain_period: Duration = Duration::ZERO;
     /// How long a shutdown waits for requests to finish and clients to take what is queued. After it, they are cut: a
     /// request gets no answer, and a client does not get the rest of its messages.
     shutdown_grace: Duration = Duration::from_secs(10);
@@ -506,6 +511,7 @@ impl Config {
         }
         for (name, duration) in [
             ("shutdown_delay", self.shutdown_delay),
+            ("drain_period", self.drain_period),
             ("shutdown_grace", self.shutdown_grace),
             ("reconnect_spread", self.reconnect_spread),
         ] {
@@ -737,6 +743,7 @@ mod tests {
         assert!(mistaken(|config| (config.shutdown_delay, config.shutdown_grace) = (day, day)).is_empty());
         let longer = day + Duration::from_nanos(1);
         assert_eq!(mistaken(|config| config.shutdown_delay = longer), ["shutdown_delay"]);
+        assert_eq!(mistaken(|config| config.drain_period = longer), ["drain_period"]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Every open connection: admission under the limits, listing, and the sweep that keeps their time.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,6 +17,10 @@ use crate::subscriber::subscriber;
 
 /// Connections looked at before the lock is given to whoever waits for it.
 const SWEEP_CHUNK: usize = 1024;
+
+/// How often a drain looks at all connections. Short enough that the clients told at one look are few, and long enough
+/// that the looks cost little with a million connections.
+const DRAIN_STEP: Duration = Duration::from_millis(200);
 
 /// All open connections of this process.
 #[derive(Debug)]
@@ -138,6 +143,34 @@ impl Registry {
         let mut told = 0;
         self.for_each(|open| told += usize::from(open.handle.stop(stop)));
         told
+    }
+
+    /// Tells the open connections to end, in random order and spread evenly over `period`. Ends early once none is open.
+    ///
+    /// Each look tells a connection with the same chance as the look's share of the time that was left. So nothing is
+    /// kept for a connection: no list of an order, and no time of its own.
+    pub(crate) async fn stop_over(&self, period: Duration, stop: Stop) {
+        let mut looked_at = Instant::now();
+        let end = looked_at + period;
+        while looked_at < end && self.len() > 0 {
+            tokio::time::sleep_until(end.min(looked_at + DRAIN_STEP)).await;
+            let now = Instant::now();
+            self.stop_share(now - looked_at, end - looked_at, stop);
+            looked_at = now;
+        }
+    }
+
+    /// Tells as large a share of the connections to end as `passed` is of `left`, drawn at random.
+    fn stop_share(&self, passed: Duration, left: Duration, stop: Stop) {
+        // Its keys differ at each look, so that a connection is drawn anew. Much cheaper than the system's random numbers.
+        let draw = RandomState::new();
+        // A cast to an integer saturates, so that a look that comes late, after the end, tells everybody.
+        let below = (passed.as_secs_f64() / left.as_secs_f64() * u64::MAX as f64) as u64;
+        self.for_each(|open| {
+            if draw.hash_one(open.handle.id()) <= below {
+                open.handle.stop(stop);
+            }
+        });
     }
 
     /// How much is queued right now.
@@ -270,5 +303,61 @@ impl Drop for Registration {
                 connections.per_address.remove(&subscriber);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONNECTIONS: usize = 10_000;
+    const PERIOD: Duration = Duration::from_secs(60);
+
+    fn registry() -> Arc<Registry> {
+        let queue = Capacity { messages_max: 1, bytes_max: 1 };
+        let limits = Limits { connections_max: CONNECTIONS, connections_per_address_max: 0, queue };
+        Arc::new(Registry::new(limits, Arc::new(Names::new()), Duration::from_secs(1)))
+    }
+
+    fn filled(registry: &Arc<Registry>) -> Vec<Registration> {
+        let admit = |_| registry.admit(([127, 0, 0, 1], 1).into()).expect("room for it");
+        (0..CONNECTIONS).map(admit).collect()
+    }
+
+    fn told(registrations: &[Registration]) -> usize {
+        registrations.iter().filter(|registration| registration.handle().stopped().is_some()).count()
+    }
+
+    /// The time is the test's own, and late at every third look, as on a busy machine.
+    #[test]
+    fn a_drain_tells_all_connections_in_random_order_and_evenly_over_its_period() {
+        let registry = registry();
+        let registrations = filled(&registry);
+        let (mut passed, mut before) = (Duration::ZERO, 0);
+        for tenth in 1..=10 {
+            let mut looks = (1..).map(|look| if look % 3 == 0 { DRAIN_STEP * 4 } else { DRAIN_STEP });
+            while passed < PERIOD * tenth / 10 {
+                let step = looks.next().expect("without end").min(PERIOD * tenth / 10 - passed);
+                registry.stop_share(step, PERIOD - passed, Stop::GoingAway);
+                passed += step;
+            }
+            let now = told(&registrations);
+            // A tenth is 1,000, and 300 is ten times its standard deviation.
+            assert!((700..1300).contains(&(now - before)), "{} told in tenth {tenth}", now - before);
+            before = now;
+            if tenth == 5 {
+                let early = told(&registrations[..CONNECTIONS / 2]);
+                assert!((2000..3000).contains(&early), "{early} of {now} told were among the first to come");
+            }
+        }
+        assert_eq!(before, CONNECTIONS, "at the end of the period all are told");
+    }
+
+    #[test]
+    fn a_look_that_comes_after_the_end_of_the_drain_tells_everybody() {
+        let registry = registry();
+        let registrations = filled(&registry);
+        registry.stop_share(PERIOD * 2, PERIOD, Stop::GoingAway);
+        assert_eq!(told(&registrations), CONNECTIONS);
     }
 }

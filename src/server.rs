@@ -455,9 +455,10 @@ impl Server {
         self.gateway.clone()
     }
 
-    /// Serves until `stop` is ready, then stops in order: not ready any more; serve on for `shutdown_delay`; accept
-    /// nobody; finish the pushes in hand; write what is queued and close every client with 1001; after `shutdown_grace`,
-    /// cut what is left.
+    /// Serves until `stop` is ready, then stops in order: not ready any more; serve on for `shutdown_delay`; refuse
+    /// new clients, and close those that are open one after the other over `drain_period`, while pushes are served; accept
+    /// nobody; finish the pushes in hand; write what is queued and close every client that is left; after
+    /// `shutdown_grace`, cut what is left.
     pub async fn run(mut self, stop: impl Future<Output = ()>) -> Report {
         let mut tasks = vec![
             AbortOnDropHandle::new(tokio::spawn(keep_time(self.gateway.clone()))),
@@ -475,6 +476,7 @@ impl Server {
         }
         stop.await;
         self.leave().await;
+        self.drain().await;
         let report = self.stop(&accepting).await;
         drop(tasks);
         report
@@ -493,11 +495,24 @@ impl Server {
         }
     }
 
+    /// Sends clients away a few at a time, so that the gateways they come back to are not all met at once.
+    async fn drain(&self) {
+        let Rooms { registry, config, .. } = self.gateway.rooms();
+        let period = config.drain_period;
+        if period.is_zero() {
+            return;
+        }
+        registry.drain();
+        info!(connections = registry.len(), period = %humantime::format_duration(period), "draining");
+        registry.stop_over(period, Stop::GoingAway).await;
+    }
+
     async fn stop(self, accepting: &TaskTracker) -> Report {
         let rooms = self.gateway.rooms();
         let grace = rooms.config.shutdown_grace;
         let deadline = Instant::now() + grace;
         rooms.registry.drain();
+        rooms.pushes.close();
         rooms.stopping.cancel();
         self.http.stop.cancel();
         info!(connections = rooms.registry.len(), grace = %humantime::format_duration(grace), "shutting down");
@@ -528,9 +543,7 @@ impl Server {
     /// Waits until no push is in hand. Half of the grace, so that a caller that sends its body slowly leaves the other
     /// half to the clients.
     async fn finish_pushes(&self, patience: Duration) {
-        let pushes = &self.gateway.rooms().pushes;
-        pushes.close();
-        match tokio::time::timeout(patience, pushes.wait()).await {
+        match tokio::time::timeout(patience, self.gateway.rooms().pushes.wait()).await {
             Ok(_) => debug!("pushes finished"),
             Err(_) => warn!("pushes are still in hand"),
         }
@@ -631,11 +644,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn while_draining_both_doors_send_a_new_request_away() {
+    async fn while_stopping_both_doors_send_a_new_request_away() {
         let server = server().await;
         let body = r#"{"userId":"ann","event":"mail","message":"m"}"#;
         assert!(json(&server, body).await.starts_with("HTTP/1.1 200 OK\r\n"));
         server.gateway.rooms().registry.drain();
+        server.gateway.rooms().pushes.close();
         let answer = json(&server, body).await;
         assert!(answer.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{answer}");
         assert!(answer.contains("\r\nretry-after: 5\r\n"), "{answer}");

@@ -128,9 +128,10 @@ impl PushStack {
         let request_id = head.headers.get(&X_REQUEST_ID).cloned();
         let is_http1 = head.version < Version::HTTP_2;
         let span = span(&self.gateway, door, &head.headers);
-        // Before the drain is asked about: what is begun when it starts is waited for.
-        let _in_hand = self.gateway.rooms().pushes.token();
-        let result = if self.gateway.rooms().registry.is_draining() {
+        let pushes = &self.gateway.rooms().pushes;
+        // Before the close is asked about: what is begun when it comes is waited for.
+        let _in_hand = pushes.token();
+        let result = if pushes.is_closed() {
             Err(Refusal::Draining)
         } else {
             // Pinned here, so that nothing below has to move it.

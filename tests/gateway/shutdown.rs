@@ -198,6 +198,64 @@ async fn after_the_delay_the_gateway_stops_as_without_one() {
     assert_eq!((report.connections_cut, report.http_connections_cut), (0, 0));
 }
 
+#[tokio::test]
+async fn a_drain_refuses_new_clients_and_serves_pushes_to_those_that_are_open() {
+    let mut gateway = TestGateway::with(|config| config.drain_period = Duration::from_secs(86_400)).await;
+    let mut phone = gateway.bind("ann", "mail").await;
+    let mut grpc = gateway.grpc().await;
+    gateway.begin_stop();
+    let upgrade = "GET /ws HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+                   sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    soon(async {
+        // An upgrade that came before the drain is let go again.
+        while http_status(gateway.clients, upgrade).await != 503 {}
+    })
+    .await;
+    assert_eq!(gateway.get("/readyz").await.status, 503);
+    assert_eq!(gateway.json().push("ann", "mail", "by json").await, 1);
+    assert_eq!(grpc.push("ann", "mail", "by grpc").await.accepted, 1);
+    assert_eq!((phone.next_text().await, phone.next_text().await), ("by json".to_owned(), "by grpc".to_owned()));
+}
+
+#[tokio::test]
+async fn a_drain_closes_each_client_as_a_stop_does_and_ends_once_none_is_left() {
+    let mut gateway = TestGateway::with(|config| {
+        config.drain_period = Duration::from_secs(2);
+        config.reconnect_spread = Duration::from_secs(3);
+    })
+    .await;
+    let mut legacy = gateway.bind("ann", "mail").await;
+    let mut session = SessionClient::connect(gateway.clients).await;
+    session.bind("ann", "mail").await;
+    gateway.begin_stop();
+    assert_eq!(legacy.closed().await, (1001, "going away".to_owned()));
+    let goaway = session.next().await;
+    assert_eq!(goaway["type"], "goaway");
+    assert!(goaway["retry_after_ms"].as_u64().unwrap() <= 3000);
+    assert_eq!(session.closed().await.0, 1012);
+    drop((legacy, session));
+    let report = gateway.stop().await;
+    assert_eq!((report.connections_cut, report.http_connections_cut), (0, 0));
+}
+
+#[tokio::test]
+async fn a_drain_does_not_wait_out_its_period_when_no_client_is_open() {
+    // As long as a day: longer than the patience of the test.
+    let gateway = TestGateway::with(|config| config.drain_period = Duration::from_secs(86_400)).await;
+    let phone = gateway.bind("ann", "mail").await;
+    drop(phone);
+    assert_eq!(gateway.stop().await.connections_cut, 0);
+}
+
+/// The status of the answer to a request whose connection is then let go.
+async fn http_status(address: std::net::SocketAddr, request: &str) -> u16 {
+    let mut stream = soon(TcpStream::connect(address)).await.unwrap();
+    soon(stream.write_all(request.as_bytes())).await.unwrap();
+    let mut status_line = [0; 12];
+    soon(stream.read_exact(&mut status_line)).await.unwrap();
+    std::str::from_utf8(&status_line[9..]).unwrap().parse().unwrap()
+}
+
 /// Heads that never ended kept a stop waiting until the end of its grace, and were counted as cut.
 #[tokio::test]
 async fn heads_that_drip_do_not_hold_up_a_stop() {
