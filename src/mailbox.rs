@@ -171,8 +171,7 @@ impl State {
 impl Mailbox {
     /// The mailbox of a connection.
     pub(crate) fn new(handle: Arc<Handle>, capacity: Capacity) -> Self {
-        let id = handle.id();
-        Self::at(id, capacity, Whereabouts::Attached(Attached::new(handle, None)))
+        Self::left_by(handle.id(), handle, capacity)
     }
 
     /// The mailbox of a connection whose session, with this epoch, has left it.
