@@ -110,8 +110,8 @@ impl Binder {
 
     /// At most one line a second, so that a client cannot flood the log.
     fn log_full(&self, limit: usize, what: &'static str) {
-        if let Some(count) = self.full.due(Instant::now()) {
-            warn!(limit, count, "a user has as many connections as connections_per_user_max allows, {what}");
+        if let Some(left_out) = self.full.due(Instant::now()) {
+            warn!(limit, left_out, "a user has as many connections as connections_per_user_max allows, {what}");
         }
     }
 

@@ -13,20 +13,20 @@ pub(crate) struct Seldom(Mutex<Held>);
 #[derive(Debug, Default)]
 struct Held {
     logged_at: Option<Instant>,
-    /// How often it has happened since then.
-    count: u64,
+    /// How often it has happened since then without a line.
+    left_out: u64,
 }
 
 impl Seldom {
-    /// Notes that it has happened, and returns how often it has since the last line, if another line is due.
+    /// Notes that it has happened. If a line is due, returns how many were left out since the last one.
     pub(crate) fn due(&self, now: Instant) -> Option<u64> {
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        held.count += 1;
         if held.logged_at.is_some_and(|at| now.saturating_duration_since(at) < INTERVAL) {
+            held.left_out += 1;
             return None;
         }
         held.logged_at = Some(now);
-        Some(std::mem::take(&mut held.count))
+        Some(std::mem::take(&mut held.left_out))
     }
 }
 
@@ -40,7 +40,7 @@ mod tests {
         let due = |after: u64| seldom.due(start + Duration::from_millis(after));
         assert_eq!(
             [due(0), due(1), due(999), due(1000), due(1001), due(5000)],
-            [Some(1), None, None, Some(3), None, Some(2)]
+            [Some(0), None, None, Some(2), None, Some(1)]
         );
     }
 }

@@ -51,9 +51,9 @@ impl Denial {
 impl Audit {
     /// Notes that a caller was refused. One that is not known has no name.
     pub(crate) fn denied(&self, denial: Denial, door: Door, caller: Option<&str>, peer: Option<SocketAddr>) {
-        if let Some(count) = self.0[denial as usize].due(Instant::now()) {
+        if let Some(left_out) = self.0[denial as usize].due(Instant::now()) {
             let peer = peer.map(tracing::field::display);
-            let (reason, left_out) = (denial.label(), count - 1);
+            let reason = denial.label();
             info!(target: "pushgate::audit", reason, ?door, caller, peer, left_out, "refused");
         }
     }

@@ -6,13 +6,12 @@ use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
@@ -20,10 +19,11 @@ use tracing::{debug, warn};
 use crate::config::{Config, HTTP_HEADERS_MAX, Networks, UNIX_PEER};
 use crate::connection::{TlsTransport, Transport};
 use crate::metrics::{Counter, HandshakeResult, ListenerLabels, Metrics, set};
+use crate::seldom::Seldom;
 
 use super::forwarded;
 use super::peer::Peer;
-use super::places::{Comer, Found, Place, Places};
+use super::places::{CountsAs, Found, Place, Places};
 use super::proxy_header::{self, HeaderError};
 use super::refusals::Refusals;
 use super::repoll::Repoll;
@@ -44,9 +44,6 @@ const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 
 /// The interval and the timeout of HTTP/2 keep-alive pings. A dead connection is detected within twice this time.
 const HTTP2_KEEP_ALIVE: Duration = Duration::from_secs(20);
-
-/// The minimum time between two warnings that a listener cannot accept.
-const WARNING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A listener with its own connection limits and counters. Load on one listener does not affect another.
 pub(super) struct Port {
@@ -160,7 +157,7 @@ impl Http {
 
     /// Accepts connections until `stop`. A failure to accept does not end the loop and pauses only this listener.
     pub(super) async fn accept(self: Arc<Self>, port: &Port) {
-        let mut warned_at: Option<Instant> = None;
+        let failed = Seldom::default();
         loop {
             let accepted = tokio::select! {
                 accepted = port.socket.accept() => accepted,
@@ -177,9 +174,8 @@ impl Http {
                 Err(error) if is_peer_error(&error) => {}
                 Err(error) => {
                     port.accept_errors.inc();
-                    if warned_at.is_none_or(|at| at.elapsed() >= WARNING_INTERVAL) {
-                        warned_at = Some(Instant::now());
-                        warn!(%error, listener = ?port.serves, "cannot accept a connection");
+                    if let Some(left_out) = failed.due(Instant::now()) {
+                        warn!(%error, listener = ?port.serves, left_out, "cannot accept a connection");
                     }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
@@ -196,7 +192,7 @@ impl Http {
             return port.refusals.not_a_proxy(peer);
         }
         let traffic = Traffic::new();
-        let (place, found) = match port.places.take(self.comer(peer), traffic.clone()).await {
+        let (place, found) = match port.places.take(self.counts_as(peer), traffic.clone()).await {
             Ok(taken) => taken,
             Err(why) => return port.refusals.no_place(peer, why),
         };
@@ -258,9 +254,9 @@ impl Http {
         let _cut = tokio::time::timeout(LAST_HEAD, self.cut.cancelled()).await;
     }
 
-    fn comer(&self, address: SocketAddr) -> Comer {
+    fn counts_as(&self, address: SocketAddr) -> CountsAs {
         let address = address.ip();
-        if self.proxies_trusted.contains(address) { Comer::Proxy(address) } else { Comer::Client(address) }
+        if self.proxies_trusted.contains(address) { CountsAs::Proxy(address) } else { CountsAs::Client(address) }
     }
 
     /// The address of the client: the peer's, or where it is behind a proxy, the one that the proxy names. `None` if the
@@ -308,7 +304,7 @@ impl Http {
                 return None;
             }
         };
-        if let Err(why) = place.pass_to(self.comer(client)) {
+        if let Err(why) = place.pass_to(self.counts_as(client)) {
             refusals.no_place(client, why);
             return None;
         }

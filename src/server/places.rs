@@ -60,15 +60,15 @@ pub(super) struct Place {
     id: u64,
 }
 
-/// Who takes a place.
+/// What a peer that takes a place counts as in the limit of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Comer {
+pub(super) enum CountsAs {
     Client(IpAddr),
     /// A trusted proxy. It has connections for many clients, so the limit of an address does not apply.
     Proxy(IpAddr),
 }
 
-impl Comer {
+impl CountsAs {
     /// The address that it counts as.
     fn address(self) -> IpAddr {
         match self {
@@ -103,7 +103,11 @@ impl Places {
     /// address with the most places, so that whoever floods a listener pays for it. Among these, a connection that
     /// never made a request goes first, then the one idle for longest. Waits while [`LEAVING_MAX`] evicted connections
     /// have not closed yet.
-    pub(super) async fn take(self: &Arc<Self>, peer: Comer, traffic: Arc<Traffic>) -> Result<(Place, Found), NoPlace> {
+    pub(super) async fn take(
+        self: &Arc<Self>,
+        peer: CountsAs,
+        traffic: Arc<Traffic>,
+    ) -> Result<(Place, Found), NoPlace> {
         let leaving = if self.taken() < self.limit { None } else { self.leaving.clone().acquire_owned().await.ok() };
         let mut taken = self.lock();
         self.check(peer, &taken)?;
@@ -117,8 +121,8 @@ impl Places {
         Ok((Place { places: self.clone(), id }, found))
     }
 
-    fn check(&self, peer: Comer, taken: &Taken) -> Result<(), NoPlace> {
-        let Comer::Client(_) = peer else { return Ok(()) };
+    fn check(&self, peer: CountsAs, taken: &Taken) -> Result<(), NoPlace> {
+        let CountsAs::Client(_) = peer else { return Ok(()) };
         let from_address = taken.by_address.get(&peer.address()).map_or(0, BTreeSet::len);
         if self.per_address_max > 0 && from_address >= self.per_address_max {
             return Err(NoPlace::FullForAddress);
@@ -142,7 +146,7 @@ impl Places {
 
 impl Place {
     /// Gives the place to the peer that turned out to be behind a proxy.
-    pub(super) fn pass_to(&self, peer: Comer) -> Result<(), NoPlace> {
+    pub(super) fn pass_to(&self, peer: CountsAs) -> Result<(), NoPlace> {
         let mut taken = self.places.lock();
         self.places.check(peer, &taken)?;
         // An evicted connection no longer has a place.
@@ -241,7 +245,7 @@ mod tests {
 
     use super::*;
 
-    const HERE: Comer = Comer::Client(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
+    const HERE: CountsAs = CountsAs::Client(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
 
     #[tokio::test]
     async fn the_connection_idle_for_longest_is_evicted_and_one_with_a_request_stays() {
@@ -279,7 +283,7 @@ mod tests {
     async fn the_address_with_the_most_places_loses_one_first_of_a_connection_that_made_no_request() {
         let places = Places::new(4, 0);
         let traffic: [Arc<Traffic>; 6] = std::array::from_fn(|_| Traffic::new());
-        let take = |at: usize, address: [u8; 4]| places.take(Comer::Client(address.into()), traffic[at].clone());
+        let take = |at: usize, address: [u8; 4]| places.take(CountsAs::Client(address.into()), traffic[at].clone());
         let _honest = take(0, [127, 0, 0, 9]).await;
         let flood = [127, 0, 0, 1];
         let _flood = (take(1, flood).await, take(2, flood).await, take(3, flood).await);
@@ -312,7 +316,7 @@ mod tests {
         let places = Places::new(3, 1);
         let first = places.take(HERE, Traffic::new()).await.expect("free");
         assert_eq!(places.take(HERE, Traffic::new()).await.err(), Some(NoPlace::FullForAddress));
-        assert!(places.take(Comer::Client([127, 0, 0, 2].into()), Traffic::new()).await.is_ok());
+        assert!(places.take(CountsAs::Client([127, 0, 0, 2].into()), Traffic::new()).await.is_ok());
         drop(first);
         assert!(places.take(HERE, Traffic::new()).await.is_ok());
     }
@@ -320,14 +324,14 @@ mod tests {
     #[tokio::test]
     async fn a_proxy_has_no_limit_of_an_address_and_the_clients_behind_it_have() {
         let places = Places::new(4, 1);
-        let proxy = Comer::Proxy([10, 0, 0, 1].into());
+        let proxy = CountsAs::Proxy([10, 0, 0, 1].into());
         let mut taken = Vec::new();
         for _ in 0..3 {
             taken.push(places.take(proxy, Traffic::new()).await.expect("free").0);
         }
         assert_eq!(taken[0].pass_to(HERE), Ok(()));
         assert_eq!(taken[1].pass_to(HERE), Err(NoPlace::FullForAddress));
-        assert_eq!(taken[2].pass_to(Comer::Proxy([127, 0, 0, 1].into())), Ok(()));
+        assert_eq!(taken[2].pass_to(CountsAs::Proxy([127, 0, 0, 1].into())), Ok(()));
         taken.clear();
         let taken = places.lock();
         assert!(taken.by_id.is_empty() && taken.by_address.is_empty() && taken.by_count.is_empty());

@@ -62,8 +62,8 @@ impl Refusals {
     /// At most one line a second for each kind, so that peers cannot flood the log.
     fn note(&self, kind: &Kind, peer: SocketAddr, why: &str) {
         kind.counter.inc();
-        if let Some(count) = kind.seldom.due(Instant::now()) {
-            warn!(%peer, listener = ?self.serves, count, "connection refused: {why}");
+        if let Some(left_out) = kind.seldom.due(Instant::now()) {
+            warn!(%peer, listener = ?self.serves, left_out, "connection refused: {why}");
         }
     }
 }

@@ -115,11 +115,11 @@ impl Refusals {
             Refusal::NotAdmitted(AdmitError::TooMany { .. }) => &self.too_many,
             Refusal::NotAdmitted(AdmitError::TooManyFromAddress { .. }) => &self.too_many_from_address,
         };
-        let Some(count) = seldom.due(Instant::now()) else { return };
+        let Some(left_out) = seldom.due(Instant::now()) else { return };
         let result = InSnakeCase(refusal.result());
         match refusal {
-            Refusal::Origin(Some(origin)) => warn!(%peer, %origin, %result, count, "upgrade refused: {refusal}"),
-            _ => warn!(%peer, %result, count, "upgrade refused: {refusal}"),
+            Refusal::Origin(Some(origin)) => warn!(%peer, %origin, %result, left_out, "upgrade refused: {refusal}"),
+            _ => warn!(%peer, %result, left_out, "upgrade refused: {refusal}"),
         }
     }
 }

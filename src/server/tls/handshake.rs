@@ -3,42 +3,33 @@
 use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::{Error, InvalidMessage};
 use tokio_rustls::server::TlsStream;
 use tracing::{Level, debug, enabled};
 
 use crate::metrics::{HandshakeLabels, HandshakeResult, InSnakeCase, Listener, Metrics};
+use crate::seldom::Seldom;
 
 use super::Tls;
 use super::certificate::Facts;
-
-/// The minimum time between two log lines about handshakes that failed. Anybody can make them fail.
-const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The handshakes of one address.
 pub(in crate::server) struct Handshakes {
     tls: Arc<Tls>,
     metrics: Arc<Metrics>,
     listener: Listener,
-    log: Mutex<Log>,
-}
-
-/// When a failure was logged last, and how many were not since.
-#[derive(Default)]
-struct Log {
-    logged_at: Option<Instant>,
-    left_out: u64,
+    /// Anybody can make handshakes fail.
+    failed: Seldom,
 }
 
 impl Handshakes {
     pub(in crate::server) fn new(tls: Arc<Tls>, metrics: Arc<Metrics>) -> Self {
-        Self { listener: tls.listener, tls, metrics, log: Mutex::default() }
+        Self { listener: tls.listener, tls, metrics, failed: Seldom::default() }
     }
 
     pub(in crate::server) fn tls(&self) -> &Arc<Tls> {
@@ -83,13 +74,7 @@ impl Handshakes {
         if !enabled!(Level::DEBUG) {
             return;
         }
-        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        if log.logged_at.is_some_and(|at| at.elapsed() < LOG_INTERVAL) {
-            log.left_out += 1;
-            return;
-        }
-        let left_out = log.left_out;
-        *log = Log { logged_at: Some(Instant::now()), left_out: 0 };
+        let Some(left_out) = self.failed.due(Instant::now()) else { return };
         let what = match result {
             HandshakeResult::NotTls => "a peer did not speak TLS, as this address does",
             _ => "a TLS handshake failed",
