@@ -175,6 +175,11 @@ settings! {
     /// Allows the push doors to be on something other than a loopback address without `push_keys_file`. Anyone may then
     /// push.
     insecure_open_push: bool = false;
+    /// Serves `/metrics` without an API key. Otherwise it asks for one if pushes need one. Any key is enough, whatever it
+    /// may push.
+    open_metrics: bool = false;
+    /// Serves gRPC server reflection and the page at `/` without an API key, as `open_metrics` does for `/metrics`.
+    open_reflection: bool = false;
 
     /// What to log: error, warn, info, debug, trace, or directives such as "info,pushgate::connection=debug".
     log: String = "info".to_owned();

@@ -71,6 +71,7 @@ pub(crate) struct Metrics {
     pub(crate) journal_messages: Gauge,
     pub(crate) journal_bytes: Gauge,
     pub(crate) http_refused: Counters<RefusedLabels>,
+    pub(crate) reads_refused: Counters<ReadRefusedLabels>,
     pub(crate) http_evicted: Counters<ListenerLabels>,
     pub(crate) accept_errors: Counters<ListenerLabels>,
     pub(crate) tls_handshakes: Counters<HandshakeLabels>,
@@ -145,6 +146,16 @@ pub(crate) enum RefusedReason {
     NotAProxy,
     /// The PROXY protocol is expected, and its header did not come in time or was not valid.
     NoProxyHeader,
+}
+
+/// Why a request to read what the gateway tells about itself was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum ReadRefusal {
+    NoKey,
+    UnknownKey,
+    CheckUnavailable,
+    /// Too many checks are in progress.
+    Overloaded,
 }
 
 /// How a TLS handshake ended.
@@ -256,6 +267,7 @@ macro_rules! labelled {
 labelled! {
     Listener: All Clients Control;
     RefusedReason: Full FullForAddress NotAProxy NoProxyHeader;
+    ReadRefusal: NoKey UnknownKey CheckUnavailable Overloaded;
     Door: Json Grpc Library;
     PushResult:
         Accepted Unmatched Held Dropped Invalid Unauthenticated PermissionDenied RateLimited TooLarge
@@ -307,6 +319,7 @@ macro_rules! label_sets {
 label_sets! {
     ListenerLabels: listener Listener;
     RefusedLabels: listener Listener, reason RefusedReason;
+    ReadRefusedLabels: reason ReadRefusal;
     HandshakeLabels: listener Listener, result HandshakeResult;
     CertificateReloadLabels: listener Listener, result CertificateReloadResult;
     TaskLabels: task Task;
@@ -408,6 +421,7 @@ impl Metrics {
             journal_messages: Gauge::default(),
             journal_bytes: Gauge::default(),
             http_refused: Counters::default(),
+            reads_refused: Counters::default(),
             http_evicted: Counters::default(),
             accept_errors: Counters::default(),
             tls_handshakes: Counters::default(),
@@ -526,6 +540,11 @@ impl Metrics {
             "http_refused",
             "TCP connections closed before they were served, by reason",
             self.http_refused.clone(),
+        );
+        registry.register(
+            "reads_refused",
+            "Requests for metrics, reflection or the page that were refused, by reason",
+            self.reads_refused.clone(),
         );
         registry.register(
             "http_evicted",

@@ -10,6 +10,7 @@ mod page;
 mod peer;
 mod places;
 mod proxy_header;
+mod readers;
 mod refusals;
 mod repoll;
 mod route;
@@ -62,6 +63,7 @@ use crate::shares::Shares;
 use accept::{Http, Port};
 use client::Client;
 use health::Health;
+use readers::Readers;
 use route::{Reflection, Router, Serves};
 use scrape::Scrapes;
 use socket::Socket;
@@ -397,6 +399,7 @@ impl Server {
                 .accept_compressed(CompressionEncoding::Gzip)
                 .accept_compressed(CompressionEncoding::Zstd),
             reflection: reflection(),
+            readers: Readers::new(gateway.clone()),
             client: Client::new(),
             page: page.then(|| page::page(&rooms.config, address.ip_address(), control_address.ip_address())),
             scrapes: Scrapes::default(),

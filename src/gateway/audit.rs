@@ -58,6 +58,14 @@ impl Audit {
         }
     }
 
+    /// Notes that somebody was refused to read this path of the gateway's own.
+    pub(crate) fn denied_to_read(&self, denial: Denial, path: &str, peer: SocketAddr) {
+        if let Some(left_out) = self.0[denial as usize].due(Instant::now()) {
+            let reason = denial.label();
+            info!(target: "pushgate::audit", reason, path, %peer, left_out, "refused");
+        }
+    }
+
     /// Notes an error of the gateway if it is a refusal of the caller.
     pub(super) fn failed(&self, error: &PushError, door: Door, scope: Option<&PushScope>) {
         if let (Some(denial), Some(scope)) = (Denial::of(error), scope) {

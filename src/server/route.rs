@@ -25,6 +25,7 @@ use super::client::Client;
 use super::health::Health;
 use super::page::PAGE_POLICY;
 use super::peer::Peer;
+use super::readers::Readers;
 use super::scrape::{self, Scrapes};
 use super::stack::{PushStack, is_grpc_push, is_of};
 use super::traffic::TrackedStream;
@@ -57,6 +58,7 @@ pub(super) struct Router {
     pub(super) push: PushStack,
     pub(super) health: HealthServer<Health>,
     pub(super) reflection: Reflection,
+    pub(super) readers: Readers,
     pub(super) client: Client,
     pub(super) scrapes: Scrapes,
     /// The test page, if it is turned on.
@@ -116,6 +118,11 @@ impl Router {
         if is_json_push || is_grpc_push(path) {
             return self.push.answer(request, peer).await;
         }
+        if self.asks_for_key(path)
+            && let Err(refusal) = self.readers.check(&request, &peer).await
+        {
+            return refusal;
+        }
         match path {
             "/metrics" | "/healthz" | "/readyz" | "/" => self.read(&request),
             _ if is_of(path, HEALTH) => call(self.health.clone(), request).await,
@@ -125,7 +132,17 @@ impl Router {
         }
     }
 
-    /// Whether the request needs no API key and its answer takes memory until it is read. A health watch does not
+    /// Whether this is read only by those who may push, as far as there are keys. The probes are read by all.
+    fn asks_for_key(&self, path: &str) -> bool {
+        let config = &self.gateway.rooms().config;
+        match path {
+            "/metrics" => !config.open_metrics,
+            "/" => self.page.is_some() && !config.open_reflection,
+            _ => (is_of(path, REFLECTION_V1) || is_of(path, REFLECTION_V1ALPHA)) && !config.open_reflection,
+        }
+    }
+
+    /// Whether the request needs no place at a push door and its answer takes memory until it is read. A health watch does not
     /// count, because it takes little memory and a proxy may have many on one connection.
     pub(super) fn is_keyless<B>(&self, request: &Request<B>) -> bool {
         let config = &self.gateway.rooms().config;

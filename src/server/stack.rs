@@ -30,7 +30,9 @@ use crate::shares::{Payer, Share, Shares};
 
 use super::peer::Peer;
 
-use head::{api_key, content_length, grpc_timeout, is_encoded, traceparent};
+pub(super) use head::api_key;
+
+use head::{content_length, grpc_timeout, is_encoded, traceparent};
 
 /// The method whose requests have no end.
 const PUSH_STREAM: &str = "/pushgate.v1.PushService/PushStream";

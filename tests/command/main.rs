@@ -254,7 +254,7 @@ fn a_log_at_its_most_talkative_names_request_and_trace_and_never_a_token_or_a_me
     let keys = folder.path().join("keys.toml");
     std::fs::write(&keys, "[[key]]\nname = \"ops\"\nkey = \"canary-key-canary-key\"\n").unwrap();
     let config = folder.path().join("pushgate.toml");
-    std::fs::write(&config, "log = \"trace\"\ntoken_in_url = true\n").unwrap();
+    std::fs::write(&config, "log = \"trace\"\ntoken_in_url = true\nopen_metrics = true\n").unwrap();
     let files = ["--config", config.to_str().unwrap(), "--push-keys-file", keys.to_str().unwrap()];
     let mut gateway = GatewayProcess::start(files);
     let mut listener = Listener::start(&gateway, "canary-token", "mail", &[]);

@@ -10,10 +10,11 @@ use pushgate::{
     BindAttempt, Config, Identity, PushAuthorizer, PushCredentials, PushRefused, PushScope, Server, ServerError,
     TokenAuthenticator, TokenError, UserId,
 };
+use tonic::transport::Channel;
 use tonic::{Code, Request};
 use tonic_types::StatusExt;
 
-use crate::support::{TestGateway, push_request, soon};
+use crate::support::{Answer, TestGateway, http, push_request, soon};
 
 pub(crate) struct NobodyMayPush;
 
@@ -334,4 +335,81 @@ async fn a_key_calls_only_its_methods() {
             assert_eq!(answer.status, if method == name { 200 } else { 403 }, "{method} with {name}: {answer:?}");
         }
     }
+}
+
+/// A request for something that the gateway tells about itself.
+async fn read(gateway: &TestGateway, path: &str, header: &str) -> Answer {
+    http(gateway.control, &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{header}\r\n")).await
+}
+
+/// Whether reflection of this version lets a call with this header through.
+async fn reflects(gateway: &TestGateway, version: &str, header: Option<&str>) -> Code {
+    let path = format!("/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo");
+    let path = path.parse().unwrap();
+    let channel = Channel::from_shared(format!("http://{}", gateway.control)).unwrap().connect().await.unwrap();
+    let mut grpc = tonic::client::Grpc::new(channel);
+    soon(grpc.ready()).await.unwrap();
+    let mut request = Request::new(tokio_stream::empty::<()>());
+    if let Some(key) = header {
+        request.metadata_mut().insert("x-api-key", key.parse().unwrap());
+    }
+    let codec = tonic_prost::ProstCodec::<(), ()>::default();
+    soon(grpc.streaming(request, path, codec)).await.map_or_else(|status| status.code(), |_| Code::Ok)
+}
+
+#[tokio::test]
+async fn metrics_reflection_and_the_page_ask_for_a_key_where_pushes_do() {
+    let keys = file(KEYS);
+    let gateway = TestGateway::with(|config| {
+        config.push_keys_file = Some(keys.path().into());
+        config.open_metrics = false;
+    })
+    .await;
+    // "me:key-for-everything" and "me:no such key"
+    let basic = "authorization: Basic bWU6a2V5LWZvci1ldmVyeXRoaW5n\r\n";
+    let unknown = "authorization: Basic bWU6bm8gc3VjaCBrZXk=\r\n";
+    for path in ["/metrics", "/"] {
+        for (header, words) in [("", "an API key is needed to read this\n"), (unknown, "the API key is not known\n")] {
+            let refused = read(&gateway, path, header).await;
+            assert_eq!((refused.status, &*refused.body), (401, words), "{path}");
+            assert_eq!(refused.header("www-authenticate"), Some("Bearer realm=\"pushgate\""), "{path}");
+        }
+        // Any key, whatever it may push.
+        for header in ["x-api-key: key-for-ann's-mail\r\n", "authorization: Bearer key-for-everything\r\n", basic] {
+            assert_eq!(read(&gateway, path, header).await.status, 200, "{path} {header}");
+        }
+    }
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(read(&gateway, path, "").await.status, 200, "{path}");
+    }
+    for version in ["v1", "v1alpha"] {
+        assert_eq!(reflects(&gateway, version, None).await, Code::Unauthenticated);
+        assert_eq!(reflects(&gateway, version, Some("no such key, not one")).await, Code::Unauthenticated);
+        assert_eq!(reflects(&gateway, version, Some("key-for-everything")).await, Code::Ok);
+    }
+    let metrics = read(&gateway, "/metrics", basic).await.body;
+    for sample in ["reads_refused_total{reason=\"no_key\"} 4\n", "reads_refused_total{reason=\"unknown_key\"} 4\n"] {
+        assert!(metrics.contains(sample), "{sample} in {metrics}");
+    }
+}
+
+#[tokio::test]
+async fn metrics_reflection_and_the_page_are_open_if_the_settings_say_so_or_pushes_are() {
+    let keys = file(KEYS);
+    let guarded = |open_metrics, open_reflection| {
+        let keys = keys.path().into();
+        TestGateway::with(move |config| {
+            config.push_keys_file = Some(keys);
+            (config.open_metrics, config.open_reflection) = (open_metrics, open_reflection);
+        })
+    };
+    let gateway = guarded(true, false).await;
+    assert_eq!((read(&gateway, "/metrics", "").await.status, read(&gateway, "/", "").await.status), (200, 401));
+    assert_eq!(reflects(&gateway, "v1", None).await, Code::Unauthenticated);
+    let gateway = guarded(false, true).await;
+    assert_eq!((read(&gateway, "/metrics", "").await.status, read(&gateway, "/", "").await.status), (401, 200));
+    assert_eq!(reflects(&gateway, "v1", None).await, Code::Ok);
+    let gateway = TestGateway::with(|config| config.open_metrics = false).await;
+    assert_eq!((read(&gateway, "/metrics", "").await.status, read(&gateway, "/", "").await.status), (200, 200));
+    assert_eq!(reflects(&gateway, "v1", None).await, Code::Ok);
 }

@@ -79,7 +79,8 @@ fn it_pushes_with_and_without_a_key(client: impl Fn(&GatewayProcess) -> Command)
     let folder = tempfile::tempdir().expect("a temporary folder");
     let keys = folder.path().join("keys.toml");
     std::fs::write(&keys, format!("[[key]]\nname = \"client\"\nkey = \"{KEY}\"\n")).expect("written");
-    let gateway = GatewayProcess::start(["--push-keys-file".as_ref(), keys.as_os_str()]);
+    let gateway =
+        GatewayProcess::start_as(pushgate().arg("--push-keys-file").arg(&keys).env("PUSHGATE_OPEN_METRICS", "true"));
     let mut ann = User::ann(&gateway);
     // The three libraries write the same code each in its own way.
     let refused = run_badly(&mut client(&gateway)).to_uppercase();

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::process::GatewayProcess;
+use crate::process::{GatewayProcess, pushgate};
 use crate::tools::{run, run_badly, tool};
 use crate::user::User;
 
@@ -112,14 +112,17 @@ fn grpcurl_pushes_only_with_a_key_where_one_is_asked_for() {
     let folder = tempfile::tempdir().unwrap();
     let keys = folder.path().join("keys.toml");
     std::fs::write(&keys, format!("[[key]]\nname = \"operators\"\nkey = \"{KEY}\"\nevents = [\"mail\"]\n")).unwrap();
-    let gateway = GatewayProcess::start(["--push-keys-file".as_ref(), keys.as_os_str()]);
+    let gateway =
+        GatewayProcess::start_as(pushgate().arg("--push-keys-file").arg(&keys).env("PUSHGATE_OPEN_METRICS", "true"));
     let address = gateway.control.to_string();
     let mut ann = User::ann(&gateway);
 
+    let list = run_badly(&mut grpcurl([&address, "list"]));
+    assert!(list.contains("an API key is needed to read this"), "{list}");
     let without = run_badly(&mut grpcurl(["-d", HELLO, &address, PUSH]));
-    assert!(without.contains("Code: Unauthenticated"), "{without}");
+    assert!(without.contains("code = Unauthenticated"), "{without}");
     let unknown = run_badly(&mut grpcurl(["-H", "x-api-key: fedcba9876543210", "-d", HELLO, &address, PUSH]));
-    assert!(unknown.contains("Code: Unauthenticated"), "{unknown}");
+    assert!(unknown.contains("code = Unauthenticated"), "{unknown}");
     let elsewhere = r#"{"user_id": "ann", "event": "news", "message": "hello"}"#;
     let key = format!("x-api-key: {KEY}");
     let not_allowed = run_badly(&mut grpcurl(["-H", &key, "-d", elsewhere, &address, PUSH]));

@@ -60,7 +60,8 @@ impl TestGateway {
     }
 
     pub async fn built(change: impl FnOnce(&mut Config), plug_in: impl FnOnce(ServerBuilder) -> ServerBuilder) -> Self {
-        let mut config = Config { listen: ([127, 0, 0, 1], 0).into(), ..Config::default() };
+        // Tests with keys look at the metrics too.
+        let mut config = Config { listen: ([127, 0, 0, 1], 0).into(), open_metrics: true, ..Config::default() };
         change(&mut config);
         let server = plug_in(Server::builder(config)).bind().await.unwrap();
         let (stop, stopped) = oneshot::channel();

@@ -12,7 +12,7 @@ static X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// The API key, from `x-api-key: KEY` or `authorization: Bearer KEY`: the first that there is, on however many lines. An
 /// empty one is none.
-pub(super) fn api_key(headers: &HeaderMap) -> Option<Token> {
+pub(in crate::server) fn api_key(headers: &HeaderMap) -> Option<Token> {
     let lines = |name: &HeaderName| headers.get_all(name).iter().filter_map(|line| line.to_str().ok());
     let bearers = lines(&AUTHORIZATION).filter_map(|line| {
         let (scheme, key) = line.trim_start().split_once(' ')?;
