@@ -50,6 +50,8 @@ pub(crate) enum CloseReason {
     MadeRoom,
     /// The token expired.
     TokenExpired,
+    /// The connection was open for as long as one may be.
+    Aged,
     /// The gateway is shutting down.
     GoingAway,
     /// The gateway is shutting down, and this client of the session protocol was told when to reconnect.
@@ -66,6 +68,7 @@ impl CloseReason {
         Some(match self {
             Self::ClientClosed | Self::Reset | Self::Cut | Self::Panicked => return None,
             Self::GoingAway => (1001, "going away"),
+            Self::Aged => (1012, "open for long enough, come back"),
             Self::Drained => (1012, "shutting down, come back after the delay given"),
             Self::ProtocolError => (1002, "protocol error"),
             Self::NotUtf8 => (1007, "text is not UTF-8"),
@@ -92,7 +95,7 @@ impl CloseReason {
 
     /// Whether queued messages are written before the close frame.
     pub(crate) fn flushes(self) -> bool {
-        matches!(self, Self::Dropped | Self::MadeRoom | Self::GoingAway | Self::Drained)
+        matches!(self, Self::Dropped | Self::MadeRoom | Self::Aged | Self::GoingAway | Self::Drained)
     }
 
     /// The log level. Reasons that a client can cause are logged at `debug`, so that clients cannot flood the log.
@@ -120,7 +123,7 @@ mod tests {
         every!(
             ClientClosed Reset ProtocolError NotUtf8 TooManyFrames TooBig NotUnderstood Incomplete TokenRefused CheckUnavailable
             NotAllowed OtherUser BindTimeout TooManyConnections TooManyEvents PongTimeout WriteTimeout QueueFull Dropped
-            Replaced MadeRoom TokenExpired GoingAway Drained Cut Panicked
+            Replaced MadeRoom TokenExpired Aged GoingAway Drained Cut Panicked
         )
     }
 
@@ -147,9 +150,8 @@ mod tests {
                     codes.split(", ").any(|listed| listed == code.to_string())
                 })
             };
-            // Only sessions are drained. A legacy client is closed without being told when to reconnect.
             assert!(is_listed(page), "{code} is not on the page");
-            assert!(is_listed(readme) || reason == CloseReason::Drained, "{code} is not in the README");
+            assert!(is_listed(readme), "{code} is not in the README");
         }
     }
 }

@@ -320,10 +320,15 @@ settings! {
     sessions_away_max: usize = 100_000;
     /// The same for one user. For a further one, the user's own session that is away for longest is given up.
     sessions_away_per_user_max: usize = 16;
-    /// The longest delay that a client of the session protocol is told to wait on a shutdown. Each client gets a random
-    /// delay of its own, between zero and this.
+    /// The longest delay that a client of the session protocol is told to wait before it comes back, at a shutdown or at
+    /// `connection_age_max`. Each client gets a random delay of its own, between zero and this.
     reconnect_spread: Duration = Duration::from_secs(10);
 
+    /// How long a WebSocket may stay open, 0 for no limit. A connection is closed with 1012 after three quarters of this
+    /// to all of it. Each has its own share, so that clients which came at the same moment do not come back at the same
+    /// moment. A client with a session is told when to come back, and goes on where it was. With a limit of some hours,
+    /// clients spread over new gateways by themselves, and a deploy is no more than what happens to them every day.
+    connection_age_max: Duration = Duration::ZERO;
     /// How long a client may take to bind after the upgrade, token check included. After it, the client is closed with
     /// 4408. Checks of later tokens have the same time. A client for which they take longer is closed in the same way.
     bind_timeout: Duration = Duration::from_secs(10);
@@ -522,6 +527,12 @@ impl Config {
         ] {
             require(duration <= Duration::from_secs(86_400), name, "must be at most 24h");
         }
+        let age = self.connection_age_max;
+        require(
+            age.is_zero() || (Duration::from_secs(1)..=Duration::from_secs(30 * 86_400)).contains(&age),
+            "connection_age_max",
+            "must be 0, for no limit, or between 1s and 30days",
+        );
         for (name, limit, most) in [
             ("connections_max", self.connections_max, 1 << 24),
             ("events_per_connection_max", self.events_per_connection_max, 1 << 20),
@@ -749,6 +760,17 @@ mod tests {
         let longer = day + Duration::from_nanos(1);
         assert_eq!(mistaken(|config| config.shutdown_delay = longer), ["shutdown_delay"]);
         assert_eq!(mistaken(|config| config.drain_period = longer), ["drain_period"]);
+    }
+
+    #[test]
+    fn a_connection_may_stay_open_without_end_or_for_a_second_to_a_month() {
+        let (second, month) = (Duration::from_secs(1), Duration::from_secs(30 * 86_400));
+        for age in [Duration::ZERO, second, month] {
+            assert!(mistaken(|config| config.connection_age_max = age).is_empty(), "{age:?}");
+        }
+        for age in [second - Duration::from_nanos(1), month + Duration::from_nanos(1)] {
+            assert_eq!(mistaken(|config| config.connection_age_max = age), ["connection_age_max"], "{age:?}");
+        }
     }
 
     #[test]

@@ -19,6 +19,9 @@ pub(crate) enum Stop {
     Replaced,
     /// The user's newest connection takes its place. What is queued is written first.
     MadeRoom,
+    /// It was open for long enough. Its session goes on over another connection; without one, what is queued is written
+    /// first.
+    Aged,
     /// The gateway shuts down. What is queued is written first.
     GoingAway,
     /// The shutdown grace is over. Everything is given up at once.
@@ -28,13 +31,21 @@ pub(crate) enum Stop {
 }
 
 impl Stop {
-    const ALL: [Self; 7] =
-        [Self::QueueFull, Self::Dropped, Self::Replaced, Self::MadeRoom, Self::GoingAway, Self::Cut, Self::Ended];
+    const ALL: [Self; 8] = [
+        Self::QueueFull,
+        Self::Dropped,
+        Self::Replaced,
+        Self::MadeRoom,
+        Self::Aged,
+        Self::GoingAway,
+        Self::Cut,
+        Self::Ended,
+    ];
 
     /// Whether a connection that was told `earlier` is told this too.
     fn outranks(self, earlier: Self) -> bool {
         // A session that waits for its slow client does not wait any longer once it is wanted elsewhere.
-        self == Self::Cut || (self == Self::Replaced && earlier == Self::QueueFull)
+        self == Self::Cut || (self == Self::Replaced && matches!(earlier, Self::QueueFull | Self::Aged))
     }
 }
 
@@ -95,7 +106,8 @@ impl Handle {
     /// Tells a connection to end for good that was about to end for a while: its session must not come back. Returns
     /// whether it was.
     pub(crate) fn stop_for_good(&self) -> bool {
-        let is_replaced = [Stop::QueueFull, Stop::Replaced].iter().any(|now| self.replace(Some(*now), Stop::Dropped));
+        let for_a_while = [Stop::QueueFull, Stop::Replaced, Stop::Aged];
+        let is_replaced = for_a_while.iter().any(|now| self.replace(Some(*now), Stop::Dropped));
         if is_replaced {
             self.wake();
         }
@@ -191,11 +203,13 @@ mod tests {
 
     #[test]
     fn the_first_reason_to_stop_holds_unless_a_later_one_outranks_it() {
-        use Stop::{Cut, Dropped, GoingAway, MadeRoom, QueueFull, Replaced};
+        use Stop::{Aged, Cut, Dropped, GoingAway, MadeRoom, QueueFull, Replaced};
         for (first, second, holds) in [
             (QueueFull, Dropped, QueueFull),
             (QueueFull, Replaced, Replaced),
             (Replaced, QueueFull, Replaced),
+            (Aged, Replaced, Replaced),
+            (Aged, GoingAway, Aged),
             (MadeRoom, Replaced, MadeRoom),
             (GoingAway, Dropped, GoingAway),
             (Dropped, Cut, Cut),
@@ -211,7 +225,8 @@ mod tests {
 
     #[test]
     fn only_a_stop_that_a_session_would_survive_is_replaced_by_one_for_good() {
-        for (first, is_replaced) in [(Stop::QueueFull, true), (Stop::Replaced, true), (Stop::GoingAway, false)] {
+        let stops = [(Stop::QueueFull, true), (Stop::Replaced, true), (Stop::Aged, true), (Stop::GoingAway, false)];
+        for (first, is_replaced) in stops {
             let handle = handle();
             handle.stop(first);
             assert_eq!(handle.stop_for_good(), is_replaced);

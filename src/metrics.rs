@@ -282,7 +282,7 @@ labelled! {
     CloseReason:
         ClientClosed Reset ProtocolError NotUtf8 TooBig TooManyFrames NotUnderstood Incomplete TokenRefused
         CheckUnavailable NotAllowed OtherUser BindTimeout TooManyConnections TooManyEvents PongTimeout WriteTimeout
-        QueueFull Dropped Replaced MadeRoom TokenExpired GoingAway Drained Cut Panicked;
+        QueueFull Dropped Replaced MadeRoom TokenExpired Aged GoingAway Drained Cut Panicked;
 }
 
 /// What the samples of one name are told apart by.

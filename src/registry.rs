@@ -28,6 +28,8 @@ pub(crate) struct Registry {
     limits: Limits,
     names: Arc<Names>,
     clock: Clock,
+    /// Draws from a connection's id how much of the age it may have it gets: nothing is kept for it in the connection.
+    dither: RandomState,
     /// A std mutex of its own beside the binder's: connections come and go here without a push noticing, and no code
     /// holds both.
     connections: Mutex<Connections>,
@@ -42,6 +44,8 @@ pub(crate) struct Limits {
     pub(crate) connections_max: usize,
     /// Connections from one address; 0 for no limit.
     pub(crate) connections_per_address_max: usize,
+    /// How long a connection may stay open.
+    pub(crate) age_max: Option<Duration>,
     /// What each receiver may have queued.
     pub(crate) queue: Capacity,
 }
@@ -91,6 +95,7 @@ impl Registry {
             limits,
             names,
             clock: Clock { tick, start: Instant::now(), now: AtomicU64::new(0) },
+            dither: RandomState::new(),
             connections: Mutex::default(),
             draining: AtomicBool::new(false),
         }
@@ -196,7 +201,24 @@ impl Registry {
             interval.tick().await;
             let now = self.clock.set();
             self.for_each(|open| open.handle.wake_if_due(now));
+            if let Some(age_max) = self.limits.age_max {
+                self.stop_aged(age_max, std::time::Instant::now());
+            }
         }
+    }
+
+    /// Tells the connections to end that were open for their share of the age, which is three quarters to all of it.
+    fn stop_aged(&self, age_max: Duration, now: std::time::Instant) {
+        let (early, late) = (age_max * 3 / 4, age_max / 4);
+        self.for_each(|open| {
+            let age = now.saturating_duration_since(open.handle.since());
+            if age >= early {
+                let share = self.dither.hash_one(open.handle.id()) as f64 / u64::MAX as f64;
+                if age >= early + late.mul_f64(share) {
+                    open.handle.stop(Stop::Aged);
+                }
+            }
+        });
     }
 
     fn for_each(&self, mut visit: impl FnMut(&Open)) {
@@ -315,7 +337,7 @@ mod tests {
 
     fn registry() -> Arc<Registry> {
         let queue = Capacity { messages_max: 1, bytes_max: 1 };
-        let limits = Limits { connections_max: CONNECTIONS, connections_per_address_max: 0, queue };
+        let limits = Limits { connections_max: CONNECTIONS, connections_per_address_max: 0, age_max: None, queue };
         Arc::new(Registry::new(limits, Arc::new(Names::new()), Duration::from_secs(1)))
     }
 
@@ -351,6 +373,24 @@ mod tests {
             }
         }
         assert_eq!(before, CONNECTIONS, "at the end of the period all are told");
+    }
+
+    #[test]
+    fn connections_that_came_together_age_evenly_over_the_last_quarter_of_their_age() {
+        let registry = registry();
+        let registrations = filled(&registry);
+        let came = registrations[CONNECTIONS - 1].handle().since();
+        let begun = registrations[0].handle().since();
+        registry.stop_aged(PERIOD, begun + PERIOD * 3 / 4 - Duration::from_nanos(1));
+        assert_eq!(told(&registrations), 0);
+        let mut before = 0;
+        for tenth in 1..=10 {
+            registry.stop_aged(PERIOD, came + PERIOD * (30 + tenth) / 40);
+            let now = told(&registrations);
+            assert!((700..1300).contains(&(now - before)), "{} told in tenth {tenth}", now - before);
+            before = now;
+        }
+        assert_eq!(before, CONNECTIONS, "none is older than the age");
     }
 
     #[test]

@@ -302,6 +302,7 @@ fn gateway(
     let limits = Limits {
         connections_max: config.connections_max,
         connections_per_address_max: config.connections_per_address_max,
+        age_max: (!config.connection_age_max.is_zero()).then_some(config.connection_age_max),
         queue,
     };
     let bounds = Bounds {

@@ -33,6 +33,7 @@ impl From<Stop> for CloseReason {
             Stop::Dropped => Self::Dropped,
             Stop::Replaced => Self::Replaced,
             Stop::MadeRoom => Self::MadeRoom,
+            Stop::Aged => Self::Aged,
             Stop::GoingAway => Self::GoingAway,
             Stop::Cut | Stop::Ended => Self::Cut,
         }
@@ -218,12 +219,14 @@ impl<S: Transport> Link<S> {
 
     /// Why the connection ends when it is told to. A session's client is told when to come back.
     fn stopped(&mut self, stop: Stop) -> CloseReason {
-        if stop == Stop::GoingAway && self.dialect().has_sessions() {
+        if matches!(stop, Stop::GoingAway | Stop::Aged) {
             let retry_after_ms = milliseconds(draw_below(self.shared.config.reconnect_spread));
             self.say(&ServerFrame::Goaway { retry_after_ms });
-            return CloseReason::Drained;
         }
-        stop.into()
+        match stop {
+            Stop::GoingAway if self.dialect().has_sessions() => CloseReason::Drained,
+            _ => stop.into(),
+        }
     }
 
     /// Takes what is queued and writes it, until there is nothing more or the client takes no more.

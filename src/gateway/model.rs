@@ -33,6 +33,7 @@ fn gateway() -> Gateway {
     let limits = Limits {
         connections_max: CONNECTIONS_MAX,
         connections_per_address_max: 0,
+        age_max: None,
         queue: Capacity { messages_max: OUTBOX_MESSAGES, bytes_max: 1 << 20 },
     };
     let metrics = Arc::new(Metrics::new());

@@ -467,3 +467,19 @@ async fn what_the_kernel_holds_of_a_client_that_does_not_read_is_bounded_by_the_
     let kernel = gateway.metric("pushgate_messages_written_total").await as usize - 100;
     assert!(kernel * MESSAGE <= 128 * 1024, "{kernel} messages are with the kernel");
 }
+
+#[tokio::test]
+async fn a_connection_that_is_old_enough_gets_what_is_queued_and_then_1012() {
+    let gateway = TestGateway::with(|config| config.connection_age_max = Duration::from_secs(1)).await;
+    let mut phone = gateway.bind("ann", "mail").await;
+    let mut unbound = gateway.connect().await;
+    let mut pushed = 0;
+    while gateway.json().push("ann", "mail", "m").await == 1 {
+        pushed += 1;
+    }
+    for _ in 0..pushed {
+        assert_eq!(phone.next_text().await, "m");
+    }
+    assert_eq!(phone.closed().await, (1012, "open for long enough, come back".to_owned()));
+    assert_eq!(unbound.closed().await.0, 1012);
+}

@@ -171,6 +171,30 @@ async fn a_shutdown_writes_what_is_queued_and_says_when_to_come_back() {
 }
 
 #[tokio::test]
+async fn a_session_whose_connection_is_old_enough_goes_on_over_another_without_a_gap() {
+    let gateway = TestGateway::with(|config| config.connection_age_max = Duration::from_secs(2)).await;
+    let (mut phone, place) = bound(&gateway).await;
+    let mut grpc = gateway.grpc().await;
+    let mut last = 0;
+    loop {
+        push(&mut grpc, "m").await;
+        let frame = phone.next().await;
+        if frame["type"] == "goaway" {
+            break;
+        }
+        last += 1;
+        assert_eq!(frame["seq"], last, "{frame}");
+        phone.ack(last).await;
+    }
+    assert_eq!(phone.closed().await.0, 1012);
+    drop(phone);
+    let mut phone = client(&gateway).await;
+    assert_eq!(phone.resume("ann", "mail", &place.at(last)).await["recovered"], true);
+    phone.expect_push(last + 1, "m").await;
+    gateway.until_closed("aged").await;
+}
+
+#[tokio::test]
 async fn what_is_acknowledged_behind_goaway_counts() {
     let mut gateway = TestGateway::start().await;
     let (mut phone, _) = bound(&gateway).await;
