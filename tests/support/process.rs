@@ -13,9 +13,11 @@ use std::time::Duration;
 /// Far longer than any program here takes, so that only a hang reaches it.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The `pushgate` command, without any settings from the environment of the tests.
+/// The `pushgate` command, without any settings from the environment of the tests. `PUSHGATE_TEST_PROGRAM` names another
+/// build of it, which is for what is measured.
 pub fn pushgate() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pushgate"));
+    let other = std::env::var_os("PUSHGATE_TEST_PROGRAM");
+    let mut command = Command::new(other.as_deref().unwrap_or(OsStr::new(env!("CARGO_BIN_EXE_pushgate"))));
     for (name, _) in std::env::vars_os() {
         if name.as_encoded_bytes().starts_with(b"PUSHGATE_") {
             command.env_remove(name);
@@ -41,7 +43,13 @@ impl GatewayProcess {
     /// Like `start`, with a command that already has arguments, an environment or a folder.
     #[track_caller]
     pub fn start_as(command: &mut Command) -> Self {
-        let process = Process::start(command.args(["--listen", "127.0.0.1:0"]));
+        Self::start_at(command, "127.0.0.1:0")
+    }
+
+    /// Like `start_as`, at an address that it has again after a restart.
+    #[track_caller]
+    pub fn start_at(command: &mut Command, listen: &str) -> Self {
+        let process = Process::start(command.args(["--listen", listen]));
         let line = process.stdout_line("pushgate is up.");
         // With TLS, each scheme has one letter more.
         let address = |schemes: [&str; 2]| {
