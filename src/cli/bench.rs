@@ -11,6 +11,7 @@ mod process;
 mod progress;
 mod report;
 mod run;
+mod stream;
 mod target;
 mod wire;
 
@@ -23,11 +24,15 @@ use std::time::Duration;
 use clap::builder::NonEmptyStringValueParser;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, ValueEnum};
+use tokio_rustls::rustls::client::Resumption;
+use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::Outcome;
+use super::tls::Tls;
 use clients::Introduction;
 use run::Run;
-use target::Target;
+use stream::Secured;
+use target::{PushTls, Target};
 
 /// Open files reserved for everything but clients and callers.
 const RESERVED_FILES: usize = 64;
@@ -120,6 +125,16 @@ pub(super) struct Bench {
     /// Write a plot of the percentiles to this file
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
+    #[command(flatten)]
+    tls: Tls,
+}
+
+/// Where a URL leads.
+struct Place {
+    is_tls: bool,
+    host: String,
+    address: SocketAddr,
+    path: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -179,14 +194,27 @@ impl Bench {
             super::Cli::command().error(ErrorKind::ArgumentConflict, conflict).exit();
         }
         self.fit_open_files()?;
-        let (address, path) = address(&self.url, "ws")?;
-        let (push_address, push_path) = match &self.push_url {
-            Some(url) => address_of_push(url)?,
-            None => (address, "/push".to_owned()),
+        let place = Place::of(&self.url, ["ws", "wss"])?;
+        let mut push = match &self.push_url {
+            Some(url) => Place::of(url, ["http", "https"])?,
+            None => Place { host: place.host.clone(), path: String::new(), ..place },
         };
+        if push.path.len() < 2 {
+            push.path = "/push".to_owned();
+        }
+        let push_tls = match push.is_tls {
+            true => Some(PushTls {
+                grpc_url: format!("https://{}:{}", push.host, push.address.port()),
+                for_grpc: self.tls.for_grpc()?,
+                for_json: self.secured(&push)?,
+            }),
+            false => None,
+        };
+        let secured = if place.is_tls { Some(self.secured(&place)?) } else { None };
         let target = Arc::new(Target {
-            push_address,
-            push_path,
+            push_address: push.address,
+            push_tls,
+            push_path: push.path,
             key: self.key.clone().filter(|key| !key.is_empty()),
             door: self.door,
             shape: self.to,
@@ -197,7 +225,8 @@ impl Bench {
             stalled: self.stalled,
             turn: AtomicU64::new(0),
         });
-        let introduction = self.introduction(address, &path, target.clone());
+        let introduction = self.introduction(&place, secured, target.clone());
+        let address = place.address;
         let pid = self.pid.or_else(|| address.ip().is_loopback().then(|| process::listening(address)).flatten());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(Run { bench: self, target, pid }.go(introduction))
@@ -241,7 +270,17 @@ impl Bench {
         })
     }
 
-    fn introduction(&self, address: SocketAddr, path: &str, target: Arc<Target>) -> Introduction {
+    /// TLS with a full handshake for each client: those of a real crowd have not been there before.
+    fn secured(&self, place: &Place) -> Result<Secured, Box<dyn std::error::Error>> {
+        let mut config = Arc::unwrap_or_clone(self.tls.for_websocket()?);
+        config.resumption = Resumption::disabled();
+        let name = ServerName::try_from(place.host.trim_matches(['[', ']']).to_owned())
+            .map_err(|error| format!("not a server address: {}: {error}", place.host))?;
+        Ok(Secured { config: Arc::new(config), name })
+    }
+
+    fn introduction(&self, place: &Place, secured: Option<Secured>, target: Arc<Target>) -> Introduction {
+        let Place { address, path, .. } = place;
         let session = self.session;
         let protocol = if session { "sec-websocket-protocol: pushgate.v1.json\r\n" } else { "" };
         let upgrade = format!(
@@ -255,7 +294,7 @@ impl Bench {
             }
             bind.to_string()
         };
-        Introduction { address, upgrade, bind: Box::new(bind) }
+        Introduction { address: *address, secured, upgrade, bind: Box::new(bind) }
     }
 }
 
@@ -271,26 +310,24 @@ fn rate(text: &str) -> Result<f64, String> {
     }
 }
 
-fn address_of_push(url: &str) -> Result<(SocketAddr, String), String> {
-    let (address, path) = address(url, "http")?;
-    Ok((address, if path == "/" { "/push".to_owned() } else { path }))
-}
-
-/// Resolves a URL of this scheme to an address and a path.
-fn address(url: &str, scheme: &str) -> Result<(SocketAddr, String), String> {
-    let Some(rest) = url.strip_prefix(scheme).and_then(|rest| rest.strip_prefix("://")) else {
-        return Err(format!("not a server address: {url}: must begin with {scheme}://"));
-    };
-    let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    let with_port = if host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) {
-        host.to_owned()
-    } else {
-        format!("{host}:80")
-    };
-    let found = with_port.to_socket_addrs().map_err(|error| format!("not a server address: {url}: {error}"))?;
-    let found: Vec<_> = found.collect();
-    // Prefers IPv4, because by default the gateway listens on the IPv4 loopback address only.
-    let address = found.iter().find(|address| address.is_ipv4()).or(found.first());
-    let address = *address.ok_or_else(|| format!("not a server address: {url}"))?;
-    Ok((address, if path.is_empty() { "/".to_owned() } else { path.to_owned() }))
+impl Place {
+    /// Resolves a URL of one of these schemes, the second of which is TLS.
+    fn of(url: &str, [plain, tls]: [&str; 2]) -> Result<Self, String> {
+        let after = |scheme| url.strip_prefix(scheme).and_then(|rest: &str| rest.strip_prefix("://"));
+        let Some((rest, is_tls)) = after(tls).map(|rest| (rest, true)).or(after(plain).map(|rest| (rest, false)))
+        else {
+            return Err(format!("not a server address: {url}: must begin with {plain}:// or {tls}://"));
+        };
+        let (place, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let port_after = |(host, port): (&str, &str)| Some((host.to_owned(), port.parse().ok()?));
+        let with_port = place.rsplit_once(':').and_then(port_after);
+        let (host, port): (String, u16) =
+            with_port.unwrap_or_else(|| (place.to_owned(), if is_tls { 443 } else { 80 }));
+        let found = format!("{host}:{port}").to_socket_addrs();
+        let found: Vec<_> = found.map_err(|error| format!("not a server address: {url}: {error}"))?.collect();
+        // Prefers IPv4, because by default the gateway listens on the IPv4 loopback address only.
+        let address = found.iter().find(|address| address.is_ipv4()).or(found.first());
+        let address = *address.ok_or_else(|| format!("not a server address: {url}"))?;
+        Ok(Self { is_tls, host, address, path: if path.is_empty() { "/".to_owned() } else { path.to_owned() } })
+    }
 }

@@ -90,6 +90,31 @@ fn the_command_shows_its_certificate_where_one_is_asked_for() {
 }
 
 #[test]
+fn a_benchmark_over_tls_pushes_by_every_door_and_all_of_it_arrives() {
+    let authority = Authority::new("ca");
+    let gateway = start(&authority.issue("own", &["localhost"], YEAR));
+    let url = format!("wss://localhost:{}/ws", gateway.clients.port());
+    let ca_file = authority.ca_file();
+    let bench = |more: &[&str]| {
+        let arguments = ["bench", "--url", &url, "--connections", "10", "--duration", "300ms", "--json"];
+        run(&[&arguments[..], more].concat())
+    };
+    for door in ["json", "grpc", "batch", "stream"] {
+        // Larger than a record of TLS.
+        let output =
+            bench(&["--ca-file", path(&ca_file), "--door", door, "--batch", "2", "--bytes", "20000", "--rate", "50"]);
+        let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+        let count = |name: &str| report["deliveries"][name].as_u64().unwrap();
+        assert!(count("expected") > 0 && report["failures"] == 0, "{door}: {report}");
+        assert_eq!((count("received"), count("lost")), (count("expected"), 0), "{door}: {report}");
+    }
+    let distrusting = bench(&[]);
+    assert_eq!(distrusting.status.code(), Some(1));
+    let said = stderr(&distrusting);
+    assert!(said.contains("was not bound: ") && said.contains("UnknownIssuer (name the CA"), "{said}");
+}
+
+#[test]
 fn plain_http_at_a_tls_address_is_told_in_the_log_and_to_the_caller() {
     let authority = Authority::new("ca");
     let gateway = start(&authority.issue("own", &["localhost"], YEAR));

@@ -1,7 +1,7 @@
 //! The clients of a run. One thread opens, binds and reads all of them, so that a client costs only its socket and the
 //! time to read it.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -12,8 +12,11 @@ use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token, Waker};
 use socket2::{Domain, SockRef, Socket, Type};
 
+use crate::cli::remote::explained;
+
 use super::clock::now;
 use super::report::histogram;
+use super::stream::{Secured, Stream};
 use super::wire::{Frames, Heard, Part, ping, text};
 
 /// The maximum number of connections being opened at the same time, low enough for any server's backlog.
@@ -26,6 +29,7 @@ const WAKE: Token = Token(usize::MAX);
 /// Where clients connect and what they send first.
 pub(super) struct Introduction {
     pub(super) address: SocketAddr,
+    pub(super) secured: Option<Secured>,
     /// The upgrade request.
     pub(super) upgrade: String,
     /// Builds the bind message of a client.
@@ -126,7 +130,7 @@ enum Stage {
 }
 
 struct Client {
-    stream: TcpStream,
+    stream: Stream,
     stage: Stage,
     frames: Frames,
     had_pong: bool,
@@ -164,9 +168,9 @@ impl Reader {
                     Order::Stall(which, percent) => self.stall(which, percent),
                     Order::Stop => {
                         // Closes with a reset, because otherwise thousands of ports would stay in use for a minute.
-                        for client in self.clients.iter().flatten() {
+                        for client in self.clients.iter_mut().flatten() {
                             let _closes_otherwise =
-                                SockRef::from(&client.stream).set_linger(Some(std::time::Duration::ZERO));
+                                SockRef::from(&*client.stream.tcp()).set_linger(Some(std::time::Duration::ZERO));
                         }
                         return self.latency;
                     }
@@ -209,6 +213,7 @@ impl Reader {
         socket.set_tcp_nodelay(true)?;
         let mut stream = TcpStream::from_std(socket.into());
         self.poll.registry().register(&mut stream, Token(number), Interest::READABLE | Interest::WRITABLE)?;
+        let stream = Stream::new(stream, self.introduction.secured.as_ref())?;
         Ok(Client { stream, stage: Stage::Connecting, frames: Frames::default(), had_pong: false })
     }
 
@@ -217,7 +222,7 @@ impl Reader {
             if let Some(client) = client
                 && which(number, percent)
             {
-                let _reads_on = self.poll.registry().deregister(&mut client.stream);
+                let _reads_on = self.poll.registry().deregister(client.stream.tcp());
             }
         }
     }
@@ -264,10 +269,10 @@ impl Client {
         latency: &mut Histogram<u64>,
     ) -> Result<(), String> {
         if let Stage::Connecting = self.stage {
-            if let Some(error) = self.stream.take_error().map_err(|error| broke(&error))? {
+            if let Some(error) = self.stream.tcp().take_error().map_err(|error| broke(&error))? {
                 return Err(format!("cannot connect: {error}"));
             }
-            if self.stream.peer_addr().is_err() {
+            if self.stream.tcp().peer_addr().is_err() {
                 return Ok(());
             }
             self.write(introduction.upgrade.as_bytes())?;
@@ -299,7 +304,7 @@ impl Client {
             }
             self.hear(number, bytes, known, latency)?;
             // A read that does not fill the buffer has emptied the socket. The poll reports when more arrives.
-            if read < buffer.len() && !read_closed {
+            if read < buffer.len() && !read_closed && self.stream.is_emptied_by_a_short_read() {
                 return Ok(());
             }
         }
@@ -343,10 +348,10 @@ impl Client {
 
     /// Writes a few bytes. The socket has room for them, because almost nothing else is written to it.
     fn write(&mut self, bytes: &[u8]) -> Result<(), String> {
-        self.stream.write_all(bytes).map_err(|error| broke(&error))
+        self.stream.send(bytes).map_err(|error| broke(&error))
     }
 }
 
 fn broke(error: &io::Error) -> String {
-    format!("the connection broke: {error}")
+    explained(&format!("the connection broke: {error}"))
 }

@@ -27,11 +27,18 @@ impl Caller {
         let key =
             target.key.as_ref().map(|key| MetadataValue::try_from(key).map_err(|_| "the key is not a header value"));
         // The README recommends these window sizes, so that a stream of small answers is not cut.
-        let endpoint = Endpoint::from_shared(format!("http://{}", target.push_address))
+        let url = match &target.push_tls {
+            Some(tls) => tls.grpc_url.clone(),
+            None => format!("http://{}", target.push_address),
+        };
+        let mut endpoint = Endpoint::from_shared(url)
             .map_err(|error| error.to_string())?
             .initial_stream_window_size(64 * 1024)
             .initial_connection_window_size(1024 * 1024)
             .tcp_nodelay(true);
+        if let Some(tls) = &target.push_tls {
+            endpoint = endpoint.tls_config(tls.for_grpc.clone()).map_err(|error| crate::cli::chain(&error))?;
+        }
         let channel = endpoint.connect().await.map_err(|error| crate::cli::chain(&error))?;
         Ok(Self { client: PushServiceClient::new(channel), key: key.transpose()? })
     }

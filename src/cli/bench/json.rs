@@ -4,11 +4,14 @@ use std::io::{self, ErrorKind};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either;
 
 use super::target::Target;
 
 pub(super) struct Caller {
-    stream: TcpStream,
+    stream: Either<TcpStream, Box<TlsStream<TcpStream>>>,
     /// The request head up to the value of `content-length`.
     head: String,
     buffer: Vec<u8>,
@@ -18,6 +21,13 @@ impl Caller {
     pub(super) async fn connect(target: &Target) -> io::Result<Self> {
         let stream = TcpStream::connect(target.push_address).await?;
         stream.set_nodelay(true)?;
+        let stream = match &target.push_tls {
+            None => Either::Left(stream),
+            Some(tls) => {
+                let connector = TlsConnector::from(tls.for_json.config.clone());
+                Either::Right(Box::new(connector.connect(tls.for_json.name.clone(), stream).await?))
+            }
+        };
         let key = target.key.as_ref().map(|key| format!("x-api-key: {key}\r\n")).unwrap_or_default();
         let (path, host) = (&target.push_path, target.push_address);
         let head =

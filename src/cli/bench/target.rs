@@ -3,10 +3,23 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use tonic::transport::ClientTlsConfig;
+
+use super::stream::Secured;
 use super::{Door, Order, Shape};
+
+/// TLS for the callers.
+pub(super) struct PushTls {
+    /// With the name in it that the certificate must have.
+    pub(super) grpc_url: String,
+    pub(super) for_grpc: ClientTlsConfig,
+    pub(super) for_json: Secured,
+}
 
 pub(super) struct Target {
     pub(super) push_address: SocketAddr,
+    /// With a push URL of `https`, what its callers need for TLS.
+    pub(super) push_tls: Option<PushTls>,
     pub(super) push_path: String,
     /// An API key, if the server requires one.
     pub(super) key: Option<String>,
