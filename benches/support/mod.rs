@@ -2,13 +2,18 @@
 
 use std::net::SocketAddr;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// Connects, upgrades with these additional header lines and sends one text message.
 pub(crate) async fn connect(address: SocketAddr, headers: &str, text: &str) -> TcpStream {
-    let mut stream = TcpStream::connect(address).await.unwrap();
+    let stream = TcpStream::connect(address).await.unwrap();
     stream.set_nodelay(true).unwrap();
+    upgrade(stream, headers, text).await
+}
+
+/// The same over a stream that is connected.
+pub(crate) async fn upgrade<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, headers: &str, text: &str) -> S {
     let upgrade = format!(
         "GET /ws HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
          sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n{headers}\r\n"
