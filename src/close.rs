@@ -18,6 +18,12 @@ pub(crate) enum CloseReason {
     TooBig,
     /// The client exceeded its frame rate.
     TooManyFrames,
+    /// The client exceeded its ping rate.
+    TooManyPings,
+    /// A message came in too many fragments.
+    TooManyFragments,
+    /// The client did not finish a message in time.
+    MessageTimeout,
     /// A data frame was not a bind request.
     NotUnderstood,
     /// A bind request had an empty or too long token or event.
@@ -73,6 +79,9 @@ impl CloseReason {
             Self::ProtocolError => (1002, "protocol error"),
             Self::NotUtf8 => (1007, "text is not UTF-8"),
             Self::TooManyFrames => (1008, "too many frames"),
+            Self::TooManyPings => (1008, "too many pings"),
+            Self::TooManyFragments => (1008, "too many fragments in one message"),
+            Self::MessageTimeout => (1008, "message not finished in time"),
             Self::TooBig => (1009, "message too big"),
             Self::CheckUnavailable => (1013, "token check unavailable, try again later"),
             Self::NotUnderstood => (4400, "not a JSON object with a token and an event, both strings"),
@@ -121,8 +130,8 @@ mod tests {
             }};
         }
         every!(
-            ClientClosed Reset ProtocolError NotUtf8 TooManyFrames TooBig NotUnderstood Incomplete TokenRefused CheckUnavailable
-            NotAllowed OtherUser BindTimeout TooManyConnections TooManyEvents PongTimeout WriteTimeout QueueFull Dropped
+            ClientClosed Reset ProtocolError NotUtf8 TooManyFrames TooManyPings TooManyFragments MessageTimeout TooBig
+            NotUnderstood Incomplete TokenRefused CheckUnavailable NotAllowed OtherUser BindTimeout TooManyConnections TooManyEvents PongTimeout WriteTimeout QueueFull Dropped
             Replaced MadeRoom TokenExpired Aged GoingAway Drained Cut Panicked
         )
     }

@@ -252,6 +252,17 @@ settings! {
     /// written to the client allows one more, for its acknowledgement. A client that sends more is closed with 1008.
     /// Without this limit, one client's pings, empty fragments or refused binds could keep a core busy.
     client_frames_per_second_max: u32 = 100;
+    /// WebSocket pings from one client a second, which count as frames too. Ten seconds' worth may come at once. A client
+    /// that sends more is closed with 1008. Each ping is answered, so this bounds what a client has the gateway write. A
+    /// client that looks after its connection pings every few seconds at most.
+    client_pings_per_second_max: u32 = 10;
+    /// Fragments of one message from a client. A message in more of them closes the connection with 1008. Browsers send a
+    /// message in one, and libraries that cut messages make pieces of some KiB, of which the longest message has a few.
+    client_message_fragments_max: u32 = 128;
+    /// How long a client may take from the begin of a message, or of a ping or pong, to its end. After it, the connection
+    /// is closed with 1008. A quiet connection has no buffer for what it sends, and one with an unfinished message does.
+    /// The default lets the longest message of the default `client_message_bytes_max` come at 3 KiB a second.
+    client_message_timeout: Duration = Duration::from_secs(10);
     /// Bytes of one pushed message. A larger one is answered 413 or INVALID_ARGUMENT, and nobody gets it.
     message_bytes_max: usize = 256 * 1024;
     /// Bytes of one request at a push door, or of one message of a PushStream. A larger one is answered 413 or
@@ -402,7 +413,8 @@ pub(crate) enum Check {
 impl Config {
     /// How finely connections keep their deadlines: a tenth of the shortest, between 10 ms and 1 s.
     pub(crate) fn tick(&self) -> Duration {
-        [self.bind_timeout, self.ping_interval, self.pong_timeout, self.write_timeout, self.close_timeout]
+        let Self { bind_timeout, ping_interval, pong_timeout, write_timeout, close_timeout, .. } = *self;
+        [bind_timeout, ping_interval, pong_timeout, write_timeout, close_timeout, self.client_message_timeout]
             .into_iter()
             .min()
             .map_or(Duration::from_secs(1), |shortest| shortest / 10)
@@ -513,6 +525,7 @@ impl Config {
             ("http_idle_timeout", self.http_idle_timeout),
             ("request_timeout", self.request_timeout),
             ("socket_timeout", self.socket_timeout),
+            ("client_message_timeout", self.client_message_timeout),
             ("idempotency_window", self.idempotency_window),
             ("journal_age", self.journal_age),
         ] {
@@ -589,6 +602,16 @@ impl Config {
             self.client_frames_per_second_max > 0,
             "client_frames_per_second_max",
             "must be at least 1, or no client could bind",
+        );
+        require(
+            self.client_pings_per_second_max > 0,
+            "client_pings_per_second_max",
+            "must be at least 1, or no client could look after its connection",
+        );
+        require(
+            (1..=1 << 24).contains(&self.client_message_fragments_max),
+            "client_message_fragments_max",
+            "must be between 1, for messages in one piece, and 16777216",
         );
         require(
             self.request_bodies_bytes_max / 2 >= self.request_bytes_max,
@@ -751,6 +774,20 @@ mod tests {
         assert_eq!(mistaken(|config| config.waiting_pushes_max = usize::MAX), ["waiting_pushes_max"]);
         assert_eq!(mistaken(|config| config.client_frame_bytes_max = 1 << 62), ["client_frame_bytes_max"]);
         assert_eq!(mistaken(|config| config.connections_max = 0), ["connections_max"]);
+    }
+
+    #[test]
+    fn what_a_client_may_send_is_limited_and_not_to_nothing() {
+        assert_eq!(mistaken(|config| config.client_pings_per_second_max = 0), ["client_pings_per_second_max"]);
+        assert!(mistaken(|config| config.client_pings_per_second_max = 1).is_empty());
+        for (fragments, is_valid) in [(0, false), (1, true), (1 << 24, true), ((1 << 24) + 1, false)] {
+            let mistakes = mistaken(|config| config.client_message_fragments_max = fragments);
+            assert_eq!(mistakes.is_empty(), is_valid, "{fragments}");
+        }
+        for (timeout, is_valid) in [(0, false), (1, true), (86_400_000, true), (86_400_001, false)] {
+            let mistakes = mistaken(|config| config.client_message_timeout = Duration::from_millis(timeout));
+            assert_eq!(mistakes.is_empty(), is_valid, "{timeout} ms");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod binding;
 mod closing;
 mod grant;
 mod inbound;
+mod inflow;
 mod link;
 mod socket;
 mod tls;
@@ -23,8 +24,8 @@ use crate::registry::Registration;
 use crate::sessions::{Attached, Sessions};
 
 use grant::{Checked, Granted, Refused, expires_in_ms};
+use inflow::Limits;
 use link::{Input, Link, NEVER};
-use socket::Limits;
 
 pub(crate) use tls::TlsTransport;
 pub(crate) use transport::Transport;

@@ -280,9 +280,10 @@ labelled! {
     Task: Accept Clock Sessions Journal Flusher Reload Certificates PushStream;
     DropReason: QueueFull Closed Expired Superseded;
     CloseReason:
-        ClientClosed Reset ProtocolError NotUtf8 TooBig TooManyFrames NotUnderstood Incomplete TokenRefused
-        CheckUnavailable NotAllowed OtherUser BindTimeout TooManyConnections TooManyEvents PongTimeout WriteTimeout
-        QueueFull Dropped Replaced MadeRoom TokenExpired Aged GoingAway Drained Cut Panicked;
+        ClientClosed Reset ProtocolError NotUtf8 TooBig TooManyFrames TooManyPings TooManyFragments MessageTimeout
+        NotUnderstood Incomplete TokenRefused CheckUnavailable NotAllowed OtherUser BindTimeout TooManyConnections
+        TooManyEvents PongTimeout WriteTimeout QueueFull Dropped Replaced MadeRoom TokenExpired Aged GoingAway Drained Cut
+        Panicked;
 }
 
 /// What the samples of one name are told apart by.

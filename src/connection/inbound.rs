@@ -1,5 +1,5 @@
 //! The heads of the frames that a client sends, read beside tungstenite: it tells of whole messages only, and a client
-//! that sends fragments or pings without end must be noticed too.
+//! that sends fragments or pings without end, or a message that does not end, must be noticed too.
 
 /// Finds the frames in what a client sends, however it is cut into reads. Small, because every idle connection has one.
 #[derive(Debug, Default)]
@@ -10,7 +10,26 @@ pub(super) struct Inbound {
     length: u32,
     /// Whether a message in fragments has begun, and its last fragment has not.
     is_fragmented: bool,
+    /// Whether a message, or a control frame between two, has ended since anybody asked.
+    has_ended: bool,
+    /// Fragments of the message that is being read.
+    fragments: u32,
 }
+
+/// What began in the bytes of one read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Begun {
+    /// Frames of all kinds.
+    pub(super) frames: u32,
+    /// Pings among them.
+    pub(super) pings: u32,
+    /// Fragments that a message had by then, of the message that had the most.
+    pub(super) fragments_most: u32,
+}
+
+/// RFC 6455 section 5.2.
+const OPCODE_CONTINUATION: u8 = 0x0;
+const OPCODE_PING: u8 = 0x9;
 
 /// Where in a frame the next byte belongs, RFC 6455 section 5.2.
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,9 +53,9 @@ enum Place {
 pub(super) struct NotMinimal;
 
 impl Inbound {
-    /// Reads on, and says how many frames began.
-    pub(super) fn read(&mut self, mut bytes: &[u8]) -> Result<u32, NotMinimal> {
-        let mut frames = 0;
+    /// Reads on, and says what began.
+    pub(super) fn read(&mut self, mut bytes: &[u8]) -> Result<Begun, NotMinimal> {
+        let mut begun = Begun::default();
         while let Some((byte, rest)) = bytes.split_first() {
             if let Place::Payload = self.place {
                 let skipped = bytes.len().min(self.length as usize);
@@ -46,20 +65,35 @@ impl Inbound {
                 continue;
             }
             if let Place::First = self.place {
-                frames += 1;
-                // Control frames may come between fragments, and are whole themselves.
-                let (is_final, is_control) = (byte & 0x80 != 0, byte & 0x08 != 0);
-                self.is_fragmented = if is_control { self.is_fragmented } else { !is_final };
+                self.begin_frame(*byte, &mut begun);
             }
             self.read_head(*byte)?;
             bytes = rest;
         }
-        Ok(frames)
+        Ok(begun)
     }
 
     /// Whether every message that began has been read to its end.
     pub(super) fn is_between_messages(&self) -> bool {
         matches!(self.place, Place::First) && !self.is_fragmented
+    }
+
+    /// Whether the bytes were between two messages at any time since the last call: what is unfinished now began later.
+    pub(super) fn take_has_ended(&mut self) -> bool {
+        std::mem::take(&mut self.has_ended)
+    }
+
+    fn begin_frame(&mut self, byte: u8, begun: &mut Begun) {
+        begun.frames += 1;
+        let (is_final, is_control, opcode) = (byte & 0x80 != 0, byte & 0x08 != 0, byte & 0x0f);
+        begun.pings += u32::from(opcode == OPCODE_PING);
+        // Control frames may come between fragments, and are whole themselves.
+        if !is_control {
+            self.is_fragmented = !is_final;
+            let before = if opcode == OPCODE_CONTINUATION { self.fragments } else { 0 };
+            self.fragments = before.saturating_add(1);
+            begun.fragments_most = begun.fragments_most.max(self.fragments);
+        }
     }
 
     fn read_head(&mut self, byte: u8) -> Result<(), NotMinimal> {
@@ -102,6 +136,7 @@ impl Inbound {
 
     fn begin_payload(&mut self) {
         self.place = if self.length == 0 { Place::First } else { Place::Payload };
+        self.has_ended |= self.is_between_messages();
     }
 }
 
@@ -141,6 +176,30 @@ mod tests {
         }
     }
 
+    #[test]
+    fn fragments_are_counted_for_each_message_and_pings_are_none() {
+        let (first, ping, next) = ([0x01, 0x80, 1, 2, 3, 4], [0x89, 0x80, 1, 2, 3, 4], [0x00, 0x80, 1, 2, 3, 4]);
+        let (last, whole) = ([0x80, 0x80, 1, 2, 3, 4], [0x82, 0x80, 1, 2, 3, 4]);
+        let mut inbound = Inbound::default();
+        let begun = inbound.read(&[first, ping, next, last].concat());
+        assert_eq!(begun, Ok(Begun { frames: 4, pings: 1, fragments_most: 3 }));
+        assert_eq!(inbound.read(&whole), Ok(Begun { frames: 1, pings: 0, fragments_most: 1 }), "another message");
+    }
+
+    #[test]
+    fn what_is_unfinished_began_later_if_anything_has_ended_meanwhile() {
+        let (whole, begun) = ([0x82, 0x80, 1, 2, 3, 4], [0x82]);
+        let mut inbound = Inbound::default();
+        for (bytes, has_ended) in
+            [(&whole[..], true), (&begun, false), (&whole[1..], true), (&begun, false), (&[0x80], false)]
+        {
+            inbound.read(bytes).expect("minimal");
+            assert_eq!(inbound.take_has_ended(), has_ended, "after {bytes:?}");
+        }
+        inbound.read(&[&whole[2..], &begun].concat()).expect("minimal");
+        assert!(!inbound.is_between_messages() && inbound.take_has_ended());
+    }
+
     proptest! {
         #[test]
         fn every_frame_is_counted_once_however_the_bytes_are_cut(
@@ -149,7 +208,7 @@ mod tests {
         ) {
             let bytes: Vec<u8> = lengths.iter().flat_map(|length| frame(*length)).collect();
             let mut inbound = Inbound::default();
-            let counted: u32 = bytes.chunks(cut).map(|part| inbound.read(part).expect("minimal")).sum();
+            let counted: u32 = bytes.chunks(cut).map(|part| inbound.read(part).expect("minimal").frames).sum();
             prop_assert_eq!(counted as usize, lengths.len());
         }
     }
@@ -161,6 +220,7 @@ mod tests {
         {
             assert_eq!(Inbound::default().read(head), Err(NotMinimal));
         }
-        assert_eq!(Inbound::default().read(&[0x82, 0x80 | 126, 0, 126, 0, 0, 0, 0]), Ok(1));
+        let begun = Inbound::default().read(&[0x82, 0x80 | 126, 0, 126, 0, 0, 0, 0]);
+        assert_eq!(begun.map(|begun| begun.frames), Ok(1));
     }
 }

@@ -19,7 +19,8 @@ use crate::metrics::InSnakeCase;
 use crate::registry::{Clock, Registration};
 
 use super::grant::Checked;
-use super::socket::{Limits, Received, Socket, Takes, Wrote};
+use super::inflow::Limits;
+use super::socket::{Received, Socket, Takes, Wrote};
 use super::transport::Transport;
 use super::{Arrival, Protocol, Shared};
 
@@ -124,7 +125,7 @@ impl<S: Transport> Link<S> {
     pub(super) fn open(stream: S, already_read: &[u8], arrival: Arrival) -> Self {
         let Arrival { protocol, token: _, registration, shared } = arrival;
         let config = &shared.config;
-        let socket = Socket::new(stream, already_read, Limits::of(config), config.client_frames_per_second_max);
+        let socket = Socket::new(stream, already_read, Limits::of(config));
         let clock = registration.clock();
         let (first_ping, bind_deadline) = (clock.after(config.ping_interval), clock.after(config.bind_timeout));
         registration.mailbox().share(socket.direct());
@@ -203,7 +204,11 @@ impl<S: Transport> Link<S> {
             if self.socket.take_heard() {
                 self.heartbeat = Heartbeat::ToPing(self.clock().after(self.shared.config.ping_interval));
             }
-            let Poll::Ready(received) = received else { return Poll::Pending };
+            let Poll::Ready(received) = received else {
+                let Self { socket, registration, shared, .. } = self;
+                socket.note_unfinished(|| registration.clock().after(shared.config.client_message_timeout));
+                return Poll::Pending;
+            };
             match received {
                 Received::Life => {}
                 Received::Data(data) => return Poll::Ready(Input::Data(data)),
@@ -306,6 +311,12 @@ impl<S: Transport> Link<S> {
         if self.token_deadline <= now {
             return Err(CloseReason::TokenExpired);
         }
+        // While nothing is read, the client cannot finish what it has begun.
+        let is_read = self.check.is_none() && !self.holds_back();
+        let message_deadline = self.socket.message_deadline().filter(|_| is_read).unwrap_or(NEVER);
+        if message_deadline <= now {
+            return Err(CloseReason::MessageTimeout);
+        }
         match self.heartbeat {
             Heartbeat::ForPong(due) if due <= now => return Err(CloseReason::PongTimeout),
             Heartbeat::ToPing(due) if due <= now => {
@@ -316,7 +327,8 @@ impl<S: Transport> Link<S> {
             }
             _ => {}
         }
-        let deadlines = [self.write_deadline, self.bind_deadline, self.token_deadline, self.heartbeat.due()];
+        let deadlines =
+            [self.write_deadline, self.bind_deadline, self.token_deadline, message_deadline, self.heartbeat.due()];
         Ok(NextStep::WaitFor(deadlines.into_iter().fold(NEVER, u64::min)))
     }
 }

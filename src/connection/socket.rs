@@ -17,12 +17,12 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig, WebSocketContext};
 
 use crate::close::CloseReason;
-use crate::config::Config;
 use crate::dialect::Content;
 use crate::mailbox::{Depth, FRAMES_MAX, Line, Mailbox, Visit, Wants, WriteNow};
 
+use super::inflow::Limits;
 use super::transport::Transport;
-use super::wire::{CONTROL_BYTES_MAX, Polled, Wire};
+use super::wire::{CONTROL_BYTES_MAX, Polled, Unfinished, Wire};
 
 /// RFC 6455 section 5.2.
 const OPCODE_CLOSE: u8 = 0x8;
@@ -38,7 +38,7 @@ pub(super) struct Socket<S> {
     wire: Wire<S>,
     /// tungstenite, which reads what the client sends. Here only while it has something unfinished: a quiet connection
     /// needs neither its state nor its buffer.
-    reader: Option<Box<WebSocketContext>>,
+    reader: Option<Box<Reader>>,
     /// What is in hand to write.
     pub(super) line: Line,
     /// What was written since the mailbox was last told.
@@ -56,26 +56,23 @@ pub(super) struct Socket<S> {
     discarded: u32,
 }
 
-/// What the client may send.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
-    message_bytes_max: usize,
-    frame_bytes_max: usize,
+/// What reads a message of the client's.
+struct Reader {
+    context: WebSocketContext,
+    /// The tick by which what is unfinished must be finished, if anybody has seen that it is.
+    deadline: Option<u64>,
 }
 
-impl Limits {
-    pub(super) fn of(config: &Config) -> Self {
-        Self { message_bytes_max: config.client_message_bytes_max, frame_bytes_max: config.client_frame_bytes_max }
-    }
-
-    fn reader(self, already_read: &[u8]) -> Box<WebSocketContext> {
+impl Reader {
+    fn new(limits: Limits, already_read: &[u8]) -> Box<Self> {
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER_BYTES)
             .write_buffer_size(0)
             .max_write_buffer_size(CONTROL_BYTES_MAX)
-            .max_message_size(Some(self.message_bytes_max))
-            .max_frame_size(Some(self.frame_bytes_max));
-        Box::new(WebSocketContext::from_partially_read(already_read.to_vec(), Role::Server, Some(config)))
+            .max_message_size(Some(limits.message_bytes_max))
+            .max_frame_size(Some(limits.frame_bytes_max));
+        let context = WebSocketContext::from_partially_read(already_read.to_vec(), Role::Server, Some(config));
+        Box::new(Self { context, deadline: None })
     }
 }
 
@@ -126,10 +123,10 @@ pub(super) struct Wrote {
 
 impl<S: Transport> Socket<S> {
     /// `already_read` is what the HTTP side read past the upgrade request.
-    pub(super) fn new(stream: S, already_read: &[u8], limits: Limits, frames_per_second_max: u32) -> Self {
-        let mut wire = Wire::new(stream, frames_per_second_max);
-        wire.look(already_read);
-        let reader = (!already_read.is_empty()).then(|| limits.reader(already_read));
+    pub(super) fn new(stream: S, already_read: &[u8], limits: Limits) -> Self {
+        let mut wire = Wire::new(stream, limits);
+        wire.look(already_read, limits);
+        let reader = (!already_read.is_empty()).then(|| Reader::new(limits, already_read));
         Self {
             wire,
             reader,
@@ -159,6 +156,23 @@ impl<S: Transport> Socket<S> {
     /// Allows as many frames more, since a session's client acknowledges what was written to it.
     pub(super) fn earn(&mut self, numbers: u32) {
         self.wire.earn(numbers);
+    }
+
+    /// Notes what the client has not finished once everything that came is read. `new_deadline` is for what began since
+    /// the last look. Kept in the reader, which an idle connection does not have.
+    pub(super) fn note_unfinished(&mut self, new_deadline: impl FnOnce() -> u64) {
+        let unfinished = self.wire.unfinished();
+        let Some(reader) = &mut self.reader else { return };
+        match unfinished {
+            Unfinished::Nothing => reader.deadline = None,
+            Unfinished::Same if reader.deadline.is_some() => {}
+            Unfinished::Same | Unfinished::Newer => reader.deadline = Some(new_deadline()),
+        }
+    }
+
+    /// The tick by which the client must finish what it has begun, if it has.
+    pub(super) fn message_deadline(&self) -> Option<u64> {
+        self.reader.as_ref()?.deadline
     }
 
     fn has_control(&self) -> bool {
@@ -327,8 +341,8 @@ impl<S: Transport> Socket<S> {
     }
 
     fn poll_reader(&mut self, cx: &mut Context<'_>, limits: Limits) -> Poll<Result<Message, Error>> {
-        let reader = self.reader.get_or_insert_with(|| limits.reader(&[]));
-        match reader.read(&mut Polled { wire: &mut self.wire, cx }) {
+        let reader = self.reader.get_or_insert_with(|| Reader::new(limits, &[]));
+        match reader.context.read(&mut Polled { wire: &mut self.wire, limits, cx }) {
             Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
                 if self.wire.is_between_messages() {
                     self.reader = None;

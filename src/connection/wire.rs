@@ -7,10 +7,10 @@ use std::time::Instant;
 
 use tokio::io::{AsyncRead, ReadBuf};
 
-use crate::allowance::Allowance;
 use crate::close::CloseReason;
 
-use super::inbound::{Inbound, NotMinimal};
+use super::inbound::{Begun, Inbound, NotMinimal};
+use super::inflow::{Inflow, Limits};
 
 /// Control frames that wait for a client that does not read. A pong is at most 127 bytes, and a newer one replaces the
 /// one that waits inside tungstenite, so more than a few never queue.
@@ -27,10 +27,20 @@ pub(super) struct Wire<S> {
     /// Whether tungstenite has something to write for which there is no room in `control`.
     holds_back: bool,
     inbound: Inbound,
-    /// Frames that the client may still send.
-    allowance: Allowance,
+    /// What the client may still send.
+    inflow: Inflow,
     /// Why the client is not read any more, where tungstenite would read on.
     broken: Option<CloseReason>,
+}
+
+/// Whether the client has begun something and not finished it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unfinished {
+    Nothing,
+    /// The same as at the last look, if there was any.
+    Same,
+    /// Something that began since then.
+    Newer,
 }
 
 /// Control frames to write. In a box, because an idle connection has none.
@@ -47,7 +57,7 @@ impl Control {
 }
 
 impl<S> Wire<S> {
-    pub(super) fn new(stream: S, frames_per_second_max: u32) -> Self {
+    pub(super) fn new(stream: S, limits: Limits) -> Self {
         Self {
             stream,
             control: None,
@@ -55,16 +65,17 @@ impl<S> Wire<S> {
             is_closed: false,
             holds_back: false,
             inbound: Inbound::default(),
-            allowance: Allowance::new(frames_per_second_max, Instant::now()),
+            inflow: Inflow::new(limits.rates, Instant::now()),
             broken: None,
         }
     }
 
     /// Looks at what the client sent, before tungstenite does.
-    pub(super) fn look(&mut self, bytes: &[u8]) {
+    pub(super) fn look(&mut self, bytes: &[u8], limits: Limits) {
         let is_good = match self.inbound.read(bytes) {
-            Ok(0) => return,
-            Ok(frames) => self.allowance.spend(frames, Instant::now()).then_some(()).ok_or(CloseReason::TooManyFrames),
+            Ok(Begun { frames: 0, .. }) => return,
+            Ok(begun) if begun.fragments_most > limits.message_fragments_max => Err(CloseReason::TooManyFragments),
+            Ok(begun) => self.inflow.spend(begun, limits.rates, Instant::now()),
             Err(NotMinimal) => Err(CloseReason::ProtocolError),
         };
         self.broken = self.broken.or(is_good.err());
@@ -81,7 +92,16 @@ impl<S> Wire<S> {
 
     /// Allows as many frames more.
     pub(super) fn earn(&mut self, frames: u32) {
-        self.allowance.earn(frames as f32);
+        self.inflow.earn(frames);
+    }
+
+    /// What is unfinished of what the client sends.
+    pub(super) fn unfinished(&mut self) -> Unfinished {
+        match (self.inbound.is_between_messages(), self.inbound.take_has_ended()) {
+            (true, _) => Unfinished::Nothing,
+            (false, true) => Unfinished::Newer,
+            (false, false) => Unfinished::Same,
+        }
     }
 
     /// Whether tungstenite, once it has read all there is, has nothing unfinished.
@@ -93,6 +113,7 @@ impl<S> Wire<S> {
 /// The stream for one call of tungstenite's, which knows of blocking and not of polling.
 pub(super) struct Polled<'a, 'b, S> {
     pub(super) wire: &'a mut Wire<S>,
+    pub(super) limits: Limits,
     pub(super) cx: &'a mut Context<'b>,
 }
 
@@ -103,7 +124,7 @@ impl<S: AsyncRead + Unpin> Read for Polled<'_, '_, S> {
             return Err(io::ErrorKind::WouldBlock.into());
         };
         self.wire.heard = true;
-        self.wire.look(buffer.filled());
+        self.wire.look(buffer.filled(), self.limits);
         read.map(|()| buffer.filled().len())
     }
 }

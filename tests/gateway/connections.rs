@@ -409,6 +409,63 @@ async fn a_client_that_sends_more_frames_than_it_may_is_closed_whatever_is_in_th
     assert_eq!(gateway.metric(sample).await, 4);
 }
 
+/// How a client that sends this after its upgrade is closed.
+async fn told(gateway: &TestGateway, sent: &[u8]) -> (u16, String) {
+    let mut stream = soon(TcpStream::connect(gateway.clients)).await.unwrap();
+    soon(stream.write_all(&[UPGRADE.as_bytes(), sent].concat())).await.unwrap();
+    assert_eq!(read_answer(&mut stream).await.status, 101);
+    let mut frames = Vec::new();
+    soon(stream.read_to_end(&mut frames)).await.unwrap();
+    let close = frames.iter().rposition(|byte| *byte == 0x88).unwrap();
+    let [_, _, high, low, text @ ..] = &frames[close..] else { panic!("{frames:?}") };
+    (u16::from_be_bytes([*high, *low]), String::from_utf8_lossy(text).into_owned())
+}
+
+#[tokio::test]
+async fn pings_have_a_rate_of_their_own() {
+    let gateway = TestGateway::with(|config| config.client_pings_per_second_max = 1).await;
+    let bind = masked(1, br#"{"token":"ann","event":"mail"}"#);
+    let too_many = [&bind[..], &masked(9, b"").repeat(60)].concat();
+    assert_eq!(told(&gateway, &too_many).await, (1008, "too many pings".to_owned()));
+    gateway.until_closed("too_many_pings").await;
+    // Ten seconds' worth may come at once, and other frames are not pings.
+    let allowed = [bind, masked(9, b"").repeat(10), masked(10, b"").repeat(60), masked(8, &[3, 232])].concat();
+    assert_eq!(told(&gateway, &allowed).await.0, 1000);
+}
+
+#[tokio::test]
+async fn a_message_comes_in_so_many_fragments_and_no_more() {
+    let gateway = TestGateway::with(|config| config.client_message_fragments_max = 3).await;
+    let (first, rest) = br#"{"token":"ann","event":"mail"}"#.split_at(5);
+    let begin = masked_fragment(1, first);
+    let within =
+        [begin.clone(), masked(9, b""), masked_fragment(0, b""), masked(0, rest), masked(8, &[3, 232])].concat();
+    assert_eq!(told(&gateway, &within).await.0, 1000, "three, and a ping is none");
+    let past = [begin, masked_fragment(0, b"").repeat(2), masked(0, rest)].concat();
+    assert_eq!(told(&gateway, &past).await, (1008, "too many fragments in one message".to_owned()));
+    gateway.until_closed("too_many_fragments").await;
+}
+
+#[tokio::test]
+async fn what_a_client_begins_it_must_finish_in_time_be_it_a_head_a_body_or_a_last_fragment() {
+    let gateway = TestGateway::with(|config| config.client_message_timeout = Duration::from_millis(200)).await;
+    let bind = masked(1, br#"{"token":"ann","event":"mail"}"#);
+    let begun = masked(1, br#"{"token":"ann","event":"other"}"#);
+    let unfinished = [
+        &begun[..1],
+        &begun[..4],
+        &begun[..20],
+        &masked_fragment(1, b"{"),
+        &masked(9, b"ping")[..3],
+        &begun[..begun.len() - 1],
+    ];
+    for unfinished in unfinished {
+        let sent = [&bind[..], unfinished].concat();
+        assert_eq!(told(&gateway, &sent).await, (1008, "message not finished in time".to_owned()), "{unfinished:?}");
+    }
+    assert_eq!(closes(&gateway, "message_timeout").await, 6);
+}
+
 /// Each answer to a refused bind allowed the next one.
 #[tokio::test]
 async fn what_a_client_is_told_of_its_own_mistakes_does_not_allow_it_more_of_them() {
