@@ -213,10 +213,10 @@ settings! {
     /// `control_listen`, callers and scrapers. When all places are taken, a new connection takes one from the address
     /// that has the most. It replaces a connection that never made a request or, if there is none, the one that has
     /// been without a request for longest. If all connections that the gateway looked at have a request in hand, the
-    /// new one is closed at once.
+    /// new one is answered 503 and closed at once, with TLS without an answer.
     http_connections_max: usize = 4096;
-    /// TCP connections on `listen` that speak HTTP, from one address, 0 for no limit. A further one is closed at once.
-    /// Off by default, because behind a proxy all clients share the proxy's address. Connections of `proxies_trusted`
+    /// TCP connections on `listen` that speak HTTP, from one address, 0 for no limit. A further one is answered 429 and
+    /// closed at once, with TLS without an answer. Off by default, because behind a proxy all clients share the proxy's address. Connections of `proxies_trusted`
     /// themselves are not limited, and with `proxy_protocol` those of the clients behind them are.
     http_connections_per_address_max: usize = 0;
     /// TCP connections on `control_listen` that speak HTTP, with the same rule. Connections to one address take no

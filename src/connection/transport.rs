@@ -28,6 +28,9 @@ pub(crate) trait Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// Has the stream reset when it is dropped, so that the kernel forgets at once what the peer has not read. Closed
     /// otherwise, it would keep it, and offer it to the peer for minutes.
     fn reset_when_dropped(&self) {}
+
+    /// Writes as much of this as the kernel takes at once, for one that is about to be dropped.
+    fn tell(&self, _last_words: &[u8]) {}
 }
 
 /// A socket of the kernel's to which anybody may write. Only one at a time does: see `mailbox`.
@@ -59,6 +62,11 @@ macro_rules! sockets {
 
                 fn reset_when_dropped(&self) {
                     $reset(self);
+                }
+
+                fn tell(&self, last_words: &[u8]) {
+                    // Past tokio, which does not know yet whether a new socket takes anything.
+                    let _none_or_not_all = SockRef::from(self).send(last_words);
                 }
             }
 

@@ -82,7 +82,7 @@ impl Port {
             socket,
             serves,
             places,
-            refusals: Arc::new(Refusals::new(serves, metrics)),
+            refusals: Arc::new(Refusals::new(serves, metrics, handshakes.as_deref())),
             proxy_protocol: config.proxy_protocol && serves != Serves::Control,
             evicted: metrics.http_evicted.of(&labels).clone(),
             accept_errors: metrics.accept_errors.of(&labels).clone(),
@@ -194,7 +194,7 @@ impl Http {
         let traffic = Traffic::new();
         let (place, found) = match port.places.take(self.counts_as(peer), traffic.clone()).await {
             Ok(taken) => taken,
-            Err(why) => return port.refusals.no_place(peer, why),
+            Err(why) => return port.refusals.no_place(&stream, peer, why),
         };
         if found == Found::Evicted {
             port.evicted.inc();
@@ -305,7 +305,7 @@ impl Http {
             }
         };
         if let Err(why) = place.pass_to(self.counts_as(client)) {
-            refusals.no_place(client, why);
+            refusals.no_place(stream, client, why);
             return None;
         }
         Some(client)

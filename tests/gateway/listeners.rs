@@ -103,6 +103,9 @@ async fn when_the_places_are_full_the_longest_idle_goes_and_none_with_a_request_
     drop((first, third));
     let mut also_busy = (push_in_hand(gateway.clients).await, push_in_hand(gateway.clients).await);
     let mut refused = connect(gateway.clients).await;
+    let answer = read_answer(&mut refused).await;
+    let told = "all places are taken by connections with a request in hand";
+    assert_eq!((answer.status, &*answer.body, answer.header("retry-after")), (503, told, Some("5")));
     assert_eq!(end(&mut refused).await, b"");
     for stream in [&mut busy, &mut also_busy.0, &mut also_busy.1] {
         assert_eq!(ask(stream, "{}").await.status, 400);
@@ -118,7 +121,11 @@ async fn one_address_has_no_more_than_its_share_of_the_places_and_control_has_no
     })
     .await;
     let mut kept = silent(gateway.clients, 2).await;
-    assert_eq!(end(&mut connect(gateway.clients).await).await, b"");
+    let mut refused = connect(gateway.clients).await;
+    let answer = read_answer(&mut refused).await;
+    let told = "this address has as many connections as it may have";
+    assert_eq!((answer.status, &*answer.body, answer.header("retry-after")), (429, told, Some("5")));
+    assert_eq!(end(&mut refused).await, b"");
     let full = "pushgate_http_refused_total{listener=\"clients\",reason=\"full_for_address\"}";
     assert_eq!(gateway.metric(full).await, 1);
     let _elsewhere = Client::connect_from(([127, 0, 0, 2], 0).into(), gateway.clients).await;
