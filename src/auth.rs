@@ -1,5 +1,7 @@
 //! Who may bind and who may push: the two check traits that an embedder can implement, and the built-in checks.
 
+mod deadline;
+mod headers;
 mod jwt;
 mod method;
 mod push_keys;
@@ -18,8 +20,10 @@ use wildmatch::WildMatch;
 use crate::message::{Event, UserId};
 use crate::shares::Payer;
 
+pub(crate) use deadline::Deadline;
 pub(crate) use method::Method;
 
+pub use headers::Headers;
 pub use jwt::{JwtAuthenticator, JwtGrant, JwtProblem};
 pub use push_keys::PushKeys;
 pub use token_file::TokenFile;
@@ -29,7 +33,8 @@ use rate::Rate;
 /// The token check: maps a client's token to a user, or refuses it.
 ///
 /// The gateway calls it for every bind, including further binds of a connection that is already bound. A check may take
-/// as long as `bind_timeout` allows; pushes continue meanwhile. A panic in the check ends only that connection.
+/// as long as `check_timeout` allows; pushes continue meanwhile. One that takes longer is given up, and counts as
+/// [`TokenError::Unavailable`]. A panic in the check ends only that connection.
 #[async_trait]
 pub trait TokenAuthenticator: Send + Sync + 'static {
     /// Returns the identity behind the token.
@@ -37,6 +42,13 @@ pub trait TokenAuthenticator: Send + Sync + 'static {
     /// # Errors
     /// Each error closes the connection with its own code, see [`TokenError`].
     async fn authenticate(&self, attempt: &BindAttempt<'_>) -> Result<Identity, TokenError>;
+
+    /// The names of the headers of the upgrade that the check looks at, such as `cookie`, in small letters. They are in
+    /// [`BindAttempt::headers`]. Asked once, when the server is made. By default there are none, because what is asked
+    /// for is kept in memory as long as the connection is open: a later bind is checked with the same headers.
+    fn headers_wanted(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// Reloads the data behind the check. Open connections are not affected.
     ///
@@ -58,11 +70,43 @@ pub struct BindAttempt<'a> {
     /// The address that the client connects from. Behind a proxy that is not in `proxies_trusted`, this is
     /// the proxy's address.
     pub peer: SocketAddr,
+    /// The headers of the upgrade that [`TokenAuthenticator::headers_wanted`] names.
+    pub headers: &'a Headers,
+    /// The names of the certificate that the client presented: its URIs as they are written, then its DNS names in small
+    /// letters. Empty unless the address that it connected to asks for certificates, which `listen` does not.
+    pub certificate_names: &'a [String],
 }
 
 impl<'a> BindAttempt<'a> {
-    pub(crate) fn new(token: &'a Token, event: &'a Event, peer: SocketAddr) -> Self {
-        Self { token, event, peer }
+    pub(crate) fn new(token: &'a Token, event: &'a Event, client: &'a Client) -> Self {
+        let (headers, certificate_names) = match client.shown.as_deref() {
+            Some(Shown { headers, certificate_names }) => (headers, &**certificate_names),
+            None => (&headers::NONE, &[][..]),
+        };
+        Self { token, event, peer: client.peer, headers, certificate_names }
+    }
+}
+
+/// The client that a token check is about.
+#[derive(Clone, Debug)]
+pub(crate) struct Client {
+    pub(crate) peer: SocketAddr,
+    /// `None` for most, so that it takes no memory of theirs.
+    pub(crate) shown: Option<Arc<Shown>>,
+}
+
+/// What a client showed in its upgrade beside a token.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    headers: Headers,
+    certificate_names: Arc<[String]>,
+}
+
+impl Shown {
+    /// `None` if there is nothing that a check would look at.
+    pub(crate) fn new(headers: Headers, certificate_names: Arc<[String]>) -> Option<Arc<Self>> {
+        let is_something = !headers.is_empty() || !certificate_names.is_empty();
+        is_something.then(|| Arc::new(Self { headers, certificate_names }))
     }
 }
 
@@ -135,7 +179,8 @@ pub enum TokenError {
 
 /// The push check: maps a caller's credentials to what the caller may push to, or refuses the caller.
 ///
-/// The gateway calls it once for each request, JSON or gRPC, before it reads the body.
+/// The gateway calls it once for each request, JSON or gRPC, before it reads the body. A check that takes longer than
+/// `check_timeout` is given up, and counts as [`PushRefused::Unavailable`].
 #[async_trait]
 pub trait PushAuthorizer: Send + Sync + 'static {
     /// Returns what the caller may push to.
@@ -143,6 +188,12 @@ pub trait PushAuthorizer: Send + Sync + 'static {
     /// # Errors
     /// The caller gets `401` or `UNAUTHENTICATED`, and `503` or `UNAVAILABLE` when the check could not be made.
     async fn authorize(&self, credentials: &PushCredentials) -> Result<PushScope, PushRefused>;
+
+    /// The names of the request's headers that the check looks at, in small letters. They are in
+    /// [`PushCredentials::headers`]. Asked once, when the server is made. By default there are none.
+    fn headers_wanted(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// Reloads the data behind the check.
     ///
@@ -164,15 +215,21 @@ pub struct PushCredentials {
     pub certificate_names: Arc<[String]>,
     /// The address that the caller connects from.
     pub peer: SocketAddr,
+    /// The headers of the request that [`PushAuthorizer::headers_wanted`] names.
+    pub headers: Headers,
 }
 
 impl PushCredentials {
     pub(crate) fn new(api_key: Option<Token>, peer: SocketAddr) -> Self {
-        Self { api_key, certificate_names: Arc::default(), peer }
+        Self { api_key, certificate_names: Arc::default(), peer, headers: Headers::default() }
     }
 
     pub(crate) fn with_certificate_names(self, certificate_names: Arc<[String]>) -> Self {
         Self { certificate_names, ..self }
+    }
+
+    pub(crate) fn with_headers(self, headers: Headers) -> Self {
+        Self { headers, ..self }
     }
 
     /// Whether a check can tell the caller from others by more than its address.

@@ -36,7 +36,7 @@ pub(crate) enum CloseReason {
     NotAllowed,
     /// A later bind named a different user.
     OtherUser,
-    /// The client did not bind in time, or the token check took too long.
+    /// The client did not bind in time.
     BindTimeout,
     /// The user has too many connections.
     TooManyConnections,
@@ -111,7 +111,6 @@ impl CloseReason {
     pub(crate) fn level(self) -> Level {
         match self {
             Self::Panicked => Level::ERROR,
-            Self::CheckUnavailable => Level::WARN,
             _ => Level::DEBUG,
         }
     }

@@ -340,9 +340,12 @@ settings! {
     /// moment. A client with a session is told when to come back, and goes on where it was. With a limit of some hours,
     /// clients spread over new gateways by themselves, and a deploy is no more than what happens to them every day.
     connection_age_max: Duration = Duration::ZERO;
-    /// How long a client may take to bind after the upgrade, token check included. After it, the client is closed with
-    /// 4408. Checks of later tokens have the same time. A client for which they take longer is closed in the same way.
+    /// How long a client may take to send its bind after the upgrade. After it, the client is closed with 4408.
     bind_timeout: Duration = Duration::from_secs(10);
+    /// How long the check of a client's token or of a caller may take, be it a stock one or an embedding program's. After
+    /// it, the check is given up: a client is closed with 1013 or, if it has a session that is bound, told that the check
+    /// is unavailable, and a caller is answered 503 or UNAVAILABLE. Keep it below `request_timeout`, which holds as well.
+    check_timeout: Duration = Duration::from_secs(5);
     /// How long a connection may be quiet before it is pinged. The default is below the idle timeouts of common proxies
     /// (60 s and up), and often enough to keep phones' network address translation open.
     ping_interval: Duration = Duration::from_secs(25);
@@ -517,6 +520,7 @@ impl Config {
         );
         for (name, duration) in [
             ("bind_timeout", self.bind_timeout),
+            ("check_timeout", self.check_timeout),
             ("ping_interval", self.ping_interval),
             ("pong_timeout", self.pong_timeout),
             ("write_timeout", self.write_timeout),

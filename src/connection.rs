@@ -13,7 +13,7 @@ mod wire;
 
 use std::sync::Arc;
 
-use crate::auth::{Identity, Token, TokenAuthenticator, TokenError};
+use crate::auth::{Deadline, Identity, Shown, Token, TokenAuthenticator, TokenError};
 use crate::binder::BindLimits;
 use crate::close::CloseReason;
 use crate::config::Config;
@@ -25,7 +25,7 @@ use crate::sessions::{Attached, Sessions};
 
 use grant::{Checked, Granted, Refused, expires_in_ms};
 use inflow::Limits;
-use link::{Input, Link, NEVER};
+use link::{Input, Link};
 
 pub(crate) use tls::TlsTransport;
 pub(crate) use transport::Transport;
@@ -53,6 +53,7 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) config: Arc<Config>,
     pub(crate) token_authenticator: Arc<dyn TokenAuthenticator>,
+    pub(crate) check_deadline: Deadline,
     pub(crate) sessions: Arc<Sessions>,
 }
 
@@ -71,6 +72,8 @@ pub(crate) struct Arrival {
     pub(crate) protocol: Protocol,
     /// The token that the client showed in its upgrade.
     pub(crate) token: Option<Box<Token>>,
+    /// What else it showed there, if a token check looks at it.
+    pub(crate) shown: Option<Arc<Shown>>,
     pub(crate) registration: Registration,
     pub(crate) shared: Arc<Shared>,
 }
@@ -243,7 +246,6 @@ impl<S: Transport> Bound<S> {
     }
 
     fn on_checked(&mut self, checked: Checked) -> Result<(), CloseReason> {
-        self.link.bind_deadline = NEVER;
         match checked {
             Checked::Bind { event, result, .. } => self.bind_also(&event, result),
             Checked::Refresh(result) => {
@@ -307,6 +309,6 @@ mod tests {
     fn the_task_and_the_state_of_a_connection_stay_small() {
         let [(_, task), (_, link), ..] = sizes::<tokio::net::TcpStream>();
         assert!(task <= 128, "{task} bytes");
-        assert!(link <= 232, "{link} bytes");
+        assert!(link <= 240, "{link} bytes");
     }
 }

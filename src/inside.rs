@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::auth::Deadline;
 use crate::binder::{BindLimits, Bindings};
 use crate::config::{Config, UserConnectionsPolicy};
 use crate::connection::{self, Arrival, Protocol, Shared, Transport};
@@ -16,6 +17,7 @@ use crate::gateway::Gateway;
 use crate::handle::Handle;
 use crate::mailbox::{Capacity, Mailbox, WriteNow};
 use crate::message::{Event, UserId};
+use crate::metrics::Check;
 use crate::server::{Server, ServerError};
 
 /// No limit of the gateway's own comes in the way of a measurement.
@@ -61,6 +63,7 @@ impl Inside {
             metrics: rooms.metrics.clone(),
             config: rooms.config.clone(),
             token_authenticator: rooms.token_authenticator.clone(),
+            check_deadline: Deadline::new(Check::Token, rooms.config.check_timeout, rooms.metrics.clone()),
             sessions: rooms.sessions.clone(),
         });
         Ok(Self { gateway, shared })
@@ -77,7 +80,8 @@ impl Inside {
     pub fn connect(&self, sends: Box<[u8]>) -> Option<MemorySocket> {
         let registration = self.gateway.rooms().registry.admit((Ipv4Addr::LOCALHOST, 0).into()).ok()?;
         let socket = MemorySocket(Arc::new(Memory { unread: Mutex::new(Some(sends)), written: AtomicU64::new(0) }));
-        let arrival = Arrival { protocol: Protocol::Legacy, token: None, registration, shared: self.shared.clone() };
+        let arrival =
+            Arrival { protocol: Protocol::Legacy, token: None, shown: None, registration, shared: self.shared.clone() };
         tokio::spawn(arrival.connect(socket.clone(), &[]).run());
         Some(socket)
     }

@@ -174,8 +174,8 @@ mod subscriber;
 mod sync;
 
 pub use auth::{
-    BindAttempt, Identity, JwtAuthenticator, JwtGrant, JwtProblem, OpenPush, PushAuthorizer, PushCredentials, PushKeys,
-    PushRefused, PushScope, ReloadError, Token, TokenAuthenticator, TokenError, TokenFile, TokenIsUser,
+    BindAttempt, Headers, Identity, JwtAuthenticator, JwtGrant, JwtProblem, OpenPush, PushAuthorizer, PushCredentials,
+    PushKeys, PushRefused, PushScope, ReloadError, Token, TokenAuthenticator, TokenError, TokenFile, TokenIsUser,
 };
 pub use config::{
     Address, Config, EventPolicies, Invalid, JwtAlgorithm, JwtAlgorithms, Loaded, LogFormat, Mistake, Networks,

@@ -78,6 +78,7 @@ pub(crate) struct Metrics {
     pub(crate) certificate_reloads: Counters<CertificateReloadLabels>,
     pub(crate) certificate_expires: Family<ListenerLabels, Gauge>,
     pub(crate) task_panics: Counters<TaskLabels>,
+    pub(crate) check_timeouts: Counters<CheckLabels>,
     pub(crate) jwks_fetches: Counters<JwksLabels>,
     pub(crate) jwks_age_seconds: Gauge,
     pub(crate) push_seconds: Histogram,
@@ -208,6 +209,13 @@ pub(crate) enum FetchResult {
     Failed,
 }
 
+/// A check that has a deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Check {
+    Token,
+    Push,
+}
+
 /// A task whose panics are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Task {
@@ -277,6 +285,7 @@ labelled! {
     CertificateReloadResult: Loaded Failed;
     ResumeResult: Recovered Gap Unknown;
     FetchResult: Fetched Failed;
+    Check: Token Push;
     Task: Accept Clock Sessions Journal Flusher Reload Certificates PushStream;
     DropReason: QueueFull Closed Expired Superseded;
     CloseReason:
@@ -330,6 +339,7 @@ label_sets! {
     DropLabels: reason DropReason;
     UpgradeLabels: result UpgradeResult;
     JwksLabels: result FetchResult;
+    CheckLabels: check Check;
 }
 
 /// A gauge and the function that reads its value at each scrape.
@@ -429,6 +439,7 @@ impl Metrics {
             certificate_reloads: Counters::default(),
             certificate_expires: Family::default(),
             task_panics: Counters::default(),
+            check_timeouts: Counters::default(),
             jwks_fetches: Counters::default(),
             jwks_age_seconds: Gauge::default(),
             push_seconds: Histogram::default(),
@@ -570,6 +581,11 @@ impl Metrics {
             "Panics caught in background tasks and push streams, by task",
             self.task_panics.clone(),
         );
+        registry.register(
+            "check_timeouts",
+            "Token checks and push checks that took longer than check_timeout",
+            self.check_timeouts.clone(),
+        );
         registry.register("jwks_fetches", "Fetches of jwt_jwks_url, by result", self.jwks_fetches.clone());
         registry.register_with_unit(
             "jwks_age",
@@ -661,6 +677,10 @@ impl Metrics {
 
     pub(crate) fn task_panicked(&self, task: Task) {
         self.task_panics.of(&TaskLabels { task }).inc();
+    }
+
+    pub(crate) fn check_timed_out(&self, check: Check) {
+        self.check_timeouts.of(&CheckLabels { check }).inc();
     }
 
     pub(crate) fn fetched_jwks(&self, result: FetchResult) {

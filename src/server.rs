@@ -41,7 +41,8 @@ use tower::util::BoxCloneSyncService;
 use tracing::{debug, info, warn};
 
 use crate::auth::{
-    JwtAuthenticator, OpenPush, PushAuthorizer, PushKeys, ReloadError, TokenAuthenticator, TokenFile, TokenIsUser,
+    Deadline, JwtAuthenticator, OpenPush, PushAuthorizer, PushKeys, ReloadError, TokenAuthenticator, TokenFile,
+    TokenIsUser,
 };
 use crate::binder::{BindLimits, Binder};
 use crate::config::{Address, Check, Config, Invalid, Page};
@@ -53,7 +54,7 @@ use crate::handle::Stop;
 use crate::journal::{Journal, Recorder, Recovered};
 use crate::mailbox::{Bounds, Capacity, Keep};
 use crate::message::Names;
-use crate::metrics::{LogLinesLost, Metrics, Task};
+use crate::metrics::{self, LogLinesLost, Metrics, Task};
 use crate::proto;
 use crate::registry::{Limits, Registry};
 use crate::replays::{self, Replays};
@@ -391,6 +392,11 @@ impl Server {
                     metrics: rooms.metrics.clone(),
                     config: rooms.config.clone(),
                     token_authenticator: rooms.token_authenticator.clone(),
+                    check_deadline: Deadline::new(
+                        metrics::Check::Token,
+                        rooms.config.check_timeout,
+                        rooms.metrics.clone(),
+                    ),
                     sessions: rooms.sessions.clone(),
                 }),
                 sockets.clone(),

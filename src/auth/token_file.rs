@@ -92,13 +92,14 @@ fn read(path: &Path) -> Result<Tokens, ReloadError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Token;
+    use super::super::{Client, Token};
     use super::*;
     use crate::message::Event;
 
     async fn user_of(file: &TokenFile, token: &str) -> Result<String, TokenError> {
         let (token, event) = (Token::new(token.to_owned()), Event::new("mail").expect("valid"));
-        let attempt = BindAttempt::new(&token, &event, ([127, 0, 0, 1], 1).into());
+        let client = Client { peer: ([127, 0, 0, 1], 1).into(), shown: None };
+        let attempt = BindAttempt::new(&token, &event, &client);
         file.authenticate(&attempt).await.map(|identity| identity.user_id.as_str().to_owned())
     }
 

@@ -1,13 +1,12 @@
 //! What a token is shown for: binding, going on with a session, refreshing; and what it comes to.
 
-use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use tracing::Instrument;
 
-use crate::auth::{BindAttempt, Identity, Token, TokenError};
+use crate::auth::{BindAttempt, Client, Identity, Token, TokenError};
 use crate::binder::Bindings;
 use crate::close::CloseReason;
 use crate::dialect::{RequestError, Resume, ServerFrame};
@@ -24,17 +23,44 @@ use super::transport::Transport;
 const CHECKS_AT_ONCE: usize = 8;
 
 impl Shared {
+    /// Shows a client's token for a bind, and takes the session that it wants to go on with.
+    async fn check_bind(
+        &self,
+        token: &Token,
+        event: &Event,
+        resume: Option<Resume>,
+        client: &Client,
+    ) -> (Result<Identity, TokenError>, Option<(Resume, Option<Box<Claimed>>)>) {
+        let identity = match self.authenticate(&BindAttempt::new(token, event, client)).await {
+            Ok(identity) => identity,
+            Err(error) => return (Err(error), None),
+        };
+        let Some(resume) = resume else { return (Ok(identity), None) };
+        match self.claim(resume, token, &identity.user_id, client).await {
+            Ok(claimed) => (Ok(identity), Some((resume, claimed.map(Box::new)))),
+            Err(error) => (Err(error), None),
+        }
+    }
+
+    async fn authenticate(&self, attempt: &BindAttempt<'_>) -> Result<Identity, TokenError> {
+        let checked = self.token_authenticator.authenticate(attempt).await;
+        if checked == Err(TokenError::Unavailable) {
+            self.check_deadline.unavailable("the check says so");
+        }
+        checked
+    }
+
     /// Takes the session that a client wants to go on with, if it is known and the token still allows all its events.
     async fn claim(
         &self,
         resume: Resume,
         token: &Token,
         user_id: &UserId,
-        peer: SocketAddr,
+        client: &Client,
     ) -> Result<Option<Claimed>, TokenError> {
         let Some(resume_token) = resume.token else { return Ok(None) };
         let Some(mut claimed) = self.sessions.claim(resume_token, user_id).await else { return Ok(None) };
-        match self.check_all(&claimed.events(), token, user_id, peer).await {
+        match self.check_all(&claimed.events(), token, user_id, client).await {
             Ok(expires_at) => {
                 claimed.renew(expires_at);
                 Ok(Some(claimed))
@@ -53,10 +79,10 @@ impl Shared {
         events: &[Event],
         token: &Token,
         user_id: &UserId,
-        peer: SocketAddr,
+        client: &Client,
     ) -> Result<Option<SystemTime>, Refused> {
         // Collected: as a stream of closures they would not be `Send`, for want of a lifetime.
-        let checks: Vec<_> = events.iter().map(|event| self.check(event, token, user_id, peer)).collect();
+        let checks: Vec<_> = events.iter().map(|event| self.check(event, token, user_id, client)).collect();
         let mut results = stream::iter(checks).buffered(CHECKS_AT_ONCE);
         let mut earliest = None;
         while let Some(expires_at) = results.try_next().await? {
@@ -71,44 +97,39 @@ impl Shared {
         event: &Event,
         token: &Token,
         user_id: &UserId,
-        peer: SocketAddr,
+        client: &Client,
     ) -> Result<Option<SystemTime>, Refused> {
-        let attempt = BindAttempt::new(token, event, peer);
-        let identity = self.token_authenticator.authenticate(&attempt).await.map_err(|error| Refused::from(&error))?;
+        let attempt = BindAttempt::new(token, event, client);
+        let identity = self.authenticate(&attempt).await.map_err(|error| Refused::from(&error))?;
         if identity.user_id == *user_id { Ok(identity.expires_at) } else { Err(Refused::other_user()) }
     }
 }
 
 impl<S: Transport> Link<S> {
     pub(super) fn check_bind(&mut self, token: Token, event: Event, resume: Option<Resume>) {
-        self.start_bind_deadline();
-        let (shared, peer) = (self.shared.clone(), self.peer());
+        let (shared, client) = (self.shared.clone(), self.client());
         let check = async move {
-            let mut result = shared.token_authenticator.authenticate(&BindAttempt::new(&token, &event, peer)).await;
-            let mut resumed = None;
-            if let (Ok(identity), Some(resume)) = (&result, resume) {
-                match shared.claim(resume, &token, &identity.user_id, peer).await {
-                    Ok(claimed) => resumed = Some((resume, claimed.map(Box::new))),
-                    Err(error) => result = Err(error),
-                }
-            }
-            Box::new(Checked::Bind { event, result, resume: resumed })
+            let checked = shared.check_deadline.hold(shared.check_bind(&token, &event, resume, &client)).await;
+            let (result, resume) = checked.unwrap_or((Err(TokenError::Unavailable), None));
+            Box::new(Checked::Bind { event, result, resume })
         };
-        self.check = Some(Box::pin(check.instrument(self.span())));
+        self.begin(check);
     }
 
     /// Checks a new token against every event that is bound.
     pub(super) fn check_refresh(&mut self, token: Token, user_id: UserId, events: Vec<Event>) {
-        self.start_bind_deadline();
-        let (shared, peer) = (self.shared.clone(), self.peer());
-        let check = async move { Box::new(Checked::Refresh(shared.check_all(&events, &token, &user_id, peer).await)) };
-        self.check = Some(Box::pin(check.instrument(self.span())));
+        let (shared, client) = (self.shared.clone(), self.client());
+        let check = async move {
+            let checked = shared.check_deadline.hold(shared.check_all(&events, &token, &user_id, &client)).await;
+            Box::new(Checked::Refresh(checked.unwrap_or_else(|| Err(Refused::from(&TokenError::Unavailable)))))
+        };
+        self.begin(check);
     }
 
-    fn start_bind_deadline(&mut self) {
-        if self.bind_deadline == NEVER {
-            self.bind_deadline = self.clock().after(self.shared.config.bind_timeout);
-        }
+    /// From here on the check's own deadline holds: the client has done its part.
+    fn begin(&mut self, check: impl Future<Output = Box<Checked>> + Send + 'static) {
+        self.bind_deadline = NEVER;
+        self.check = Some(Box::pin(check.instrument(self.span())));
     }
 
     /// Sets when the token is over, or that it never is.
@@ -121,7 +142,6 @@ impl<S: Transport> Link<S> {
 
     /// Binds for the first time, or goes on with a session.
     pub(super) fn first_binding(&mut self, checked: Checked) -> Result<Granted, CloseReason> {
-        self.bind_deadline = NEVER;
         let Checked::Bind { event, result, resume } = checked else {
             unreachable!("nothing else is checked before the first bind");
         };

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tracing::{Level, Span, debug, debug_span, error, field, warn};
 
+use crate::auth::{Client, Shown};
 use crate::close::CloseReason;
 use crate::config::Config;
 use crate::dialect::{Dialect, ServerFrame, milliseconds};
@@ -65,6 +66,7 @@ impl Heartbeat {
 pub(super) struct Link<S> {
     pub(super) socket: Socket<S>,
     protocol: Protocol,
+    shown: Option<Arc<Shown>>,
     pub(super) registration: Registration,
     pub(super) shared: Arc<Shared>,
     /// A token check on its way. Nothing is read meanwhile, so that binds keep their order; writing goes on.
@@ -100,6 +102,11 @@ impl<S> Link<S> {
         self.registration.handle().peer()
     }
 
+    /// The client as token checks see it.
+    pub(super) fn client(&self) -> Client {
+        Client { peer: self.peer(), shown: self.shown.clone() }
+    }
+
     /// The span of what is logged about the connection. Made when something may be logged: kept, it would be a part of
     /// every idle connection.
     pub(super) fn span(&self) -> Span {
@@ -123,7 +130,7 @@ impl<S> Link<S> {
 
 impl<S: Transport> Link<S> {
     pub(super) fn open(stream: S, already_read: &[u8], arrival: Arrival) -> Self {
-        let Arrival { protocol, token: _, registration, shared } = arrival;
+        let Arrival { protocol, token: _, shown, registration, shared } = arrival;
         let config = &shared.config;
         let socket = Socket::new(stream, already_read, Limits::of(config));
         let clock = registration.clock();
@@ -132,6 +139,7 @@ impl<S: Transport> Link<S> {
         Self {
             socket,
             protocol,
+            shown,
             registration,
             shared,
             check: None,

@@ -25,7 +25,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
-use crate::auth::Token;
+use crate::auth::{Headers, Shown, Token};
 use crate::close::CloseReason;
 use crate::config::{Config, Origin};
 use crate::connection::{Arrival, Connection, Protocol, Shared, Transport};
@@ -47,6 +47,8 @@ pub(crate) struct WebSocketDoor {
     tasks: TaskTracker,
     refusals: Refusals,
     rates: Rates,
+    /// The headers that the token check looks at.
+    headers_wanted: Vec<String>,
 }
 
 /// An upgrade that is granted.
@@ -59,7 +61,8 @@ struct Admitted {
 impl WebSocketDoor {
     pub(crate) fn new(registry: Arc<Registry>, shared: Arc<Shared>, tasks: TaskTracker) -> Self {
         let rates = Rates::new(shared.config.upgrades_per_address_per_second_max, Instant::now());
-        Self { registry, shared, tasks, refusals: Refusals::default(), rates }
+        let headers_wanted = shared.token_authenticator.headers_wanted();
+        Self { registry, shared, tasks, refusals: Refusals::default(), rates, headers_wanted }
     }
 
     /// Answers an upgrade request. `Served` is the stream that hyper serves. The connection continues on the stream
@@ -68,6 +71,7 @@ impl WebSocketDoor {
         &self,
         mut request: Request<Incoming>,
         peer: SocketAddr,
+        certificate_names: Arc<[String]>,
         into_stream: fn(Served) -> S,
     ) -> Response<Body>
     where
@@ -87,11 +91,12 @@ impl WebSocketDoor {
         if protocol == Protocol::Session {
             response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SESSION_PROTOCOL));
         }
+        let shown = Shown::new(Headers::of(request.headers(), &self.headers_wanted), certificate_names);
         let upgrade = hyper::upgrade::on(&mut request);
         // The task must not keep any part of the request, because a single header would keep hyper's read buffer alive.
         drop(request);
-        let arrival = Arrival { protocol, token: token.map(Box::new), registration, shared: self.shared.clone() };
-        let arrival = Box::new(arrival);
+        let token = token.map(Box::new);
+        let arrival = Box::new(Arrival { protocol, token, shown, registration, shared: self.shared.clone() });
         self.tasks.spawn(async move {
             let connection = match upgrade.await {
                 Ok(upgraded) => connect(upgraded, arrival, into_stream),

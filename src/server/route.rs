@@ -96,7 +96,12 @@ impl Router {
         let config = &self.gateway.rooms().config;
         let path = request.uri().path();
         if serves != Serves::Control && path == config.ws_path {
-            return self.websocket.upgrade(request, peer.address, TrackedStream::<S>::into_stream);
+            return self.websocket.upgrade(
+                request,
+                peer.address,
+                peer.certificate_names,
+                TrackedStream::<S>::into_stream,
+            );
         }
         if let Some(file) = self.client.file(path) {
             return if is_read_only(&request) { file.answer(request.headers()) } else { read_only() };

@@ -19,7 +19,7 @@ use tonic::Status;
 use tower::Service;
 use tracing::{Instrument, Span, debug_span, field};
 
-use crate::auth::{Method, PushCredentials, PushRefused, PushScope};
+use crate::auth::{Deadline, Headers, Method, PushCredentials, PushRefused, PushScope};
 use crate::doors::api::{Caller, Place};
 use crate::doors::grpc::PushDoor;
 use crate::doors::{Body, Refusal, RequestBody, grpc, json, lists};
@@ -104,6 +104,9 @@ pub(super) struct PushStack {
     grpc: PushServiceServer<PushDoor>,
     places: Arc<Semaphore>,
     bodies: Arc<Shares>,
+    check_deadline: Deadline,
+    /// The headers that the push check looks at.
+    headers_wanted: Vec<String>,
 }
 
 impl PushStack {
@@ -120,6 +123,8 @@ impl PushStack {
             grpc: PushDoor::server(gateway.clone()),
             places,
             bodies: Shares::new(rooms.config.request_bodies_bytes_max),
+            check_deadline: Deadline::new(metrics::Check::Push, rooms.config.check_timeout, rooms.metrics.clone()),
+            headers_wanted: rooms.push_authorizer.headers_wanted(),
         }
     }
 
@@ -207,9 +212,11 @@ impl PushStack {
     async fn authorize(&self, door: Door, headers: &HeaderMap, peer: &Peer) -> Result<PushScope, Refusal> {
         // An embedder's check may be slow, and must not be asked more often at a time than it is told.
         let _place = self.place()?;
-        let credentials =
-            PushCredentials::new(api_key(headers), peer.address).with_certificate_names(peer.certificate_names.clone());
-        match self.gateway.rooms().push_authorizer.authorize(&credentials).await {
+        let credentials = PushCredentials::new(api_key(headers), peer.address)
+            .with_certificate_names(peer.certificate_names.clone())
+            .with_headers(Headers::of(headers, &self.headers_wanted));
+        let check = self.gateway.rooms().push_authorizer.authorize(&credentials);
+        match self.check_deadline.hold(check).await.ok_or(Refusal::CheckUnavailable)? {
             Ok(scope) if credentials.has_name() => Ok(scope.called_from(peer.address)),
             Ok(scope) => Ok(scope.called_from(peer.address).paid_by(Payer::Address(peer.address.ip().to_canonical()))),
             Err(PushRefused::Unauthenticated) => {
@@ -217,7 +224,10 @@ impl PushStack {
                 self.gateway.rooms().audit.denied(denial, door.label(), None, Some(peer.address));
                 Err(Refusal::Unauthenticated)
             }
-            Err(PushRefused::Unavailable) => Err(Refusal::CheckUnavailable),
+            Err(PushRefused::Unavailable) => {
+                self.check_deadline.unavailable("the check says so");
+                Err(Refusal::CheckUnavailable)
+            }
         }
     }
 

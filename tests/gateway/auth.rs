@@ -94,9 +94,9 @@ impl TokenAuthenticator for ByName {
 
 #[tokio::test]
 async fn each_refusal_of_an_own_check_has_its_close_code() {
-    let own = |config: &mut Config| config.bind_timeout = std::time::Duration::from_millis(200);
+    let own = |config: &mut Config| config.check_timeout = std::time::Duration::from_millis(200);
     let gateway = TestGateway::built(own, |builder| builder.token_authenticator(ByName)).await;
-    for (token, event, code) in [("ann", "secret", 4403), ("away", "mail", 1013), ("never", "mail", 4408)] {
+    for (token, event, code) in [("ann", "secret", 4403), ("away", "mail", 1013), ("never", "mail", 1013)] {
         let mut phone = gateway.connect().await;
         phone.send_bind(token, event).await;
         assert_eq!(phone.closed().await.0, code, "{token} {event}");
@@ -105,6 +105,7 @@ async fn each_refusal_of_an_own_check_has_its_close_code() {
         bound.send_bind(token, event).await;
         assert_eq!(bound.closed().await.0, code, "{token} {event}");
     }
+    assert_eq!(gateway.metric("pushgate_check_timeouts_total{check=\"token\"}").await, 2);
     gateway.until_empty().await;
 }
 

@@ -11,7 +11,11 @@ const ANN: &str = "pushgate.token.YW5u";
 const INCOMPLETE: &str = "token or event is empty or too long";
 
 /// Connects with these headers, and returns the client with the subprotocol that the gateway selected.
-async fn connect(gateway: &TestGateway, path: &str, headers: &[(&'static str, &str)]) -> (Client, Option<String>) {
+pub(crate) async fn connect(
+    gateway: &TestGateway,
+    path: &str,
+    headers: &[(&'static str, &str)],
+) -> (Client, Option<String>) {
     let mut request = format!("ws://{}{path}", gateway.clients).into_client_request().unwrap();
     for (name, value) in headers {
         request.headers_mut().insert(*name, value.parse().unwrap());

@@ -6,6 +6,7 @@
 mod support;
 
 mod auth;
+mod checks;
 mod connections;
 mod doors;
 mod early_tokens;

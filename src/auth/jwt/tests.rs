@@ -9,7 +9,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 
-use super::super::{BindAttempt, Token, TokenAuthenticator, TokenError};
+use super::super::{BindAttempt, Client, Token, TokenAuthenticator, TokenError};
 use super::*;
 use crate::config::{JwtAlgorithm, JwtAlgorithms, NonEmpty, OneOf};
 use crate::message::Event;
@@ -288,7 +288,8 @@ async fn a_token_binds_only_the_events_that_its_claim_allows() {
     let free = checks(&rsa().public_pem(), |_| ());
     let bound = async |check: &JwtAuthenticator, changes: Value, event: &str| {
         let (token, event) = (Token::new(rsa().token(&claims(&changes))), Event::new(event).expect("valid"));
-        check.authenticate(&BindAttempt::new(&token, &event, ([127, 0, 0, 1], 1).into())).await.map(drop)
+        let client = Client { peer: ([127, 0, 0, 1], 1).into(), shown: None };
+        check.authenticate(&BindAttempt::new(&token, &event, &client)).await.map(drop)
     };
     for (events, event, expected) in [
         (json!(["mail", "chat.*"]), "mail", Ok(())),
