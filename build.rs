@@ -6,7 +6,7 @@ use prost::Message;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto/pushgate");
-    let descriptors = protox::compile(["pushgate/v1/push.proto"], ["proto"])?;
+    let descriptors = protox::compile(["pushgate/v1/push.proto", "pushgate/v1/admin.proto"], ["proto"])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     // Served to grpcurl and its like by server reflection.
     std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;

@@ -25,6 +25,7 @@ pub(crate) use method::Method;
 
 pub use headers::Headers;
 pub use jwt::{JwtAuthenticator, JwtGrant, JwtProblem};
+pub use method::AdminAccess;
 pub use push_keys::PushKeys;
 pub use token_file::TokenFile;
 
@@ -249,6 +250,8 @@ pub struct PushScope {
     rate: Option<Arc<Rate>>,
     /// The methods that the caller may call, all without a list.
     methods: Option<Arc<[Method]>>,
+    /// What the caller may do with the `AdminService`.
+    admin: Option<AdminAccess>,
     /// The address that the request came from, for the audit log.
     peer: Option<SocketAddr>,
 }
@@ -292,7 +295,7 @@ impl PushScope {
 
     fn of(name: &str, rule: Rule) -> Self {
         let name: Arc<str> = name.into();
-        Self { payer: Payer::Key(name.clone()), name, rule, rate: None, methods: None, peer: None }
+        Self { payer: Payer::Key(name.clone()), name, rule, rate: None, methods: None, admin: None, peer: None }
     }
 
     pub(crate) fn called_from(self, peer: SocketAddr) -> Self {
@@ -310,6 +313,17 @@ impl PushScope {
     /// Whether the caller may call this method at all.
     pub(crate) fn allows_method(&self, method: Method) -> bool {
         self.methods.as_ref().is_none_or(|methods| methods.contains(&method))
+    }
+
+    /// Lets the caller use the `AdminService` too. Without this it may not, whatever it may push to.
+    #[must_use]
+    pub fn with_admin(self, access: AdminAccess) -> Self {
+        Self { admin: Some(access), ..self }
+    }
+
+    /// Whether the caller may do so much with the `AdminService`.
+    pub(crate) fn allows_admin(&self, needed: AdminAccess) -> bool {
+        self.admin.is_some_and(|access| access >= needed)
     }
 
     fn limited_to(self, rate: Option<Arc<Rate>>) -> Self {
@@ -439,6 +453,16 @@ pub struct OpenPush;
 impl PushAuthorizer for OpenPush {
     async fn authorize(&self, credentials: &PushCredentials) -> Result<PushScope, PushRefused> {
         Ok(PushScope::everything(credentials.certificate_names.first().map_or("anyone", String::as_str)))
+    }
+}
+
+/// The same for a gateway whose control address only this machine can reach: callers may use the `AdminService` too.
+pub(crate) struct OpenAdmin;
+
+#[async_trait]
+impl PushAuthorizer for OpenAdmin {
+    async fn authorize(&self, credentials: &PushCredentials) -> Result<PushScope, PushRefused> {
+        Ok(OpenPush.authorize(credentials).await?.with_admin(AdminAccess::Write))
     }
 }
 

@@ -1,5 +1,6 @@
 //! The command line: the arguments and the help. Each subcommand has its own file.
 
+mod admin;
 mod bench;
 mod check_token;
 mod drop;
@@ -66,6 +67,12 @@ enum Command {
     /// Close a user's connections
     #[command(after_help = EXIT_CODES_HELP)]
     Drop(drop::Drop),
+    /// Send all clients away and let nobody in, until undrain; pushes are served
+    #[command(after_help = EXIT_CODES_HELP)]
+    Drain(admin::Drain),
+    /// End a drain and let clients in again
+    #[command(after_help = EXIT_CODES_HELP)]
+    Undrain(admin::Undrain),
     /// Bind as a client and print what arrives
     #[command(after_help = EXIT_CODES_HELP)]
     Listen(listen::Listen),
@@ -151,6 +158,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Serve(settings) => serve::run(settings),
         Command::Push(push) => push.run(),
         Command::Drop(drop) => drop.run(),
+        Command::Drain(drain) => drain.run(),
+        Command::Undrain(undrain) => undrain.run(),
         Command::Listen(listen) => listen.run(),
         Command::Bench(bench) => bench.run(),
         Command::GenKey(gen_key) => gen_key.run(),

@@ -58,9 +58,9 @@ pub(crate) enum CloseReason {
     TokenExpired,
     /// The connection was open for as long as one may be.
     Aged,
-    /// The gateway is shutting down.
+    /// The gateway is shutting down, or drained.
     GoingAway,
-    /// The gateway is shutting down, and this client of the session protocol was told when to reconnect.
+    /// The gateway is shutting down or drained, and this client of the session protocol was told when to reconnect.
     Drained,
     /// The connection was still open at the end of the shutdown grace period.
     Cut,

@@ -18,6 +18,7 @@ use crate::binder::BindLimits;
 use crate::close::CloseReason;
 use crate::config::Config;
 use crate::dialect::{Dialect, Legacy, Request, RequestError, ServerFrame, Session};
+use crate::handle::Stop;
 use crate::message::Event;
 use crate::metrics::Metrics;
 use crate::registry::Registration;
@@ -186,7 +187,10 @@ impl<S: Transport> Bound<S> {
         let Some(session) = session else { return (link, None) };
         let is_over = match reason {
             CloseReason::ClientClosed => link.socket.is_done(),
-            CloseReason::Drained => !session.outlives_the_process(),
+            CloseReason::Drained => {
+                let lives_on = link.registration.handle().stopped() == Some(Stop::SentAway);
+                !lives_on && !session.outlives_the_process()
+            }
             CloseReason::Dropped | CloseReason::MadeRoom | CloseReason::Cut => true,
             _ => false,
         };

@@ -1,5 +1,6 @@
-//! The three doors, and what they have in common: a body type, and why a request is turned away before it is read.
+//! The doors, and what they have in common: a body type, and why a request is turned away before it is read.
 
+pub(crate) mod admin;
 pub(crate) mod api;
 pub(crate) mod grpc;
 pub(crate) mod json;
@@ -27,6 +28,10 @@ pub(crate) enum Refusal {
     Unauthenticated,
     #[error("the API key may not call this method")]
     NotForMethod,
+    #[error(
+        "not allowed to operate the gateway: push_keys_file must give the caller's key or certificate admin = \"write\""
+    )]
+    NotAdmin,
     #[error("push check unavailable, try again later")]
     CheckUnavailable,
     #[error("overloaded, try again later")]
@@ -52,7 +57,7 @@ impl Refusal {
     pub(crate) fn code(self) -> Code {
         match self {
             Self::Unauthenticated => Code::Unauthenticated,
-            Self::NotForMethod => Code::PermissionDenied,
+            Self::NotForMethod | Self::NotAdmin => Code::PermissionDenied,
             Self::CheckUnavailable | Self::Draining => Code::Unavailable,
             Self::Overloaded | Self::TooManyBytes | Self::TooLarge { .. } => Code::ResourceExhausted,
             Self::TimedOut => Code::DeadlineExceeded,
@@ -68,7 +73,7 @@ impl From<Refusal> for PushResult {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::Unauthenticated => Self::Unauthenticated,
-            Refusal::NotForMethod => Self::PermissionDenied,
+            Refusal::NotForMethod | Refusal::NotAdmin => Self::PermissionDenied,
             Refusal::CheckUnavailable => Self::CheckUnavailable,
             Refusal::Overloaded | Refusal::TooManyBytes => Self::Overloaded,
             Refusal::Draining => Self::Draining,

@@ -1,13 +1,13 @@
-//! Push and drop: what both push doors and the library share.
+//! Push, drop and drain: what the doors of callers and the library share.
 
 mod audit;
+mod drain;
 mod error;
 mod operating;
 mod paced;
 mod sent;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
@@ -29,6 +29,8 @@ use crate::sessions::Sessions;
 use crate::shares::{Payer, Share, Shares};
 
 pub(crate) use audit::{Audit, Denial};
+pub(crate) use drain::{Drain, Drained, Readiness};
+pub(crate) use error::AdminError;
 pub use error::PushError;
 pub(crate) use error::whole_seconds;
 pub(crate) use operating::Reload;
@@ -66,8 +68,8 @@ pub(crate) struct Rooms {
     pub(crate) replays: Replays,
     /// Pushes that may still wait for more than acceptance.
     pub(crate) waiting: Arc<Shares>,
-    /// Whether the gateway is about to stop, and nobody new should come.
-    pub(crate) leaving: AtomicBool,
+    /// Whether clients should come, and the drain of an operator.
+    pub(crate) drain: Drain,
     /// Cancelled when the gateway begins to stop.
     pub(crate) stopping: CancellationToken,
     /// The pushes in hand, requests and the tasks of streams, which a shutdown waits for.

@@ -24,6 +24,8 @@ pub(crate) enum Stop {
     Aged,
     /// The gateway shuts down. What is queued is written first.
     GoingAway,
+    /// An operator drains the gateway, which lives on. What is queued is written first, and the session may come back.
+    SentAway,
     /// The shutdown grace is over. Everything is given up at once.
     Cut,
     /// The connection's own task has ended it.
@@ -31,13 +33,14 @@ pub(crate) enum Stop {
 }
 
 impl Stop {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::QueueFull,
         Self::Dropped,
         Self::Replaced,
         Self::MadeRoom,
         Self::Aged,
         Self::GoingAway,
+        Self::SentAway,
         Self::Cut,
         Self::Ended,
     ];
@@ -45,7 +48,8 @@ impl Stop {
     /// Whether a connection that was told `earlier` is told this too.
     fn outranks(self, earlier: Self) -> bool {
         // A session that waits for its slow client does not wait any longer once it is wanted elsewhere.
-        self == Self::Cut || (self == Self::Replaced && matches!(earlier, Self::QueueFull | Self::Aged))
+        self == Self::Cut
+            || (self == Self::Replaced && matches!(earlier, Self::QueueFull | Self::Aged | Self::SentAway))
     }
 }
 
@@ -106,7 +110,7 @@ impl Handle {
     /// Tells a connection to end for good that was about to end for a while: its session must not come back. Returns
     /// whether it was.
     pub(crate) fn stop_for_good(&self) -> bool {
-        let for_a_while = [Stop::QueueFull, Stop::Replaced, Stop::Aged];
+        let for_a_while = [Stop::QueueFull, Stop::Replaced, Stop::Aged, Stop::SentAway];
         let is_replaced = for_a_while.iter().any(|now| self.replace(Some(*now), Stop::Dropped));
         if is_replaced {
             self.wake();
@@ -203,12 +207,13 @@ mod tests {
 
     #[test]
     fn the_first_reason_to_stop_holds_unless_a_later_one_outranks_it() {
-        use Stop::{Aged, Cut, Dropped, GoingAway, MadeRoom, QueueFull, Replaced};
+        use Stop::{Aged, Cut, Dropped, GoingAway, MadeRoom, QueueFull, Replaced, SentAway};
         for (first, second, holds) in [
             (QueueFull, Dropped, QueueFull),
             (QueueFull, Replaced, Replaced),
             (Replaced, QueueFull, Replaced),
             (Aged, Replaced, Replaced),
+            (SentAway, Replaced, Replaced),
             (Aged, GoingAway, Aged),
             (MadeRoom, Replaced, MadeRoom),
             (GoingAway, Dropped, GoingAway),
@@ -225,7 +230,8 @@ mod tests {
 
     #[test]
     fn only_a_stop_that_a_session_would_survive_is_replaced_by_one_for_good() {
-        let stops = [(Stop::QueueFull, true), (Stop::Replaced, true), (Stop::Aged, true), (Stop::GoingAway, false)];
+        let for_a_while = [Stop::QueueFull, Stop::Replaced, Stop::Aged, Stop::SentAway];
+        let stops = for_a_while.map(|stop| (stop, true)).into_iter().chain([(Stop::GoingAway, false)]);
         for (first, is_replaced) in stops {
             let handle = handle();
             handle.stop(first);

@@ -62,8 +62,8 @@
 //! |---|---|
 //! | `main`, `cli` | The command line. Uses the library as any embedding program would. |
 //! | `server` | Binds listeners, routes requests, supervises tasks, stops in order. Builds every other room. |
-//! | `doors` | Decode a request, call one operation, encode the answer: `websocket`, `json`, `grpc`. |
-//! | `gateway` | Push, broadcast, drop: what the push doors share. |
+//! | `doors` | Decode a request, call one operation, encode the answer: `websocket`, `json`, `grpc`, `admin`. |
+//! | `gateway` | Push, broadcast, drop, drain: what the push doors and the admin door share. |
 //! | `connection` | The task of one socket: bind in time, then read, write, ping, stop. |
 //! | `sessions` | Every session by its resume token: begin, leave, claim, return, end. |
 //! | `binder` | The index of bindings: which mailboxes a user's event reaches. |
@@ -174,8 +174,9 @@ mod subscriber;
 mod sync;
 
 pub use auth::{
-    BindAttempt, Headers, Identity, JwtAuthenticator, JwtGrant, JwtProblem, OpenPush, PushAuthorizer, PushCredentials,
-    PushKeys, PushRefused, PushScope, ReloadError, Token, TokenAuthenticator, TokenError, TokenFile, TokenIsUser,
+    AdminAccess, BindAttempt, Headers, Identity, JwtAuthenticator, JwtGrant, JwtProblem, OpenPush, PushAuthorizer,
+    PushCredentials, PushKeys, PushRefused, PushScope, ReloadError, Token, TokenAuthenticator, TokenError, TokenFile,
+    TokenIsUser,
 };
 pub use config::{
     Address, Config, EventPolicies, Invalid, JwtAlgorithm, JwtAlgorithms, Loaded, LogFormat, Mistake, Networks,

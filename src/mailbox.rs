@@ -164,7 +164,7 @@ impl State {
 
     /// Whether a connection that was told to stop still takes messages: its session goes on, and keeps them.
     fn takes_when_stopped(&self, stop: Stop) -> bool {
-        self.log.is_some() && matches!(stop, Stop::Replaced | Stop::Aged)
+        self.log.is_some() && matches!(stop, Stop::Replaced | Stop::Aged | Stop::SentAway)
     }
 }
 

@@ -55,6 +55,7 @@ pub(crate) struct Metrics {
     pub(crate) binds: Counter,
     pub(crate) closes: Counters<CloseLabels>,
     pub(crate) pushes: Counters<PushLabels>,
+    pub(crate) admin_calls: Counters<AdminLabels>,
     pub(crate) matched: Counter,
     pub(crate) accepted: Counter,
     pub(crate) drops: Counters<DropLabels>,
@@ -115,6 +116,21 @@ pub(crate) enum PushResult {
     TimedOut,
     Draining,
     CheckUnavailable,
+}
+
+/// The result of a call of the `AdminService`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum AdminResult {
+    Done,
+    Invalid,
+    Unauthenticated,
+    PermissionDenied,
+    /// A limit is reached.
+    Exhausted,
+    /// The gateway is shutting down, or cannot check the caller.
+    Unavailable,
+    /// Anything else, such as a method that is not known.
+    Failed,
 }
 
 /// The result of a request to upgrade to WebSocket.
@@ -280,6 +296,7 @@ labelled! {
     PushResult:
         Accepted Unmatched Held Dropped Invalid Unauthenticated PermissionDenied RateLimited TooLarge
         Overloaded TimedOut Draining CheckUnavailable;
+    AdminResult: Done Invalid Unauthenticated PermissionDenied Exhausted Unavailable Failed;
     UpgradeResult: Accepted Malformed OriginRefused TooMany TooManyFromAddress TooFastFromAddress Draining;
     HandshakeResult: Done NotTls NothingInCommon RefusedByPeer NoCertificate BadCertificate Malformed PeerLeft TimedOut GivenUp;
     CertificateReloadResult: Loaded Failed;
@@ -336,6 +353,7 @@ label_sets! {
     ResumeLabels: result ResumeResult;
     CloseLabels: reason CloseReason;
     PushLabels: door Door, result PushResult;
+    AdminLabels: result AdminResult;
     DropLabels: reason DropReason;
     UpgradeLabels: result UpgradeResult;
     JwksLabels: result FetchResult;
@@ -416,6 +434,7 @@ impl Metrics {
             binds: Counter::default(),
             closes: Counters::default(),
             pushes: Counters::default(),
+            admin_calls: Counters::default(),
             matched: Counter::default(),
             accepted: Counter::default(),
             drops: Counters::default(),
@@ -493,6 +512,7 @@ impl Metrics {
         registry.register("binds", "Binds that were granted", self.binds.clone());
         registry.register("closes", "Connections that ended, by reason", self.closes.clone());
         registry.register("pushes", "Pushes, by door and result", self.pushes.clone());
+        registry.register("admin_calls", "Calls of the AdminService, by result", self.admin_calls.clone());
         registry.register("push_matched", "Connections that pushes matched", self.matched.clone());
         registry.register("push_accepted", "Connections whose outbox took a push", self.accepted.clone());
         registry.register(
@@ -655,6 +675,10 @@ impl Metrics {
 
     pub(crate) fn pushed(&self, door: Door, result: PushResult) {
         self.pushes.of(&PushLabels { door, result }).inc();
+    }
+
+    pub(crate) fn operated(&self, result: AdminResult) {
+        self.admin_calls.of(&AdminLabels { result }).inc();
     }
 
     pub(crate) fn dropped(&self, drops: &Drops) {

@@ -33,7 +33,7 @@ pub(crate) struct Registry {
     /// A std mutex of its own beside the binder's: connections come and go here without a push noticing, and no code
     /// holds both.
     connections: Mutex<Connections>,
-    /// Once set, nobody else is admitted. Written under the lock, so that whoever was admitted before is told to stop.
+    /// While set, nobody else is admitted. Written under the lock, so that whoever was admitted before is told to stop.
     draining: AtomicBool,
 }
 
@@ -72,7 +72,7 @@ pub(crate) enum AdmitError {
     TooMany { limit: usize },
     #[error("too many connections from this address, the limit is {limit}")]
     TooManyFromAddress { limit: usize },
-    #[error("the gateway is shutting down")]
+    #[error("the gateway is draining")]
     Draining,
 }
 
@@ -137,6 +137,12 @@ impl Registry {
     pub(crate) fn drain(&self) {
         let _connections = self.connections();
         self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Admits clients again.
+    pub(crate) fn undrain(&self) {
+        let _connections = self.connections();
+        self.draining.store(false, Ordering::Relaxed);
     }
 
     pub(crate) fn is_draining(&self) -> bool {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Which rooms a room may know beside the leaves.
-const ARROWS: [(&str, &[&str]); 17] = [
+const ARROWS: [(&str, &[&str]); 18] = [
     ("auth", &[]),
     ("delivery", &[]),
     ("handle", &[]),
@@ -21,6 +21,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ("doors/api", &["auth", "doors", "gateway"]),
     ("doors/json", &["auth", "doors", "doors/api", "gateway"]),
     ("doors/grpc", &["auth", "doors", "doors/api", "gateway"]),
+    ("doors/admin", &["auth", "doors", "doors/api", "gateway"]),
     ("doors/websocket", &["auth", "connection", "dialect", "doors", "registry"]),
 ];
 /// Free to all. They know only each other.

@@ -26,7 +26,6 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -34,22 +33,21 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tonic::codec::CompressionEncoding;
-use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_reflection::server::Builder as ReflectionBuilder;
 use tower::util::BoxCloneSyncService;
 use tracing::{debug, info, warn};
 
 use crate::auth::{
-    Deadline, JwtAuthenticator, OpenPush, PushAuthorizer, PushKeys, ReloadError, TokenAuthenticator, TokenFile,
-    TokenIsUser,
+    Deadline, JwtAuthenticator, OpenAdmin, OpenPush, PushAuthorizer, PushKeys, ReloadError, TokenAuthenticator,
+    TokenFile, TokenIsUser,
 };
 use crate::binder::{BindLimits, Binder};
 use crate::config::{Address, Check, Config, Invalid, Page};
 use crate::connection::Shared;
 use crate::doors::websocket::WebSocketDoor;
 use crate::flusher::Flusher;
-use crate::gateway::{Audit, Gateway, Reload, Rooms};
+use crate::gateway::{Audit, Drain, Gateway, Reload, Rooms};
 use crate::handle::Stop;
 use crate::journal::{Journal, Recorder, Recovered};
 use crate::mailbox::{Bounds, Capacity, Keep};
@@ -73,9 +71,6 @@ use tls::{Handshakes, Tls};
 
 pub use tls::{InvalidTls, TlsMistake};
 
-/// The names that the health service knows; the empty one is the gateway as a whole.
-const HEALTH_NAMES: [&str; 2] = ["", proto::push_service_server::SERVICE_NAME];
-
 /// What a server is made from.
 pub struct ServerBuilder {
     config: Config,
@@ -95,7 +90,6 @@ pub struct Server {
     address: Address,
     control_address: Address,
     page: bool,
-    health: Health,
     sockets: TaskTracker,
 }
 
@@ -218,6 +212,7 @@ impl ServerBuilder {
         let push_authorizer = match (self.push_authorizer, &self.config.push_keys_file) {
             (Some(own), _) => own,
             (None, Some(path)) => Arc::new(PushKeys::open(path)?),
+            (None, None) if self.config.control_address().is_loopback() => Arc::new(OpenAdmin),
             (None, None) => Arc::new(OpenPush),
         };
         let serves = if self.config.control_listen.is_some() { Serves::Clients } else { Serves::All };
@@ -338,7 +333,7 @@ fn gateway(
         waiting: Shares::new(config.waiting_pushes_max),
         replays: Replays::new(replays, metrics.clone()),
         metrics,
-        leaving: AtomicBool::new(false),
+        drain: Drain::default(),
         stopping: CancellationToken::new(),
         pushes: TaskTracker::new(),
         config: Arc::new(config),
@@ -380,10 +375,6 @@ impl Server {
             Page::Off => false,
             Page::Auto => control_address.is_loopback(),
         };
-        let health = Health::new();
-        for name in HEALTH_NAMES {
-            health.set_service_status(name, ServingStatus::Serving);
-        }
         let sockets = TaskTracker::new();
         let router = Router {
             websocket: WebSocketDoor::new(
@@ -402,7 +393,7 @@ impl Server {
                 sockets.clone(),
             ),
             push: stack::PushStack::new(&gateway),
-            health: HealthServer::new(health.clone())
+            health: HealthServer::new(Health::new(gateway.readiness()))
                 .accept_compressed(CompressionEncoding::Gzip)
                 .accept_compressed(CompressionEncoding::Zstd),
             reflection: reflection(),
@@ -418,7 +409,7 @@ impl Server {
             Port::new(socket, serves, &rooms.config, &rooms.metrics, handshakes)
         };
         let ports = listeners.into_iter().map(port).collect();
-        Self { gateway, http, ports, address, control_address, page, health, sockets }
+        Self { gateway, http, ports, address, control_address, page, sockets }
     }
 
     /// Reads the files of certificates and keys that the config names, and finds every mistake in them.
@@ -495,9 +486,6 @@ impl Server {
     /// Says that nobody new should come, and gives them the time to hear of it.
     async fn leave(&self) {
         self.gateway.leave();
-        for service in HEALTH_NAMES {
-            self.health.set_service_status(service, ServingStatus::NotServing);
-        }
         let delay = self.gateway.rooms().config.shutdown_delay;
         if !delay.is_zero() {
             info!(delay = %humantime::format_duration(delay), "not ready any more, and serving on for the delay");
@@ -513,6 +501,7 @@ impl Server {
             return;
         }
         registry.drain();
+        self.gateway.take_over_drain().await;
         info!(connections = registry.len(), period = %humantime::format_duration(period), "draining");
         registry.stop_over(period, Stop::GoingAway).await;
     }
@@ -529,7 +518,7 @@ impl Server {
         finish(accepting, deadline).await;
         self.finish_pushes(grace / 2).await;
         // Ends the streams of whoever watches the health, who has been told by now.
-        self.health.end_watches();
+        self.gateway.end_watches();
         let told = rooms.registry.stop_all(Stop::GoingAway);
         debug!(told, "clients told to go");
         finish(&self.sockets, deadline).await;
@@ -658,7 +647,7 @@ mod tests {
         let server = server().await;
         let body = r#"{"userId":"ann","event":"mail","message":"m"}"#;
         assert!(json(&server, body).await.starts_with("HTTP/1.1 200 OK\r\n"));
-        server.gateway.rooms().registry.drain();
+        server.gateway.leave();
         server.gateway.rooms().pushes.close();
         let answer = json(&server, body).await;
         assert!(answer.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{answer}");

@@ -30,18 +30,47 @@ impl Method {
     }
 }
 
+/// What a caller may do with the `AdminService`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AdminAccess {
+    /// To look.
+    Read,
+    /// To look, and to change something.
+    Write,
+}
+
+impl AdminAccess {
+    /// What the method with this name in the `AdminService` needs. `None` for one that the service does not have.
+    pub(crate) fn needed_for(method: &str) -> Option<Self> {
+        match method {
+            "Drain" | "Undrain" => Some(Self::Write),
+            _ => None,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// The names of a proto file's methods.
+    fn methods(proto: &str) -> impl Iterator<Item = &str> {
+        proto.lines().filter_map(|line| line.trim().strip_prefix("rpc ")?.split('(').next())
+    }
+
+    #[test]
+    fn each_method_of_the_admin_service_needs_access_so_that_none_goes_past_the_check() {
+        let names: Vec<_> = methods(include_str!("../../proto/pushgate/v1/admin.proto")).collect();
+        assert!(names.len() >= 2, "{names:?}");
+        let open: Vec<_> = names.iter().filter(|name| AdminAccess::needed_for(name).is_none()).collect();
+        assert!(open.is_empty(), "{open:?}");
+    }
+
     #[test]
     fn each_method_of_the_service_is_known_so_that_none_goes_past_the_check() {
         let proto = include_str!("../../proto/pushgate/v1/push.proto");
-        let names: Vec<_> = proto
-            .lines()
-            .filter_map(|line| line.trim().strip_prefix("rpc ")?.split('(').next())
-            .map(|name| (name, Method::of_grpc(name)))
-            .collect();
+        let names: Vec<_> = methods(proto).map(|name| (name, Method::of_grpc(name))).collect();
         assert_eq!(names.len(), Method::ALL.len(), "{names:?}");
         assert!(names.iter().all(|(_, method)| method.is_some()), "{names:?}");
     }

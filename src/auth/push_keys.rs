@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, de};
 use subtle::ConstantTimeEq;
 
 use super::rate::{Limit, PerSecond, Rate};
-use super::{Method, PushAuthorizer, PushCredentials, PushRefused, PushScope, ReloadError};
+use super::{AdminAccess, Method, PushAuthorizer, PushCredentials, PushRefused, PushScope, ReloadError};
 
 /// The minimum length of a key, in characters. 16 random characters out of 64 give 96 bits.
 const KEY_CHARS_MIN: usize = 16;
@@ -26,6 +26,7 @@ const KEY_CHARS_MIN: usize = 16;
 /// methods = ["push", "batch"]  # optional, default all: also "stream", "broadcast" and "drop"
 /// rate = 100                   # pushes per second, optional, default unlimited
 /// burst = 500                  # pushes at once, optional, default ten seconds' worth
+/// admin = "write"              # use of the AdminService, optional, default none: "read" or "write"
 /// ```
 ///
 /// An entry may have `key_sha256`, the SHA-256 of its key in hexadecimal, instead of the key.
@@ -120,6 +121,7 @@ struct Entry {
     methods: Vec<Method>,
     rate: Option<PerSecond>,
     burst: Option<NonZeroU32>,
+    admin: Option<AdminAccess>,
 }
 
 fn all() -> Vec<Method> {
@@ -225,6 +227,10 @@ fn read_entry(entry: Entry, previous: &[Key]) -> Result<Key, String> {
         earlier.filter(|rate| rate.limit() == limit).unwrap_or_else(|| Arc::new(Rate::new(limit)))
     });
     let scope = PushScope::patterns(name, &entry.users, &entry.events).only_with(&entry.methods).limited_to(rate);
+    let scope = match entry.admin {
+        Some(access) => scope.with_admin(access),
+        None => scope,
+    };
     Ok(Key { shows, scope })
 }
 
@@ -352,6 +358,7 @@ mod tests {
             ("[[key]]\nname = \"a\"\nkey = \"s3cret-s3cret-s3cret\"\nrate = 0", "line 4: the rate is not a number"),
             ("[[key]]\nname = \"a\"\nkey = \"s3cret-s3cret-s3cret\"\nburst = 1", "\"a\" has a burst and no rate"),
             ("[[key]]\nname = \"a\"\nkey = \"s3cret-s3cret-s3cret\"\nmethods = [\"pull\"]", "line 4: unknown variant"),
+            ("[[key]]\nname = \"a\"\nkey = \"s3cret-s3cret-s3cret\"\nadmin = \"root\"", "line 4: unknown variant"),
             ("[[key]]\nname = \"a\"", "\"a\" has neither a key nor a certificate"),
             (
                 "[[key]]\nname = \"a\"\nkey = \"s3cret-s3cret-s3cret\"\ncertificate = \"x\"",

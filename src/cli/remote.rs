@@ -1,4 +1,4 @@
-//! The connection of `push` and `drop` to a running gateway.
+//! The connection of `push`, `drop` and the commands of operators to a running gateway.
 
 use std::error::Error;
 use std::time::Duration;
@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
 use http::uri::Scheme;
+use pushgate::proto::admin_service_client::AdminServiceClient;
 use pushgate::proto::push_service_client::PushServiceClient;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
@@ -31,11 +32,30 @@ pub(super) struct Remote {
 }
 
 impl Remote {
-    /// Connects and makes one call, on a runtime of its own. Each of the two may take [`PATIENCE`].
+    /// Makes one call of the `PushService`.
     pub(super) fn call<T, F>(
         self,
         call: impl FnOnce(PushServiceClient<Channel>, Caller) -> F,
     ) -> Result<T, Box<dyn Error>>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        self.connect(|channel, caller| call(PushServiceClient::new(channel), caller))
+    }
+
+    /// Makes one call of the `AdminService`.
+    pub(super) fn admin<T, F>(
+        self,
+        call: impl FnOnce(AdminServiceClient<Channel>, Caller) -> F,
+    ) -> Result<T, Box<dyn Error>>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        self.connect(|channel, caller| call(AdminServiceClient::new(channel), caller))
+    }
+
+    /// Connects and makes one call, on a runtime of its own. Each of the two may take [`PATIENCE`].
+    fn connect<T, F>(self, call: impl FnOnce(Channel, Caller) -> F) -> Result<T, Box<dyn Error>>
     where
         F: Future<Output = Result<T, Status>>,
     {
@@ -63,9 +83,7 @@ impl Remote {
             let channel = endpoint.connect().await.map_err(|error| {
                 format!("cannot reach a gateway at {address}: {}", explained(&super::chain(&error)))
             })?;
-            call(PushServiceClient::new(channel), caller)
-                .await
-                .map_err(|status| describe(&address, guess, &status).into())
+            call(channel, caller).await.map_err(|status| describe(&address, guess, &status).into())
         })
     }
 }

@@ -36,7 +36,7 @@ impl From<Stop> for CloseReason {
             Stop::Replaced => Self::Replaced,
             Stop::MadeRoom => Self::MadeRoom,
             Stop::Aged => Self::Aged,
-            Stop::GoingAway => Self::GoingAway,
+            Stop::GoingAway | Stop::SentAway => Self::GoingAway,
             Stop::Cut | Stop::Ended => Self::Cut,
         }
     }
@@ -232,12 +232,12 @@ impl<S: Transport> Link<S> {
 
     /// Why the connection ends when it is told to. A session's client is told when to come back.
     fn stopped(&mut self, stop: Stop) -> CloseReason {
-        if matches!(stop, Stop::GoingAway | Stop::Aged) {
+        if matches!(stop, Stop::GoingAway | Stop::SentAway | Stop::Aged) {
             let retry_after_ms = milliseconds(draw_below(self.shared.config.reconnect_spread));
             self.say(&ServerFrame::Goaway { retry_after_ms });
         }
         match stop {
-            Stop::GoingAway if self.dialect().has_sessions() => CloseReason::Drained,
+            Stop::GoingAway | Stop::SentAway if self.dialect().has_sessions() => CloseReason::Drained,
             _ => stop.into(),
         }
     }

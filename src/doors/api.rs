@@ -1,16 +1,16 @@
-//! What the push doors share between the API's messages and the gateway: sends what a request asks for, words its outcome,
-//! and says what was wrong.
+//! What the doors of callers share between the API's messages and the gateway: who calls, a push and its outcome in words,
+//! and what was wrong.
 
 use std::any::Any;
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::auth::PushScope;
-use crate::gateway::{Follow, Gateway, PushError, Sent};
+use crate::gateway::{AdminError, Follow, Gateway, PushError, Sent};
 use crate::message::{Field, InvalidPush};
 use crate::metrics::{Door, PushResult};
 use crate::outcome::{ConnectionOutcome, DropReason, Drops, Level, Outcome, Progress};
@@ -37,6 +37,14 @@ impl Caller {
         drop(self.place);
         self.wait_until
     }
+}
+
+/// Who makes a gRPC call, and what it says.
+pub(super) fn called<T>(request: Request<T>) -> Result<(Caller, T), Status> {
+    let (_, mut extensions, message) = request.into_parts();
+    // Refused rather than let through: a path to a door past the stack would be a hole.
+    let caller = extensions.remove().ok_or_else(|| Status::unauthenticated("not authorized"))?;
+    Ok((caller, message))
 }
 
 /// One of `push_concurrency_max`, and the request's share of `request_bodies_bytes_max`, which the door holds while it works
@@ -285,6 +293,14 @@ impl From<PushError> for Wrong {
                 Self { retry_after: Some(retry_after), ..Self::no_field(Code::ResourceExhausted, error.to_string()) }
             }
             PushError::TooManyWaiting => Self::no_field(Code::ResourceExhausted, error.to_string()),
+        }
+    }
+}
+
+impl From<AdminError> for Wrong {
+    fn from(error: AdminError) -> Self {
+        match error {
+            AdminError::Stopping => Self::no_field(Code::Unavailable, error.to_string()),
         }
     }
 }

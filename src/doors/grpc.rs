@@ -11,7 +11,7 @@ use tonic::codec::CompressionEncoding;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::auth::PushScope;
-use crate::doors::api::{Asked, Caller, Wrong, batch, send};
+use crate::doors::api::{Asked, Wrong, batch, called, send};
 use crate::doors::{Body, Refusal, empty, text};
 use crate::gateway::{Follow, Gateway};
 use crate::message::{Event, UserId};
@@ -106,13 +106,6 @@ impl PushService for PushDoor {
         let closed = self.gateway.drop_from(&caller.scope, &user_id, event.as_ref()).await.map_err(Wrong::from)?;
         Ok(Response::new(proto::DropResponse { closed }))
     }
-}
-
-fn called<T>(request: Request<T>) -> Result<(Caller, T), Status> {
-    let (_, mut extensions, message) = request.into_parts();
-    // Refused rather than let through: a path to this door past the stack would be a hole.
-    let caller = extensions.remove().ok_or_else(|| Status::unauthenticated("not authorized"))?;
-    Ok((caller, message))
 }
 
 /// The answer to what comes to a gRPC path and is no gRPC call. A web page can send it without asking first, so that

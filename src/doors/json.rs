@@ -172,7 +172,7 @@ pub(crate) fn refuse(gateway: &Gateway, mode: Mode, refusal: Refusal) -> Respons
     gateway.rooms().metrics.pushed(Door::Json, refusal.into());
     let status = match refusal {
         Refusal::Unauthenticated => StatusCode::UNAUTHORIZED,
-        Refusal::NotForMethod => StatusCode::FORBIDDEN,
+        Refusal::NotForMethod | Refusal::NotAdmin => StatusCode::FORBIDDEN,
         Refusal::TimedOut => StatusCode::REQUEST_TIMEOUT,
         Refusal::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
         Refusal::Encoded => StatusCode::UNSUPPORTED_MEDIA_TYPE,

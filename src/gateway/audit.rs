@@ -1,4 +1,5 @@
-//! The audit log of the push side: who was refused, and why. Never holds a key, a user id or a message.
+//! The audit log of the control side: who was refused, and why, and what operators did. Never holds a key, a user id or a
+//! message.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -9,11 +10,11 @@ use crate::auth::PushScope;
 use crate::metrics::Door;
 use crate::seldom::Seldom;
 
-use super::PushError;
+use super::{AdminError, PushError};
 
-/// Writes a line for a refusal, at most one a second for each reason.
+/// Writes a line for a refusal, at most one a second for each reason; and a line for each act of an operator.
 #[derive(Debug, Default)]
-pub(crate) struct Audit([Seldom; 5]);
+pub(crate) struct Audit([Seldom; 6]);
 
 /// Why a caller was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +24,7 @@ pub(crate) enum Denial {
     Method,
     UserOrEvent,
     Rate,
+    Admin,
 }
 
 impl Denial {
@@ -44,6 +46,7 @@ impl Denial {
             Self::Method => "method",
             Self::UserOrEvent => "user_or_event",
             Self::Rate => "rate",
+            Self::Admin => "admin",
         }
     }
 }
@@ -63,6 +66,15 @@ impl Audit {
         if let Some(left_out) = self.0[denial as usize].due(Instant::now()) {
             let reason = denial.label();
             info!(target: "pushgate::audit", reason, path, %peer, left_out, "refused");
+        }
+    }
+
+    /// Notes what an operator had done, or tried to.
+    pub(crate) fn operated(&self, act: &'static str, scope: &PushScope, result: Result<u64, AdminError>) {
+        let (caller, peer) = (scope.name(), scope.peer().map(tracing::field::display));
+        match result {
+            Ok(connections) => info!(target: "pushgate::audit", act, caller, peer, connections, "done"),
+            Err(error) => info!(target: "pushgate::audit", act, caller, peer, %error, "not done"),
         }
     }
 

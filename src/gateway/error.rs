@@ -39,6 +39,13 @@ pub enum PushError {
     TooManyWaiting,
 }
 
+/// Why something that an operator asked for was not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum AdminError {
+    #[error("the gateway is shutting down")]
+    Stopping,
+}
+
 /// A time to wait in the seconds of `Retry-After`, rounded up.
 pub(crate) fn whole_seconds(wait: Duration) -> u64 {
     wait.as_secs() + u64::from(wait.subsec_nanos() > 0)

@@ -62,7 +62,7 @@ fn gateway() -> Gateway {
         replays: Replays::new(replays, metrics.clone()),
         metrics,
         waiting: Shares::new(1),
-        leaving: AtomicBool::new(false),
+        drain: Drain::default(),
         stopping: CancellationToken::new(),
         pushes: TaskTracker::new(),
     })

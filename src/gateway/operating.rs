@@ -1,7 +1,6 @@
-//! What the server and its operator ask of a gateway: whether it is ready, what it counts, to read its secrets again.
+//! What the server and its operator ask of a gateway: what it counts, to read its secrets again.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::Ordering;
 
 use futures_util::FutureExt;
 
@@ -17,16 +16,6 @@ pub(crate) trait Reload: Send + Sync {
 }
 
 impl Gateway {
-    /// Whether new clients and callers should come here.
-    pub(crate) fn is_ready(&self) -> bool {
-        !self.0.leaving.load(Ordering::Relaxed) && !self.0.registry.is_draining()
-    }
-
-    /// From here on nobody new should come, but whoever comes is served.
-    pub(crate) fn leave(&self) {
-        self.0.leaving.store(true, Ordering::Relaxed);
-    }
-
     /// How many WebSocket connections are open, bound or not.
     #[must_use]
     pub fn connections(&self) -> usize {

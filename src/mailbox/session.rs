@@ -120,7 +120,7 @@ impl Mailbox {
         let Whereabouts::Attached(Attached { handle, .. }) = &state.at else { return Departure::Over };
         let Some(log) = &state.log else { return Departure::Over };
         let may_come_back = match handle.stopped() {
-            None | Some(Stop::QueueFull | Stop::Replaced | Stop::Aged) => true,
+            None | Some(Stop::QueueFull | Stop::Replaced | Stop::Aged | Stop::SentAway) => true,
             Some(Stop::GoingAway) => log.account().is_durable(),
             Some(Stop::Dropped | Stop::MadeRoom | Stop::Cut | Stop::Ended) => false,
         };

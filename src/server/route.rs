@@ -18,7 +18,7 @@ use crate::config;
 use crate::connection::Transport;
 use crate::doors::websocket::WebSocketDoor;
 use crate::doors::{Body, empty, grpc, json, text, try_later};
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, Readiness};
 use crate::metrics::Listener;
 
 use super::client::Client;
@@ -27,7 +27,7 @@ use super::page::PAGE_POLICY;
 use super::peer::Peer;
 use super::readers::Readers;
 use super::scrape::{self, Scrapes};
-use super::stack::{PushStack, is_grpc_push, is_of};
+use super::stack::{PushStack, is_guarded, is_of};
 use super::traffic::TrackedStream;
 
 /// What an address serves.
@@ -120,7 +120,7 @@ impl Router {
         {
             return refusal;
         }
-        if is_json_push || is_grpc_push(path) {
+        if is_json_push || is_guarded(path) {
             return self.push.answer(request, peer).await;
         }
         if self.asks_for_key(path)
@@ -152,7 +152,7 @@ impl Router {
     pub(super) fn is_keyless<B>(&self, request: &Request<B>) -> bool {
         let config = &self.gateway.rooms().config;
         let path = request.uri().path();
-        !(is_json_push(&config.push_path, path) || is_grpc_push(path) || path == config.ws_path || path == HEALTH_WATCH)
+        !(is_json_push(&config.push_path, path) || is_guarded(path) || path == config.ws_path || path == HEALTH_WATCH)
     }
 
     /// Answers a request for a read-only path: the page, the probes or the metrics.
@@ -162,8 +162,11 @@ impl Router {
         }
         match request.uri().path() {
             "/healthz" => text(StatusCode::OK, "ok\n"),
-            "/readyz" if !self.gateway.is_ready() => try_later(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n"),
-            "/readyz" => text(StatusCode::OK, "ready\n"),
+            "/readyz" => match *self.gateway.readiness().borrow() {
+                Readiness::Ready => text(StatusCode::OK, "ready\n"),
+                Readiness::Draining => try_later(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+                Readiness::Stopping | Readiness::Over => try_later(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n"),
+            },
             "/metrics" => {
                 let format = scrape::format(request.headers());
                 let text = self.scrapes.text(format, Instant::now(), || self.gateway.scrape(format));
@@ -250,7 +253,7 @@ fn read_only() -> Response<Body> {
 
 /// Whether the path belongs to one of the gRPC services.
 fn is_grpc(path: &str) -> bool {
-    is_grpc_push(path) || [HEALTH, REFLECTION_V1, REFLECTION_V1ALPHA].iter().any(|service| is_of(path, service))
+    is_guarded(path) || [HEALTH, REFLECTION_V1, REFLECTION_V1ALPHA].iter().any(|service| is_of(path, service))
 }
 
 async fn call<S>(service: S, request: Request<Incoming>) -> Response<Body>

@@ -1,4 +1,4 @@
-//! What both push doors stand behind: trace with request id, deadline, authorization, the body, a place to work.
+//! What the doors of callers stand behind: trace with request id, deadline, authorization, the body, a place to work.
 
 mod bodies;
 mod head;
@@ -15,16 +15,18 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Version};
 use http_body_util::{BodyExt, Either, Full};
 use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tonic::Status;
+use tonic::{Code, Status};
 use tower::Service;
 use tracing::{Instrument, Span, debug_span, field};
 
-use crate::auth::{Deadline, Headers, Method, PushCredentials, PushRefused, PushScope};
+use crate::auth::{AdminAccess, Deadline, Headers, Method, PushCredentials, PushRefused, PushScope};
+use crate::doors::admin::AdminDoor;
 use crate::doors::api::{Caller, Place};
 use crate::doors::grpc::PushDoor;
 use crate::doors::{Body, Refusal, RequestBody, grpc, json, lists};
 use crate::gateway::{Denial, Gateway};
-use crate::metrics;
+use crate::metrics::{self, AdminResult};
+use crate::proto::admin_service_server::{self, AdminServiceServer};
 use crate::proto::push_service_server::{PushServiceServer, SERVICE_NAME};
 use crate::shares::{Payer, Share, Shares};
 
@@ -40,9 +42,16 @@ const PUSH_STREAM: &str = "/pushgate.v1.PushService/PushStream";
 /// The method whose requests are counted before they are decoded.
 const PUSH_BATCH: &str = "/pushgate.v1.PushService/PushBatch";
 
-/// Whether the path belongs to the gRPC push door.
-pub(super) fn is_grpc_push(path: &str) -> bool {
-    is_of(path, SERVICE_NAME)
+/// Calls of the `AdminService` in progress. Of their own, so that an operator can do something about too many pushes.
+const ADMIN_CALLS_MAX: usize = 16;
+
+/// Whether the path belongs to a gRPC service that stands behind this.
+pub(super) fn is_guarded(path: &str) -> bool {
+    is_of(path, SERVICE_NAME) || is_admin(path)
+}
+
+fn is_admin(path: &str) -> bool {
+    is_of(path, admin_service_server::SERVICE_NAME)
 }
 
 /// Whether the path is a method of this gRPC service.
@@ -54,12 +63,15 @@ pub(super) fn is_of(path: &str, service: &str) -> bool {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Door {
     Grpc,
+    Admin,
     Json(json::Mode),
 }
 
 impl Door {
     fn of(gateway: &Gateway, request: &Parts) -> Self {
-        if is_grpc_push(request.uri.path()) {
+        if is_admin(request.uri.path()) {
+            Self::Admin
+        } else if is_guarded(request.uri.path()) {
             Self::Grpc
         } else {
             Self::Json(json::Mode::asked(&gateway.rooms().config, request.uri.path(), &request.headers))
@@ -68,23 +80,34 @@ impl Door {
 
     fn label(self) -> metrics::Door {
         match self {
-            Self::Grpc => metrics::Door::Grpc,
+            Self::Grpc | Self::Admin => metrics::Door::Grpc,
             Self::Json(_) => metrics::Door::Json,
         }
     }
 
-    /// What is called. `None` for what the gRPC service does not have.
-    fn method(self, path: &str) -> Option<Method> {
-        match self {
+    /// Whether the caller may call what it calls. What the gRPC services do not have is left to them.
+    fn allows(self, scope: &PushScope, path: &str) -> Result<(), (Denial, Refusal)> {
+        let name = path.rsplit('/').next().unwrap_or_default();
+        let method = match self {
             Self::Json(json::Mode::Batch) => Some(Method::Batch),
             Self::Json(json::Mode::Legacy | json::Mode::Full) => Some(Method::Push),
-            Self::Grpc => Method::of_grpc(path.rsplit('/').next().unwrap_or_default()),
+            Self::Grpc => Method::of_grpc(name),
+            Self::Admin => {
+                let is_allowed = AdminAccess::needed_for(name).is_none_or(|needed| scope.allows_admin(needed));
+                return if is_allowed { Ok(()) } else { Err((Denial::Admin, Refusal::NotAdmin)) };
+            }
+        };
+        if method.is_none_or(|method| scope.allows_method(method)) {
+            Ok(())
+        } else {
+            Err((Denial::Method, Refusal::NotForMethod))
         }
     }
 
     fn refuse(self, gateway: &Gateway, refusal: Refusal) -> Response<Body> {
         match self {
             Self::Grpc => grpc::refuse(gateway, refusal).into_http(),
+            Self::Admin => grpc::status(refusal).into_http(),
             Self::Json(mode) => json::refuse(gateway, mode, refusal),
         }
     }
@@ -102,7 +125,9 @@ const WAIT_MARGIN: u32 = 10;
 pub(super) struct PushStack {
     gateway: Gateway,
     grpc: PushServiceServer<PushDoor>,
+    admin: AdminServiceServer<AdminDoor>,
     places: Arc<Semaphore>,
+    admin_places: Arc<Semaphore>,
     bodies: Arc<Shares>,
     check_deadline: Deadline,
     /// The headers that the push check looks at.
@@ -121,7 +146,9 @@ impl PushStack {
         Self {
             gateway: gateway.clone(),
             grpc: PushDoor::server(gateway.clone()),
+            admin: AdminDoor::server(gateway.clone()),
             places,
+            admin_places: Arc::new(Semaphore::new(ADMIN_CALLS_MAX)),
             bodies: Shares::new(rooms.config.request_bodies_bytes_max),
             check_deadline: Deadline::new(metrics::Check::Push, rooms.config.check_timeout, rooms.metrics.clone()),
             headers_wanted: rooms.push_authorizer.headers_wanted(),
@@ -152,6 +179,9 @@ impl PushStack {
             }
             response
         });
+        if door == Door::Admin {
+            self.gateway.rooms().metrics.operated(admin_result(response.headers()));
+        }
         if let Some(request_id) = request_id {
             response.headers_mut().insert(X_REQUEST_ID.clone(), request_id);
         }
@@ -165,10 +195,10 @@ impl PushStack {
         let wait_until = started_at + deadline - deadline / WAIT_MARGIN;
         let worked = pin!(async {
             let scope = self.authorize(door, &head.headers, &peer).await?;
-            if door.method(head.uri.path()).is_some_and(|method| !scope.allows_method(method)) {
+            if let Err((denial, refusal)) = door.allows(&scope, head.uri.path()) {
                 let (name, peer) = (Some(scope.name()), scope.peer());
-                self.gateway.rooms().audit.denied(Denial::Method, door.label(), name, peer);
-                return Err(Refusal::NotForMethod);
+                self.gateway.rooms().audit.denied(denial, door.label(), name, peer);
+                return Err(refusal);
             }
             let mut share = self.bodies.share(scope.payer().clone());
             // The place only once the body is there: one that comes slowly must not keep others out.
@@ -177,7 +207,7 @@ impl PushStack {
                     return Err(Refusal::Encoded);
                 }
                 let body = self.read(&head.headers, body, &mut share).await?;
-                let caller = Caller::new(scope, wait_until, Place::new((self.place()?, share)));
+                let caller = Caller::new(scope, wait_until, Place::new((self.place(door)?, share)));
                 return Ok(json::push(&self.gateway, mode, caller, body).await);
             }
             let body = if head.uri.path() == PUSH_STREAM {
@@ -187,15 +217,15 @@ impl PushStack {
             } else {
                 Either::Left(Full::new(self.read(&head.headers, body, &mut share).await?))
             };
-            let caller = Caller::new(scope, wait_until, Place::new((self.place()?, share)));
-            Ok(self.call(Request::from_parts(head, body), caller).await)
+            let caller = Caller::new(scope, wait_until, Place::new((self.place(door)?, share)));
+            Ok(self.call(door, Request::from_parts(head, body), caller).await)
         });
         tokio::time::timeout(deadline, worked).await.unwrap_or(Err(Refusal::TimedOut))
     }
 
     fn deadline(&self, door: Door, headers: &HeaderMap) -> Result<Duration, Refusal> {
         let own = self.gateway.rooms().config.request_timeout;
-        if door != Door::Grpc {
+        if matches!(door, Door::Json(_)) {
             return Ok(own);
         }
         match headers.get(&GRPC_TIMEOUT) {
@@ -205,13 +235,14 @@ impl PushStack {
     }
 
     /// Refused, not queued, where all are taken: a caller that is told at once can try another gateway.
-    fn place(&self) -> Result<OwnedSemaphorePermit, Refusal> {
-        self.places.clone().try_acquire_owned().map_err(|_| Refusal::Overloaded)
+    fn place(&self, door: Door) -> Result<OwnedSemaphorePermit, Refusal> {
+        let places = if door == Door::Admin { &self.admin_places } else { &self.places };
+        places.clone().try_acquire_owned().map_err(|_| Refusal::Overloaded)
     }
 
     async fn authorize(&self, door: Door, headers: &HeaderMap, peer: &Peer) -> Result<PushScope, Refusal> {
         // An embedder's check may be slow, and must not be asked more often at a time than it is told.
-        let _place = self.place()?;
+        let _place = self.place(door)?;
         let credentials = PushCredentials::new(api_key(headers), peer.address)
             .with_certificate_names(peer.certificate_names.clone())
             .with_headers(Headers::of(headers, &self.headers_wanted));
@@ -244,13 +275,20 @@ impl PushStack {
         bodies::read(body, limit_bytes, share).await
     }
 
-    /// Calls a method of the gRPC door. The call is boxed whichever it is: room for the largest would be moved with every
+    /// Calls a method of a gRPC door. The call is boxed whichever it is: room for the largest would be moved with every
     /// request.
-    fn call(&self, mut request: Request<RequestBody>, caller: Caller) -> impl Future<Output = Response<Body>> {
+    fn call(
+        &self,
+        door: Door,
+        mut request: Request<RequestBody>,
+        caller: Caller,
+    ) -> impl Future<Output = Response<Body>> {
         request.extensions_mut().insert(caller);
         let call = if request.uri().path() == PUSH_BATCH {
             let gateway = self.gateway.clone();
             Box::pin(async move { Ok(PushDoor::batch(gateway, request).await) })
+        } else if door == Door::Admin {
+            self.admin.clone().call(request)
         } else {
             self.grpc.clone().call(request)
         };
@@ -260,18 +298,31 @@ impl PushStack {
             let is_too_large =
                 Status::from_header_map(response.headers()).is_some_and(|status| grpc::is_too_large(&status));
             let limit_bytes = self.gateway.rooms().config.request_bytes_max;
-            if is_too_large {
-                grpc::refuse(&self.gateway, Refusal::TooLarge { limit_bytes }).into_http()
-            } else {
-                response
-            }
+            if is_too_large { door.refuse(&self.gateway, Refusal::TooLarge { limit_bytes }) } else { response }
         }
+    }
+}
+
+/// How a call of the `AdminService` ended, by its answer.
+fn admin_result(headers: &HeaderMap) -> AdminResult {
+    match Status::from_header_map(headers).map_or(Code::Ok, |status| status.code()) {
+        Code::Ok => AdminResult::Done,
+        Code::InvalidArgument => AdminResult::Invalid,
+        Code::Unauthenticated => AdminResult::Unauthenticated,
+        Code::PermissionDenied => AdminResult::PermissionDenied,
+        Code::ResourceExhausted => AdminResult::Exhausted,
+        Code::Unavailable => AdminResult::Unavailable,
+        _ => AdminResult::Failed,
     }
 }
 
 /// The request's span: the caller's request id or one of ours, and the caller's trace if it is in one.
 fn span(gateway: &Gateway, door: Door, headers: &HeaderMap) -> Span {
-    let door = if door == Door::Grpc { "grpc" } else { "json" };
+    let door = match door {
+        Door::Grpc => "grpc",
+        Door::Admin => "admin",
+        Door::Json(_) => "json",
+    };
     let span =
         debug_span!("request", door, request_id = field::Empty, trace_id = field::Empty, parent_id = field::Empty);
     if span.is_disabled() {
@@ -308,9 +359,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_push_service_is_a_push_door() {
-        assert!(is_grpc_push("/pushgate.v1.PushService/Push"));
-        assert!(!is_grpc_push("/pushgate.v1.PushServiceX/Push"));
-        assert!(!is_grpc_push("/push"));
+    fn only_the_services_of_callers_are_guarded() {
+        assert!(is_guarded("/pushgate.v1.PushService/Push"));
+        assert!(is_guarded("/pushgate.v1.AdminService/Drain"));
+        assert!(!is_guarded("/pushgate.v1.PushServiceX/Push"));
+        assert!(!is_guarded("/push"));
     }
 }

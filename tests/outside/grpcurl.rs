@@ -5,6 +5,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::process::{GatewayProcess, pushgate};
+use crate::readme;
 use crate::tools::{run, run_badly, tool};
 use crate::user::User;
 
@@ -133,4 +134,17 @@ fn grpcurl_pushes_only_with_a_key_where_one_is_asked_for() {
         assert_eq!(outcome["accepted"], "1");
         assert_eq!(ann.next(), "hello");
     }
+}
+
+#[test]
+#[ignore = "needs grpcurl"]
+fn grpcurl_operates_the_gateway_as_the_readme_shows() {
+    let (gateway, address) = open();
+    let commands = readme::program("grpcurl-admin", gateway.control);
+    let grpcurl = tool("bin/grpcurl").get_program().to_owned();
+    for line in commands.lines() {
+        let command = line.replacen("grpcurl", &grpcurl.to_string_lossy(), 1);
+        run(Command::new("sh").args(["-c", &command]));
+    }
+    assert_eq!(answer([&address, "grpc.health.v1.Health/Check"]), json!({ "status": "SERVING" }));
 }
