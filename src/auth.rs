@@ -18,6 +18,7 @@ use async_trait::async_trait;
 use wildmatch::WildMatch;
 
 use crate::message::{Event, UserId};
+use crate::revocations::Stamp;
 use crate::shares::Payer;
 
 pub(crate) use deadline::Deadline;
@@ -146,13 +147,37 @@ pub struct Identity {
     /// same user before. It can do so for one event by binding the event again, or for all events with `refresh` in the
     /// session protocol.
     pub expires_at: Option<SystemTime>,
+    /// The id of the token, the `jti` of a JWT. A token without one is only revoked with all of its user's.
+    pub token_id: Option<String>,
+    /// When the token was issued, the `iat` of a JWT. When a user's tokens are revoked, one that does not say when it was
+    /// issued counts as an old one.
+    pub issued_at: Option<SystemTime>,
 }
 
 impl Identity {
     /// An identity that does not expire.
     #[must_use]
     pub fn new(user_id: UserId) -> Self {
-        Self { user_id, expires_at: None }
+        Self { user_id, expires_at: None, token_id: None, issued_at: None }
+    }
+
+    /// Sets the id by which the token can be revoked.
+    #[must_use]
+    pub fn with_token_id(mut self, token_id: impl Into<String>) -> Self {
+        self.token_id = Some(token_id.into());
+        self
+    }
+
+    /// Sets when the token was issued.
+    #[must_use]
+    pub fn issued_at(mut self, issued_at: SystemTime) -> Self {
+        self.issued_at = Some(issued_at);
+        self
+    }
+
+    /// What tells the token from others.
+    pub(crate) fn stamp(&self) -> Stamp {
+        Stamp::new(self.token_id.as_deref(), self.issued_at)
     }
 
     /// Sets when the token expires.

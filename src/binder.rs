@@ -6,6 +6,7 @@ mod making_room;
 #[cfg(test)]
 mod model;
 mod receivers;
+mod revoking;
 mod shard;
 mod user;
 
@@ -21,7 +22,7 @@ use crate::message::{Event, UserId};
 use crate::seldom::Seldom;
 use crate::sync::Mutex;
 
-pub(crate) use bindings::{Bindings, Seat};
+pub(crate) use bindings::{Bindings, Seat, Shown};
 pub(crate) use receivers::Receivers;
 
 use mailboxes::Mailboxes;
@@ -155,7 +156,7 @@ impl Binder {
     /// once. From here on no push matches them, though their tasks may still be writing what was accepted before.
     pub(crate) fn evict(&self, user_id: &UserId, event: Option<&Event>) -> Vec<Arc<Mailbox>> {
         let (shard, key) = self.place(user_id);
-        shard.index().evict(key, event).into_vec()
+        shard.index().evict(key, |bound, _| event.is_none_or(|event| event == bound)).into_vec()
     }
 
     /// How many bindings there are.

@@ -58,6 +58,8 @@ pub(crate) enum CloseReason {
     TokenExpired,
     /// The connection was open for as long as one may be.
     Aged,
+    /// The token was revoked.
+    TokenRevoked,
     /// The gateway is shutting down, or drained.
     GoingAway,
     /// The gateway is shutting down or drained, and this client of the session protocol was told when to reconnect.
@@ -87,6 +89,7 @@ impl CloseReason {
             Self::NotUnderstood => (4400, "not a JSON object with a token and an event, both strings"),
             Self::Incomplete => (4400, "token or event is empty or too long"),
             Self::TokenRefused => (4401, "token refused"),
+            Self::TokenRevoked => (4401, "token revoked"),
             Self::NotAllowed => (4403, "not allowed to bind this event"),
             Self::OtherUser => (4403, "bound to another user"),
             Self::BindTimeout => (4408, "did not bind in time"),
@@ -130,8 +133,9 @@ mod tests {
         }
         every!(
             ClientClosed Reset ProtocolError NotUtf8 TooManyFrames TooManyPings TooManyFragments MessageTimeout TooBig
-            NotUnderstood Incomplete TokenRefused CheckUnavailable NotAllowed OtherUser BindTimeout TooManyConnections TooManyEvents PongTimeout WriteTimeout QueueFull Dropped
-            Replaced MadeRoom TokenExpired Aged GoingAway Drained Cut Panicked
+            NotUnderstood Incomplete TokenRefused CheckUnavailable NotAllowed OtherUser BindTimeout TooManyConnections
+            TooManyEvents PongTimeout WriteTimeout QueueFull Dropped Replaced MadeRoom TokenExpired Aged TokenRevoked
+            GoingAway Drained Cut Panicked
         )
     }
 

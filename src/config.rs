@@ -167,6 +167,12 @@ settings! {
     /// How far the clocks of the gateway and of the issuer may be apart. A JWT counts as valid for this long before its
     /// `nbf` and after its `exp`.
     jwt_leeway: Duration = Duration::from_secs(30);
+    /// How long a revocation is kept that does not say when its tokens expire. At least as long as any token is good, or
+    /// a revoked one would be taken again at the end.
+    revocation_age: Duration = Duration::from_secs(86_400);
+    /// Revocations of tokens and users that are kept at one time. A further one is refused with RESOURCE_EXHAUSTED, and
+    /// none is forgotten before its time. Each takes about a hundred bytes.
+    revocations_max: usize = 100_000;
     /// A TOML file of push API keys. Without it, everyone who reaches the push doors may push. SIGHUP reads it again.
     push_keys_file: Option<PathBuf> = None;
     /// Allows `listen` to be something other than a loopback address without `tokens_file`, `jwt_keys_file` or
@@ -550,6 +556,9 @@ impl Config {
             "connection_age_max",
             "must be 0, for no limit, or between 1s and 30days",
         );
+        let year = Duration::from_secs(366 * 86_400);
+        let in_range = self.revocation_age >= Duration::from_secs(1) && self.revocation_age <= year;
+        require(in_range, "revocation_age", "must be between 1s and 366days");
         for (name, limit, most) in [
             ("connections_max", self.connections_max, 1 << 24),
             ("events_per_connection_max", self.events_per_connection_max, 1 << 20),
@@ -567,6 +576,7 @@ impl Config {
             ("journal_total_bytes_max", self.journal_total_bytes_max, 1 << 40),
             ("sessions_away_max", self.sessions_away_max, 1 << 24),
             ("sessions_away_per_user_max", self.sessions_away_per_user_max, 1 << 24),
+            ("revocations_max", self.revocations_max, 1 << 24),
             ("socket_unsent_bytes_max", self.socket_unsent_bytes_max, 1 << 30),
             ("message_bytes_max", self.message_bytes_max, 1 << 28),
             ("outbox_bytes_max", self.outbox_bytes_max, 1 << 32),
@@ -812,6 +822,21 @@ mod tests {
         for age in [second - Duration::from_nanos(1), month + Duration::from_nanos(1)] {
             assert_eq!(mistaken(|config| config.connection_age_max = age), ["connection_age_max"], "{age:?}");
         }
+    }
+
+    #[test]
+    fn a_revocation_is_kept_for_a_second_at_least_and_a_year_at_most() {
+        let year = Duration::from_secs(366 * 86_400);
+        for (age, is_valid) in [
+            (Duration::from_millis(999), false),
+            (Duration::from_secs(1), true),
+            (year, true),
+            (year + Duration::from_nanos(1), false),
+        ] {
+            assert_eq!(mistaken(|config| config.revocation_age = age).is_empty(), is_valid, "{age:?}");
+        }
+        assert_eq!(mistaken(|config| config.revocations_max = 0), ["revocations_max"]);
+        assert!(mistaken(|config| config.revocations_max = 1).is_empty());
     }
 
     #[test]

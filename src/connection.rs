@@ -22,9 +22,10 @@ use crate::handle::Stop;
 use crate::message::Event;
 use crate::metrics::Metrics;
 use crate::registry::Registration;
+use crate::revocations::Revocations;
 use crate::sessions::{Attached, Sessions};
 
-use grant::{Checked, Granted, Refused, expires_in_ms};
+use grant::{Checked, Granted, Refused, expires_in_ms, shown};
 use inflow::Limits;
 use link::{Input, Link};
 
@@ -56,6 +57,7 @@ pub(crate) struct Shared {
     pub(crate) token_authenticator: Arc<dyn TokenAuthenticator>,
     pub(crate) check_deadline: Deadline,
     pub(crate) sessions: Arc<Sessions>,
+    pub(crate) revocations: Arc<Revocations>,
 }
 
 impl Shared {
@@ -191,7 +193,7 @@ impl<S: Transport> Bound<S> {
                 let lives_on = link.registration.handle().stopped() == Some(Stop::SentAway);
                 !lives_on && !session.outlives_the_process()
             }
-            CloseReason::Dropped | CloseReason::MadeRoom | CloseReason::Cut => true,
+            CloseReason::Dropped | CloseReason::TokenRevoked | CloseReason::MadeRoom | CloseReason::Cut => true,
             _ => false,
         };
         if is_over {
@@ -254,8 +256,12 @@ impl<S: Transport> Bound<S> {
             Checked::Bind { event, result, .. } => self.bind_also(&event, result),
             Checked::Refresh(result) => {
                 match result {
-                    Ok(expires_at) => {
-                        self.granted.bindings.renew(expires_at);
+                    Ok(shown) => {
+                        let (bindings, expires_at) = (&mut self.granted.bindings, shown.expires_at);
+                        bindings.renew(shown);
+                        if self.link.shared.is_revoked(bindings.user_id(), &shown.stamp) {
+                            return Err(CloseReason::TokenRevoked);
+                        }
                         self.link.expire_at(expires_at);
                         self.link.say(&ServerFrame::Refreshed { expires_in_ms: expires_at.map(expires_in_ms) });
                     }
@@ -270,12 +276,18 @@ impl<S: Transport> Bound<S> {
         let Self { link, granted } = self;
         // What is said here, and what was held, goes before what is pushed from now on.
         link.mailbox().hold_back();
+        let mut is_revoked = false;
         let added = result.map_err(|error| Refused::from(&error)).and_then(|identity| {
             if identity.user_id != *granted.bindings.user_id() {
                 return Err(Refused::other_user());
             }
-            Ok(granted.bindings.add(event, identity.expires_at, link.shared.bind_limits())?)
+            granted.bindings.add(event, shown(&identity), link.shared.bind_limits())?;
+            is_revoked = link.shared.is_revoked(&identity.user_id, &identity.stamp());
+            Ok(())
         });
+        if is_revoked {
+            return Err(CloseReason::TokenRevoked);
+        }
         match added {
             Ok(()) => {
                 link.granted(granted.session.as_deref(), &granted.bindings, event, None);

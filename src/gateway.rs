@@ -5,6 +5,7 @@ mod drain;
 mod error;
 mod operating;
 mod paced;
+mod revoke;
 mod sent;
 
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use crate::metrics::{Door, Metrics};
 use crate::outcome::{Level, Outcome};
 use crate::registry::Registry;
 use crate::replays::{Made, Replays};
+use crate::revocations::Revocations;
 use crate::sessions::Sessions;
 use crate::shares::{Payer, Share, Shares};
 
@@ -34,6 +36,7 @@ pub(crate) use error::AdminError;
 pub use error::PushError;
 pub(crate) use error::whole_seconds;
 pub(crate) use operating::Reload;
+pub(crate) use revoke::Revocation;
 pub(crate) use sent::{Follow, Sent};
 
 use error::result_label;
@@ -66,6 +69,8 @@ pub(crate) struct Rooms {
     pub(crate) certificates: Vec<Arc<dyn Reload>>,
     /// What was pushed under an idempotency key.
     pub(crate) replays: Replays,
+    /// Which tokens are not good any more.
+    pub(crate) revocations: Arc<Revocations>,
     /// Pushes that may still wait for more than acceptance.
     pub(crate) waiting: Arc<Shares>,
     /// Whether clients should come, and the drain of an operator.

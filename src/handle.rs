@@ -15,6 +15,8 @@ pub(crate) enum Stop {
     QueueFull,
     /// An operator or service dropped it. What is queued is written first.
     Dropped,
+    /// A token by which it is bound was revoked. What is queued is given up.
+    Revoked,
     /// The session goes on over another connection.
     Replaced,
     /// The user's newest connection takes its place. What is queued is written first.
@@ -33,9 +35,10 @@ pub(crate) enum Stop {
 }
 
 impl Stop {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::QueueFull,
         Self::Dropped,
+        Self::Revoked,
         Self::Replaced,
         Self::MadeRoom,
         Self::Aged,
@@ -49,6 +52,7 @@ impl Stop {
     fn outranks(self, earlier: Self) -> bool {
         // A session that waits for its slow client does not wait any longer once it is wanted elsewhere.
         self == Self::Cut
+            || (self == Self::Revoked && !matches!(earlier, Self::Cut | Self::Ended | Self::Revoked))
             || (self == Self::Replaced && matches!(earlier, Self::QueueFull | Self::Aged | Self::SentAway))
     }
 }
@@ -109,9 +113,9 @@ impl Handle {
 
     /// Tells a connection to end for good that was about to end for a while: its session must not come back. Returns
     /// whether it was.
-    pub(crate) fn stop_for_good(&self) -> bool {
+    pub(crate) fn stop_for_good(&self, stop: Stop) -> bool {
         let for_a_while = [Stop::QueueFull, Stop::Replaced, Stop::Aged, Stop::SentAway];
-        let is_replaced = for_a_while.iter().any(|now| self.replace(Some(*now), Stop::Dropped));
+        let is_replaced = for_a_while.iter().any(|now| self.replace(Some(*now), stop));
         if is_replaced {
             self.wake();
         }
@@ -207,7 +211,7 @@ mod tests {
 
     #[test]
     fn the_first_reason_to_stop_holds_unless_a_later_one_outranks_it() {
-        use Stop::{Aged, Cut, Dropped, GoingAway, MadeRoom, QueueFull, Replaced, SentAway};
+        use Stop::{Aged, Cut, Dropped, GoingAway, MadeRoom, QueueFull, Replaced, Revoked, SentAway};
         for (first, second, holds) in [
             (QueueFull, Dropped, QueueFull),
             (QueueFull, Replaced, Replaced),
@@ -218,6 +222,8 @@ mod tests {
             (MadeRoom, Replaced, MadeRoom),
             (GoingAway, Dropped, GoingAway),
             (Dropped, Cut, Cut),
+            (Dropped, Revoked, Revoked),
+            (Revoked, Dropped, Revoked),
         ] {
             let (handle, wakes) = (handle(), Arc::new(Wakes::default()));
             sleep(&handle, &wakes);
@@ -235,10 +241,10 @@ mod tests {
         for (first, is_replaced) in stops {
             let handle = handle();
             handle.stop(first);
-            assert_eq!(handle.stop_for_good(), is_replaced);
+            assert_eq!(handle.stop_for_good(Stop::Dropped), is_replaced);
             assert_eq!(handle.stopped(), Some(if is_replaced { Stop::Dropped } else { first }));
         }
         let handle = handle();
-        assert!(!handle.stop_for_good(), "it runs");
+        assert!(!handle.stop_for_good(Stop::Dropped), "it runs");
     }
 }

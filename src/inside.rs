@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::auth::Deadline;
-use crate::binder::{BindLimits, Bindings};
+use crate::binder::{BindLimits, Bindings, Shown};
 use crate::config::{Config, UserConnectionsPolicy};
 use crate::connection::{self, Arrival, Protocol, Shared, Transport};
 use crate::gateway::Gateway;
@@ -65,6 +65,7 @@ impl Inside {
             token_authenticator: rooms.token_authenticator.clone(),
             check_deadline: Deadline::new(Check::Token, rooms.config.check_timeout, rooms.metrics.clone()),
             sessions: rooms.sessions.clone(),
+            revocations: rooms.revocations.clone(),
         });
         Ok(Self { gateway, shared })
     }
@@ -101,7 +102,7 @@ impl Inside {
         let seat = binder.seat(user_id, LIMITS).ok()?;
         let mut bindings = binder.bind(&receiver.0, user_id, &events.next()?);
         bindings.take_seat(seat);
-        events.try_for_each(|event| bindings.add(&event, None, LIMITS)).ok()?;
+        events.try_for_each(|event| bindings.add(&event, Shown::default(), LIMITS)).ok()?;
         Some(Held { _bindings: bindings })
     }
 

@@ -80,7 +80,7 @@
 //! Below them are the leaves, free to all: `config` (settings and limits), `message` (the nouns), `outcome` (what became of a
 //! push), `push_request` (a push as the API words it, read and written), `close` (why connections end), `metrics`,
 //! `allowance` (the rate of one peer), `seldom` (how often one thing is
-//! logged), `shares` (what all callers use up together), `subscriber` (whose an
+//! logged), `revocations` (which tokens are not good any more), `shares` (what all callers use up together), `subscriber` (whose an
 //! address is), `legacy` (the JSON of the service that
 //! pushgate replaces), `sync` (the locks, which shuttle can schedule).
 //!
@@ -131,6 +131,7 @@
 //!
 //! - `sessions` (by token) → a session's bindings → `binder` shard
 //! - `sessions` (by token) → `mailbox` → `handle` waker, or receipt
+//! - the readiness of a gateway → `registry`
 //! - `binder` making room → `binder` shard; then, with the shard released, `mailbox`
 //! - `keep` ranking → `keep` shard → account
 //! - `keep` ranking → account; then, with the account released, `mailbox`
@@ -164,6 +165,7 @@ mod outcome;
 mod push_request;
 mod registry;
 mod replays;
+mod revocations;
 #[cfg(test)]
 mod rooms;
 mod seldom;

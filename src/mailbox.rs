@@ -20,6 +20,7 @@ use crate::dialect::Frame;
 use crate::handle::{Handle, Stop};
 use crate::message::ConnectionId;
 use crate::outcome::DropReason;
+use crate::revocations::{Revoked, Stamp};
 use crate::sync::{Mutex, MutexGuard};
 
 pub(crate) use direct::WriteNow;
@@ -100,6 +101,8 @@ struct State {
     begun: Option<Box<(Frame, usize)>>,
     /// Present when the mailbox is a session's.
     log: Option<Box<Log>>,
+    /// The tokens by which the receiver is bound, unless nothing is known of any of them.
+    stamps: Option<Box<[Stamp]>>,
 }
 
 /// Where the receiver is.
@@ -180,7 +183,7 @@ impl Mailbox {
     }
 
     fn at(id: ConnectionId, capacity: Capacity, at: Whereabouts) -> Self {
-        let state = State { at, queue: Queue::default(), begun: None, log: None };
+        let state = State { at, queue: Queue::default(), begun: None, log: None, stamps: None };
         Self { id, capacity, state: Mutex::new(state) }
     }
 
@@ -345,6 +348,20 @@ impl Mailbox {
         match &self.state().at {
             Whereabouts::Attached(attached) => Some(attached.handle.clone()),
             _ => None,
+        }
+    }
+
+    /// Notes the tokens by which the receiver is bound now.
+    pub(crate) fn show(&self, stamps: Vec<Stamp>) {
+        let is_blank = stamps.iter().all(Stamp::is_blank);
+        self.state().stamps = if is_blank { None } else { Some(stamps.into()) };
+    }
+
+    /// Whether one of the tokens by which the receiver is bound is revoked.
+    pub(crate) fn is_bound_by(&self, revoked: &Revoked) -> bool {
+        match &self.state().stamps {
+            None => revoked.covers(&Stamp::default()),
+            Some(stamps) => stamps.iter().any(|stamp| revoked.covers(stamp)),
         }
     }
 

@@ -25,6 +25,7 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::close::CloseReason;
 use crate::config::Config;
 use crate::outcome::{DropReason, Drops};
+use crate::revocations::RevokedBy;
 
 use counters::{Counters, Labels};
 use histogram::Histogram;
@@ -51,6 +52,8 @@ pub(crate) struct Metrics {
     pub(crate) waiting_pushes: Gauge,
     pub(crate) idempotency_keys: Gauge,
     pub(crate) idempotency_bytes: Gauge,
+    pub(crate) revocations: Gauge,
+    pub(crate) revocation_refusals: Counters<RevokedLabels>,
     pub(crate) upgrades: Counters<UpgradeLabels>,
     pub(crate) binds: Counter,
     pub(crate) closes: Counters<CloseLabels>,
@@ -303,13 +306,14 @@ labelled! {
     ResumeResult: Recovered Gap Unknown;
     FetchResult: Fetched Failed;
     Check: Token Push;
+    RevokedBy: Token User;
     Task: Accept Clock Sessions Journal Flusher Reload Certificates PushStream;
     DropReason: QueueFull Closed Expired Superseded;
     CloseReason:
         ClientClosed Reset ProtocolError NotUtf8 TooBig TooManyFrames TooManyPings TooManyFragments MessageTimeout
         NotUnderstood Incomplete TokenRefused CheckUnavailable NotAllowed OtherUser BindTimeout TooManyConnections
-        TooManyEvents PongTimeout WriteTimeout QueueFull Dropped Replaced MadeRoom TokenExpired Aged GoingAway Drained Cut
-        Panicked;
+        TooManyEvents PongTimeout WriteTimeout QueueFull Dropped Replaced MadeRoom TokenExpired Aged TokenRevoked GoingAway
+        Drained Cut Panicked;
 }
 
 /// What the samples of one name are told apart by.
@@ -358,6 +362,7 @@ label_sets! {
     UpgradeLabels: result UpgradeResult;
     JwksLabels: result FetchResult;
     CheckLabels: check Check;
+    RevokedLabels: reason RevokedBy;
 }
 
 /// A gauge and the function that reads its value at each scrape.
@@ -430,6 +435,8 @@ impl Metrics {
             waiting_pushes: Gauge::default(),
             idempotency_keys: Gauge::default(),
             idempotency_bytes: Gauge::default(),
+            revocations: Gauge::default(),
+            revocation_refusals: Counters::default(),
             upgrades: Counters::default(),
             binds: Counter::default(),
             closes: Counters::default(),
@@ -509,6 +516,12 @@ impl Metrics {
             self.idempotency_bytes.clone(),
         );
         registry.register("upgrades", "Requests to upgrade to WebSocket, by result", self.upgrades.clone());
+        registry.register("revocations", "Revocations of tokens and users in force", self.revocations.clone());
+        registry.register(
+            "revocation_refusals",
+            "Tokens that were refused because they or their user's were revoked, by reason",
+            self.revocation_refusals.clone(),
+        );
         registry.register("binds", "Binds that were granted", self.binds.clone());
         registry.register("closes", "Connections that ended, by reason", self.closes.clone());
         registry.register("pushes", "Pushes, by door and result", self.pushes.clone());
@@ -647,6 +660,7 @@ impl Metrics {
             ("outbox_messages_fullest", "outbox_messages_max", config.outbox_messages_max),
             ("outbox_bytes_fullest", "outbox_bytes_max", config.outbox_bytes_max),
             ("sessions_away", "sessions_away_max", config.sessions_away_max),
+            ("revocations", "revocations_max", config.revocations_max),
         ] {
             self.tell_limit(of, setting, limit);
         }
@@ -709,6 +723,10 @@ impl Metrics {
 
     pub(crate) fn fetched_jwks(&self, result: FetchResult) {
         self.jwks_fetches.of(&JwksLabels { result }).inc();
+    }
+
+    pub(crate) fn refused_as_revoked(&self, reason: RevokedBy) {
+        self.revocation_refusals.of(&RevokedLabels { reason }).inc();
     }
 
     pub(crate) fn resumed(&self, result: ResumeResult) {

@@ -25,7 +25,7 @@ const ARROWS: [(&str, &[&str]); 18] = [
     ("doors/websocket", &["auth", "connection", "dialect", "doors", "registry"]),
 ];
 /// Free to all. They know only each other.
-const LEAVES: [&str; 13] = [
+const LEAVES: [&str; 14] = [
     "allowance",
     "close",
     "config",
@@ -35,6 +35,7 @@ const LEAVES: [&str; 13] = [
     "outcome",
     "proto",
     "push_request",
+    "revocations",
     "seldom",
     "shares",
     "subscriber",

@@ -56,6 +56,7 @@ use crate::metrics::{self, LogLinesLost, Metrics, Task};
 use crate::proto;
 use crate::registry::{Limits, Registry};
 use crate::replays::{self, Replays};
+use crate::revocations::Revocations;
 use crate::sessions::{self, Sessions};
 use crate::shares::Shares;
 
@@ -331,6 +332,7 @@ fn gateway(
         sessions,
         flusher: Arc::new(Flusher::new(parts, metrics.clone())),
         waiting: Shares::new(config.waiting_pushes_max),
+        revocations: Arc::new(Revocations::new(config.revocations_max)),
         replays: Replays::new(replays, metrics.clone()),
         metrics,
         drain: Drain::default(),
@@ -389,6 +391,7 @@ impl Server {
                         rooms.metrics.clone(),
                     ),
                     sessions: rooms.sessions.clone(),
+                    revocations: rooms.revocations.clone(),
                 }),
                 sockets.clone(),
             ),

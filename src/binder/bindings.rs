@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 
 use crate::mailbox::Mailbox;
 use crate::message::{Event, UserId};
+use crate::revocations::Stamp;
 
 use super::{BindError, BindLimits, Binder};
 
@@ -42,12 +43,35 @@ impl Drop for Seat {
     }
 }
 
+/// What is to be remembered of a token that was shown.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Shown {
+    /// When it is over.
+    pub(crate) expires_at: Option<SystemTime>,
+    pub(crate) stamp: Stamp,
+}
+
 /// One event that is bound.
 #[derive(Debug)]
 struct Bound {
     event: Event,
     /// When the token that was shown for it is over.
     expires_at: Option<SystemTime>,
+    /// What tells the token from others. In a box, because many tokens say nothing of it.
+    stamp: Option<Box<Stamp>>,
+}
+
+impl Bound {
+    fn new(event: Event, shown: Shown) -> Self {
+        let mut bound = Self { event, expires_at: None, stamp: None };
+        bound.renew(shown);
+        bound
+    }
+
+    fn renew(&mut self, Shown { expires_at, stamp }: Shown) {
+        self.expires_at = expires_at;
+        self.stamp = (!stamp.is_blank()).then(|| Box::new(stamp));
+    }
 }
 
 impl Seat {
@@ -60,7 +84,7 @@ impl Seat {
 impl Bindings {
     /// For a receiver that was bound already.
     pub(super) fn new(binder: Arc<Binder>, mailbox: Arc<Mailbox>, user_id: UserId, event: Event) -> Self {
-        let events = SmallVec::from_buf([Bound { event, expires_at: None }]);
+        let events = SmallVec::from_buf([Bound::new(event, Shown::default())]);
         Self { binder, mailbox, user_id, events, is_seated: false }
     }
 
@@ -82,20 +106,16 @@ impl Bindings {
         }
     }
 
-    /// Binds one more event, by a token that is over at this time. An event that is already bound stays bound, once, by
+    /// Binds one more event, by this token. An event that is already bound stays bound, once, by
     /// the newer token.
     ///
     /// # Errors
     /// Refuses an event over the connection's limit.
-    pub(crate) fn add(
-        &mut self,
-        event: &Event,
-        expires_at: Option<SystemTime>,
-        limits: BindLimits,
-    ) -> Result<(), BindError> {
+    pub(crate) fn add(&mut self, event: &Event, shown: Shown, limits: BindLimits) -> Result<(), BindError> {
         let limit = limits.events_per_connection_max;
         if let Some(bound) = self.events.iter_mut().find(|bound| bound.event == *event) {
-            bound.expires_at = expires_at;
+            bound.renew(shown);
+            self.show();
             return Ok(());
         }
         if self.events.len() >= limit {
@@ -114,13 +134,23 @@ impl Bindings {
         if self.events.len() < EXACT_MAX {
             self.events.reserve_exact(1);
         }
-        self.events.push(Bound { event, expires_at });
+        self.events.push(Bound::new(event, shown));
+        self.show();
         Ok(())
     }
 
-    /// A token that is over at this time is good for all events that are bound.
-    pub(crate) fn renew(&mut self, expires_at: Option<SystemTime>) {
-        self.events.iter_mut().for_each(|bound| bound.expires_at = expires_at);
+    /// This token is good for all events that are bound.
+    pub(crate) fn renew(&mut self, shown: Shown) {
+        self.events.iter_mut().for_each(|bound| bound.renew(shown));
+        self.show();
+    }
+
+    /// Tells the mailbox by which tokens it is bound.
+    fn show(&self) {
+        let stamps = self.events.iter().map(|bound| bound.stamp.as_deref().copied().unwrap_or_default());
+        let mut stamps: Vec<_> = stamps.collect();
+        stamps.dedup();
+        self.mailbox.show(stamps);
     }
 
     /// When the first of the tokens is over.
@@ -142,6 +172,7 @@ impl Bindings {
         let Bound { event, .. } = self.events.remove(at);
         let (shard, key) = self.binder.place(&self.user_id);
         shard.index().unbind(key, &event, &self.mailbox);
+        self.show();
         true
     }
 }

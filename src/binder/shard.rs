@@ -128,11 +128,16 @@ impl Index {
         self.events.get(event)
     }
 
-    /// Unbinds a user's receivers that are bound to the event, or all of them, from everything, and returns each once.
-    pub(super) fn evict(&mut self, key: Key<'_>, event: Option<&Event>) -> Mailboxes {
+    /// Every user.
+    pub(super) fn all_users(&self) -> impl Iterator<Item = &User> {
+        self.users.iter().map(|user| &**user)
+    }
+
+    /// Unbinds a user's receivers of which `is_wanted` is true for one binding, from everything, and returns each once.
+    pub(super) fn evict(&mut self, key: Key<'_>, is_wanted: impl Fn(&Event, &Arc<Mailbox>) -> bool) -> Mailboxes {
         let Self { users, events, bindings, .. } = self;
         let Some(user) = users.find_mut(key.hash, |user| user.id == *key.user_id) else { return Mailboxes::default() };
-        let evicted = user.evict(event, |event, mailbox| {
+        let evicted = user.evict(is_wanted, |event, mailbox| {
             *bindings -= 1;
             remove(events, event, mailbox);
         });

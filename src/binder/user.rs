@@ -145,14 +145,17 @@ impl User {
         true
     }
 
-    /// Unbinds all receivers that are bound to the event, or to any without one, from everything. Tells `unbound` each
-    /// binding, and returns each receiver once.
-    pub(super) fn evict(&mut self, event: Option<&Event>, mut unbound: impl FnMut(&Event, &Arc<Mailbox>)) -> Mailboxes {
-        let is_wanted = |bound: &Event| event.is_none_or(|event| event == bound);
+    /// Unbinds all receivers of which `is_wanted` is true for one binding, from everything. Tells `unbound` each binding,
+    /// and returns each receiver once.
+    pub(super) fn evict(
+        &mut self,
+        is_wanted: impl Fn(&Event, &Arc<Mailbox>) -> bool,
+        mut unbound: impl FnMut(&Event, &Arc<Mailbox>),
+    ) -> Mailboxes {
         let mut evicted = Mailboxes::default();
         match &mut self.bound {
             Bound::Few(list) => {
-                for binding in list.iter().filter(|binding| is_wanted(&binding.event)) {
+                for binding in list.iter().filter(|binding| is_wanted(&binding.event, &binding.mailbox)) {
                     evicted.insert(binding.mailbox.clone());
                 }
                 list.retain(|Binding { event, mailbox }| {
@@ -164,8 +167,8 @@ impl User {
                 });
             }
             Bound::Many(index) => {
-                for (_, mailboxes) in index.iter().filter(|(bound, _)| is_wanted(bound)) {
-                    for mailbox in mailboxes.iter() {
+                for (event, mailboxes) in index.iter() {
+                    for mailbox in mailboxes.iter().filter(|mailbox| is_wanted(event, mailbox)) {
                         evicted.insert(mailbox.clone());
                     }
                 }

@@ -4,18 +4,19 @@ use std::time::SystemTime;
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
-use tracing::Instrument;
+use tracing::{Instrument, debug};
 
 use crate::auth::{BindAttempt, Client, Identity, Token, TokenError};
-use crate::binder::Bindings;
+use crate::binder::{Bindings, Shown};
 use crate::close::CloseReason;
 use crate::dialect::{RequestError, Resume, ServerFrame};
 use crate::message::{Event, UserId};
 use crate::metrics::ResumeResult;
+use crate::revocations::Stamp;
 use crate::sessions::{Attached, Claimed, Returned};
 
 use super::Shared;
-use super::grant::{Checked, Granted, Refused, expires_in_ms, left};
+use super::grant::{Checked, Granted, Refused, expires_in_ms, left, shown};
 use super::link::{Link, NEVER};
 use super::transport::Transport;
 
@@ -42,14 +43,6 @@ impl Shared {
         }
     }
 
-    async fn authenticate(&self, attempt: &BindAttempt<'_>) -> Result<Identity, TokenError> {
-        let checked = self.token_authenticator.authenticate(attempt).await;
-        if checked == Err(TokenError::Unavailable) {
-            self.check_deadline.unavailable("the check says so");
-        }
-        checked
-    }
-
     /// Takes the session that a client wants to go on with, if it is known and the token still allows all its events.
     async fn claim(
         &self,
@@ -61,8 +54,8 @@ impl Shared {
         let Some(resume_token) = resume.token else { return Ok(None) };
         let Some(mut claimed) = self.sessions.claim(resume_token, user_id).await else { return Ok(None) };
         match self.check_all(&claimed.events(), token, user_id, client).await {
-            Ok(expires_at) => {
-                claimed.renew(expires_at);
+            Ok(shown) => {
+                claimed.renew(shown);
                 Ok(Some(claimed))
             }
             Err(Refused { error: RequestError::CheckUnavailable, .. }) => Err(TokenError::Unavailable),
@@ -73,35 +66,48 @@ impl Shared {
         }
     }
 
-    /// Shows a user's token for each of these events, some at a time, and says when the first of them is over.
+    /// The answer of the token check, unless the token was revoked.
+    async fn authenticate(&self, attempt: &BindAttempt<'_>) -> Result<Identity, TokenError> {
+        let checked = self.token_authenticator.authenticate(attempt).await;
+        if checked == Err(TokenError::Unavailable) {
+            self.check_deadline.unavailable("the check says so");
+        }
+        let identity = checked?;
+        if self.is_revoked(&identity.user_id, &identity.stamp()) { Err(TokenError::Refused) } else { Ok(identity) }
+    }
+
+    /// Whether a user's token is revoked. Asked before a token is used, so that a revoked one does nothing; and again once
+    /// the binding is there, because a revocation in between has not found it.
+    pub(super) fn is_revoked(&self, user_id: &UserId, stamp: &Stamp) -> bool {
+        let Some(reason) = self.revocations.find(user_id, stamp, SystemTime::now()) else { return false };
+        debug!(?reason, "token revoked");
+        self.metrics.refused_as_revoked(reason);
+        true
+    }
+
+    /// Shows a user's token for each of these events, some at a time, and says what it is, and when the first is over.
     async fn check_all(
         &self,
         events: &[Event],
         token: &Token,
         user_id: &UserId,
         client: &Client,
-    ) -> Result<Option<SystemTime>, Refused> {
+    ) -> Result<Shown, Refused> {
         // Collected: as a stream of closures they would not be `Send`, for want of a lifetime.
         let checks: Vec<_> = events.iter().map(|event| self.check(event, token, user_id, client)).collect();
         let mut results = stream::iter(checks).buffered(CHECKS_AT_ONCE);
-        let mut earliest = None;
-        while let Some(expires_at) = results.try_next().await? {
-            earliest = earliest.into_iter().chain(expires_at).min();
+        let mut all = Shown::default();
+        while let Some(Shown { expires_at, stamp }) = results.try_next().await? {
+            all = Shown { expires_at: all.expires_at.into_iter().chain(expires_at).min(), stamp };
         }
-        Ok(earliest)
+        Ok(all)
     }
 
-    /// Shows a user's token for one event, and says when it is over.
-    async fn check(
-        &self,
-        event: &Event,
-        token: &Token,
-        user_id: &UserId,
-        client: &Client,
-    ) -> Result<Option<SystemTime>, Refused> {
+    /// Shows a user's token for one event, and says what it is.
+    async fn check(&self, event: &Event, token: &Token, user_id: &UserId, client: &Client) -> Result<Shown, Refused> {
         let attempt = BindAttempt::new(token, event, client);
         let identity = self.authenticate(&attempt).await.map_err(|error| Refused::from(&error))?;
-        if identity.user_id == *user_id { Ok(identity.expires_at) } else { Err(Refused::other_user()) }
+        if identity.user_id == *user_id { Ok(shown(&identity)) } else { Err(Refused::other_user()) }
     }
 }
 
@@ -173,7 +179,7 @@ impl<S: Transport> Link<S> {
         if let Some((Resume { seq, .. }, Some(claimed))) = resume
             && let Some(returned) = claimed.go_on(self.registration.handle(), self.socket.direct(), seq)?
         {
-            return self.go_on(returned, identity.expires_at, event);
+            return self.go_on(returned, identity, event);
         }
         if is_resume {
             self.shared.metrics.resumed(ResumeResult::Unknown);
@@ -189,22 +195,30 @@ impl<S: Transport> Link<S> {
         };
         let mut bindings = binder.bind(self.mailbox(), &identity.user_id, event);
         bindings.take_seat(seat);
-        bindings.renew(identity.expires_at);
+        bindings.renew(shown(identity));
+        self.unless_revoked(identity)?;
         self.granted(session.as_deref(), &bindings, event, is_resume.then_some(false));
         Ok(Granted { bindings, session })
     }
 
     /// Goes on with a session that was on another connection before.
-    fn go_on(&mut self, returned: Returned, expires_at: Option<SystemTime>, event: &Event) -> Result<Granted, Refused> {
+    fn go_on(&mut self, returned: Returned, identity: &Identity, event: &Event) -> Result<Granted, Refused> {
         let Returned { session, mut bindings, is_recovered } = returned;
-        if let Err(error) = bindings.add(event, expires_at, self.shared.bind_limits()) {
+        if let Err(error) = bindings.add(event, shown(identity), self.shared.bind_limits()) {
             session.leave(bindings, &mut self.socket.line);
             return Err(error.into());
         }
         self.registration.go_on_with(session.mailbox().clone());
+        self.unless_revoked(identity)?;
         self.shared.metrics.resumed(if is_recovered { ResumeResult::Recovered } else { ResumeResult::Gap });
         self.granted(Some(&session), &bindings, event, Some(is_recovered));
         Ok(Granted { bindings, session: Some(Box::new(session)) })
+    }
+
+    /// Refuses a token that was revoked while it was used.
+    fn unless_revoked(&self, identity: &Identity) -> Result<(), Refused> {
+        let is_revoked = self.shared.is_revoked(&identity.user_id, &identity.stamp());
+        if is_revoked { Err(Refused::from(&TokenError::Refused)) } else { Ok(()) }
     }
 
     /// Notes that an event is bound, and tells a session's client.

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use crate::auth::{Identity, TokenError};
-use crate::binder::{BindError, Bindings};
+use crate::binder::{BindError, Bindings, Shown};
 use crate::close::CloseReason;
 use crate::dialect::{RequestError, Resume, milliseconds};
 use crate::message::Event;
@@ -17,8 +17,8 @@ pub(super) enum Checked {
         /// The session that the client wants to go on with, and from where.
         resume: Option<(Resume, Option<Box<Claimed>>)>,
     },
-    /// When the first of the new tokens is over.
-    Refresh(Result<Option<SystemTime>, Refused>),
+    /// What the new token is, as shown for all events.
+    Refresh(Result<Shown, Refused>),
 }
 
 /// What a connection that is bound holds.
@@ -56,6 +56,11 @@ impl From<BindError> for Refused {
         };
         Self { error, reason }
     }
+}
+
+/// What is to be remembered of a token.
+pub(super) fn shown(identity: &Identity) -> Shown {
+    Shown { expires_at: identity.expires_at, stamp: identity.stamp() }
 }
 
 pub(super) fn expires_in_ms(expires_at: SystemTime) -> u64 {

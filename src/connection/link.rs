@@ -33,6 +33,7 @@ impl From<Stop> for CloseReason {
         match stop {
             Stop::QueueFull => Self::QueueFull,
             Stop::Dropped => Self::Dropped,
+            Stop::Revoked => Self::TokenRevoked,
             Stop::Replaced => Self::Replaced,
             Stop::MadeRoom => Self::MadeRoom,
             Stop::Aged => Self::Aged,

@@ -301,6 +301,7 @@ impl From<AdminError> for Wrong {
     fn from(error: AdminError) -> Self {
         match error {
             AdminError::Stopping => Self::no_field(Code::Unavailable, error.to_string()),
+            AdminError::Full(_) => Self::no_field(Code::ResourceExhausted, error.to_string()),
         }
     }
 }

@@ -70,7 +70,7 @@ impl Audit {
     }
 
     /// Notes what an operator had done, or tried to.
-    pub(crate) fn operated(&self, act: &'static str, scope: &PushScope, result: Result<u64, AdminError>) {
+    pub(crate) fn operated(act: &'static str, scope: &PushScope, result: Result<u64, AdminError>) {
         let (caller, peer) = (scope.name(), scope.peer().map(tracing::field::display));
         match result {
             Ok(connections) => info!(target: "pushgate::audit", act, caller, peer, connections, "done"),

@@ -9,7 +9,7 @@ use tracing::info;
 use crate::auth::PushScope;
 use crate::handle::Stop;
 
-use super::{AdminError, Gateway};
+use super::{AdminError, Audit, Gateway};
 
 /// Whether new clients and callers should come here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,14 +80,14 @@ impl Gateway {
     /// Lets nobody in, and sends all clients away over the period. Their sessions may come back.
     pub(crate) async fn drain_from(&self, scope: &PushScope, period: Duration) -> Result<Drained, AdminError> {
         let drained = self.drain(period).await;
-        self.0.audit.operated("drain", scope, drained.map(|drained| drained.connections));
+        Audit::operated("drain", scope, drained.map(|drained| drained.connections));
         drained
     }
 
     /// Ends a drain, and lets clients in again.
     pub(crate) async fn undrain_from(&self, scope: &PushScope) -> Result<Drained, AdminError> {
         let drained = self.undrain().await;
-        self.0.audit.operated("undrain", scope, drained.map(|drained| drained.connections));
+        Audit::operated("undrain", scope, drained.map(|drained| drained.connections));
         drained
     }
 

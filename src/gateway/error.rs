@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::message::{Field, InvalidPush};
 use crate::metrics::PushResult;
 use crate::outcome::Outcome;
+use crate::revocations;
 
 /// Why a push or drop was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -44,6 +45,8 @@ pub enum PushError {
 pub(crate) enum AdminError {
     #[error("the gateway is shutting down")]
     Stopping,
+    #[error(transparent)]
+    Full(#[from] revocations::Full),
 }
 
 /// A time to wait in the seconds of `Retry-After`, rounded up.

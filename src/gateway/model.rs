@@ -63,6 +63,7 @@ fn gateway() -> Gateway {
         metrics,
         waiting: Shares::new(1),
         drain: Drain::default(),
+        revocations: Arc::new(Revocations::new(1)),
         stopping: CancellationToken::new(),
         pushes: TaskTracker::new(),
     })
@@ -154,7 +155,7 @@ impl World {
                 })
             }
             Some(bindings) => {
-                let bound = bindings.add(&event(event_number), None, LIMITS);
+                let bound = bindings.add(&event(event_number), crate::binder::Shown::default(), LIMITS);
                 let fits = naive.events.len() < EVENTS_MAX || naive.events.contains(&event_number);
                 assert_eq!(bound.is_ok(), fits);
                 bound

@@ -1,6 +1,7 @@
 //! What the server and its operator ask of a gateway: what it counts, to read its secrets again.
 
 use std::panic::AssertUnwindSafe;
+use std::time::SystemTime;
 
 use futures_util::FutureExt;
 
@@ -41,7 +42,7 @@ impl Gateway {
 
     /// All metrics as text. What can be counted when asked is counted now, not kept in step by hand.
     pub(crate) fn scrape(&self, format: Format) -> String {
-        let Rooms { metrics, registry, binder, sessions, waiting, replays, .. } = &*self.0;
+        let Rooms { metrics, registry, binder, sessions, waiting, replays, revocations, .. } = &*self.0;
         let depths = registry.depths();
         set(&metrics.connections, depths.connections);
         set(&metrics.bindings, binder.len());
@@ -54,6 +55,7 @@ impl Gateway {
         let (keys, bytes) = replays.usage();
         set(&metrics.idempotency_keys, keys);
         set(&metrics.idempotency_bytes, bytes);
+        set(&metrics.revocations, revocations.in_force(SystemTime::now()));
         set(&metrics.sessions_away, sessions.away());
         let kept = sessions.keep().usage();
         set(&metrics.journal_messages, kept.messages);

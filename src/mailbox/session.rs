@@ -98,12 +98,21 @@ impl Mailbox {
     /// An operator or service drops the receiver: its connection ends, and its session does not go on. Returns whether a
     /// connection was told for the first time.
     pub(crate) fn drop_receiver(&self) -> bool {
+        self.end_receiver(Stop::Dropped)
+    }
+
+    /// A token by which the receiver is bound is revoked: the same, and what is queued is given up.
+    pub(crate) fn revoke_receiver(&self) -> bool {
+        self.end_receiver(Stop::Revoked)
+    }
+
+    fn end_receiver(&self, stop: Stop) -> bool {
         let mut state = self.state();
         let is_session = state.log.is_some();
         match &state.at {
             // Under the lock: the session must not leave for another connection before this one is told.
             Whereabouts::Attached(Attached { handle, .. }) => {
-                handle.stop(Stop::Dropped) || (is_session && handle.stop_for_good())
+                handle.stop(stop) || (is_session && handle.stop_for_good(stop))
             }
             Whereabouts::Going | Whereabouts::Away { .. } | Whereabouts::Moving => {
                 state.at = Whereabouts::Over;
@@ -122,7 +131,7 @@ impl Mailbox {
         let may_come_back = match handle.stopped() {
             None | Some(Stop::QueueFull | Stop::Replaced | Stop::Aged | Stop::SentAway) => true,
             Some(Stop::GoingAway) => log.account().is_durable(),
-            Some(Stop::Dropped | Stop::MadeRoom | Stop::Cut | Stop::Ended) => false,
+            Some(Stop::Dropped | Stop::Revoked | Stop::MadeRoom | Stop::Cut | Stop::Ended) => false,
         };
         if !may_come_back {
             return Departure::Over;

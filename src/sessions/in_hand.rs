@@ -1,9 +1,8 @@
 //! Who has a session in hand: the connection it is attached to, and whoever has claimed it for another.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
-use crate::binder::{BindError, Bindings};
+use crate::binder::{BindError, Bindings, Shown};
 use crate::handle::Handle;
 use crate::journal::Record;
 use crate::mailbox::{Departure, Line, Mailbox, Resumed, WriteNow};
@@ -98,10 +97,10 @@ impl Claimed {
         self.bindings.iter().flat_map(|bindings| bindings.events().cloned()).collect()
     }
 
-    /// A token that is over at this time is good for all its events.
-    pub(crate) fn renew(&mut self, expires_at: Option<SystemTime>) {
+    /// This token is good for all its events.
+    pub(crate) fn renew(&mut self, shown: Shown) {
         if let Some(bindings) = &mut self.bindings {
-            bindings.renew(expires_at);
+            bindings.renew(shown);
         }
     }
 

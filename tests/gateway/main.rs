@@ -25,6 +25,7 @@ mod origins;
 mod panics;
 mod parity;
 mod proxies;
+mod revocations;
 mod session_schema;
 mod sessions;
 mod shutdown;

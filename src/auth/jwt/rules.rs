@@ -35,6 +35,8 @@ pub struct JwtGrant {
     user_id: UserId,
     events: Option<Vec<WildMatch>>,
     expires_at: SystemTime,
+    token_id: Option<String>,
+    issued_at: Option<SystemTime>,
 }
 
 impl JwtGrant {
@@ -48,6 +50,18 @@ impl JwtGrant {
     #[must_use]
     pub fn expires_at(&self) -> SystemTime {
         self.expires_at
+    }
+
+    /// The `jti`, by which the token can be revoked, if it has one.
+    #[must_use]
+    pub fn token_id(&self) -> Option<&str> {
+        self.token_id.as_deref()
+    }
+
+    /// The `iat`, if it has one that can be right: a number, and not in the future by more than `jwt_leeway`.
+    #[must_use]
+    pub fn issued_at(&self) -> Option<SystemTime> {
+        self.issued_at
     }
 
     /// The patterns of the events that the client may bind. `None` for all events.
@@ -64,7 +78,8 @@ impl JwtGrant {
     }
 
     pub(super) fn into_identity(self) -> Identity {
-        Identity::new(self.user_id).expiring_at(self.expires_at)
+        let Self { user_id, expires_at, token_id, issued_at, .. } = self;
+        Identity { token_id, issued_at, ..Identity::new(user_id).expiring_at(expires_at) }
     }
 }
 
@@ -128,7 +143,10 @@ impl Rules {
             None => None,
             Some(claim) => Some(claims.get(claim).map_or_else(|| Ok(Vec::new()), patterns)?),
         };
-        Ok(JwtGrant { user_id, events, expires_at: expires_at(claims)? + self.leeway })
+        let token_id = claims.get("jti").and_then(Value::as_str).map(str::to_owned);
+        // One in the future, or in milliseconds, would escape every revocation of its user.
+        let issued_at = issued_at(claims).filter(|at| *at <= SystemTime::now() + self.leeway);
+        Ok(JwtGrant { user_id, events, expires_at: expires_at(claims)? + self.leeway, token_id, issued_at })
     }
 }
 
@@ -183,6 +201,11 @@ fn expires_at(claims: &Map<String, Value>) -> Result<SystemTime, JwtProblem> {
         return Err(JwtProblem::ExpNotSeconds);
     }
     Ok(SystemTime::UNIX_EPOCH + exp)
+}
+
+fn issued_at(claims: &Map<String, Value>) -> Option<SystemTime> {
+    let iat = Duration::try_from_secs_f64(claims.get("iat")?.as_f64()?).ok()?;
+    SystemTime::UNIX_EPOCH.checked_add(iat)
 }
 
 /// The library's algorithm for one of the settings.
