@@ -73,6 +73,9 @@ enum Command {
     /// End a drain and let clients in again
     #[command(after_help = EXIT_CODES_HELP)]
     Undrain(admin::Undrain),
+    /// Refuse tokens that have not expired yet, and close the connections that are bound by them
+    #[command(after_help = EXIT_CODES_HELP)]
+    Revoke(admin::Revoke),
     /// Bind as a client and print what arrives
     #[command(after_help = EXIT_CODES_HELP)]
     Listen(listen::Listen),
@@ -159,6 +162,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Push(push) => push.run(),
         Command::Drop(drop) => drop.run(),
         Command::Drain(drain) => drain.run(),
+        Command::Revoke(revoke) => revoke.run(),
         Command::Undrain(undrain) => undrain.run(),
         Command::Listen(listen) => listen.run(),
         Command::Bench(bench) => bench.run(),
