@@ -63,8 +63,9 @@ impl Inflow {
     /// Uses up what began.
     ///
     /// # Errors
-    /// Why the client must be closed, if it sends too fast.
-    pub(super) fn spend(&mut self, begun: Begun, rates: Rates, now: Instant) -> Result<(), CloseReason> {
+    /// Why the client must be closed, if it sends too fast or in too many pieces.
+    pub(super) fn spend(&mut self, begun: Begun, limits: Limits, now: Instant) -> Result<(), CloseReason> {
+        let rates = limits.rates;
         let seconds = now.saturating_duration_since(self.at).as_secs_f32();
         self.at = now;
         let [frames_max, pings_max] = rates.bursts();
@@ -75,7 +76,13 @@ impl Inflow {
         if self.frames_left < 0.0 {
             return Err(CloseReason::TooManyFrames);
         }
-        if self.pings_left < 0.0 { Err(CloseReason::TooManyPings) } else { Ok(()) }
+        if self.pings_left < 0.0 {
+            return Err(CloseReason::TooManyPings);
+        }
+        if begun.fragments_most > limits.message_fragments_max {
+            return Err(CloseReason::TooManyFragments);
+        }
+        Ok(())
     }
 
     /// Allows as many frames more, because the gateway has sent something that the client must answer.
@@ -91,7 +98,12 @@ mod tests {
 
     use super::*;
 
-    const RATES: Rates = Rates { frames_per_second_max: 10, pings_per_second_max: 2 };
+    const LIMITS: Limits = Limits {
+        message_bytes_max: 1,
+        frame_bytes_max: 1,
+        message_fragments_max: 3,
+        rates: Rates { frames_per_second_max: 10, pings_per_second_max: 2 },
+    };
 
     fn frames(frames: u32, pings: u32) -> Begun {
         Begun { frames, pings, fragments_most: 1 }
@@ -100,26 +112,29 @@ mod tests {
     #[test]
     fn frames_and_pings_have_a_burst_and_a_rate_each() {
         let start = Instant::now();
-        let mut inflow = Inflow::new(RATES, start);
-        assert_eq!(inflow.spend(frames(100, 20), RATES, start), Ok(()));
+        let mut inflow = Inflow::new(LIMITS.rates, start);
+        assert_eq!(inflow.spend(frames(100, 20), LIMITS, start), Ok(()));
         for second in 1..100 {
-            assert_eq!(inflow.spend(frames(10, 2), RATES, start + Duration::from_secs(second)), Ok(()), "{second}");
+            assert_eq!(inflow.spend(frames(10, 2), LIMITS, start + Duration::from_secs(second)), Ok(()), "{second}");
         }
         let end = start + Duration::from_secs(100);
-        assert_eq!(inflow.spend(frames(3, 3), RATES, end), Err(CloseReason::TooManyPings));
-        assert_eq!(Inflow::new(RATES, start).spend(frames(101, 0), RATES, start), Err(CloseReason::TooManyFrames));
+        assert_eq!(inflow.spend(frames(3, 3), LIMITS, end), Err(CloseReason::TooManyPings));
+        assert_eq!(
+            Inflow::new(LIMITS.rates, start).spend(frames(101, 0), LIMITS, start),
+            Err(CloseReason::TooManyFrames)
+        );
     }
 
     #[test]
     fn an_answer_that_is_expected_costs_nothing_and_what_is_not_used_is_saved_up_to_the_burst() {
         let start = Instant::now();
-        let mut inflow = Inflow::new(RATES, start);
+        let mut inflow = Inflow::new(LIMITS.rates, start);
         for _ in 0..1000 {
-            assert_eq!(inflow.spend(frames(1, 0), RATES, start), Ok(()));
+            assert_eq!(inflow.spend(frames(1, 0), LIMITS, start), Ok(()));
             inflow.earn(1);
         }
         let later = start + Duration::from_secs(3600);
-        assert_eq!(inflow.spend(frames(100, 0), RATES, later), Ok(()));
-        assert_eq!(inflow.spend(frames(1, 0), RATES, later), Err(CloseReason::TooManyFrames));
+        assert_eq!(inflow.spend(frames(100, 0), LIMITS, later), Ok(()));
+        assert_eq!(inflow.spend(frames(1, 0), LIMITS, later), Err(CloseReason::TooManyFrames));
     }
 }

@@ -74,8 +74,7 @@ impl<S> Wire<S> {
     pub(super) fn look(&mut self, bytes: &[u8], limits: Limits) {
         let is_good = match self.inbound.read(bytes) {
             Ok(Begun { frames: 0, .. }) => return,
-            Ok(begun) if begun.fragments_most > limits.message_fragments_max => Err(CloseReason::TooManyFragments),
-            Ok(begun) => self.inflow.spend(begun, limits.rates, Instant::now()),
+            Ok(begun) => self.inflow.spend(begun, limits, Instant::now()),
             Err(NotMinimal) => Err(CloseReason::ProtocolError),
         };
         self.broken = self.broken.or(is_good.err());
