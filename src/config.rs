@@ -316,6 +316,13 @@ settings! {
     /// Bytes queued for one connection. `slow_reader_policy` says what happens to more. A reader this far behind is not
     /// reading. Must hold at least one message of `message_bytes_max`.
     outbox_bytes_max: usize = 1024 * 1024;
+    /// Bytes queued for all connections and kept for all sessions and users together. A message counts with
+    /// 256 bytes beside its own, and for each of its receivers, though they share it. Up to 4 KiB of each receiver's queue
+    /// are not counted. Past this limit,
+    /// whoever has the most makes room: the connection with the fullest queue by the slow-reader policy of what it has
+    /// queued, or the user for whom the most is kept by the oldest of it. What waits in writers' hands alone is let go by
+    /// closing the connection with 4429. So readers that keep up lose nothing. Must hold at least one outbox.
+    queued_total_bytes_max: usize = 1024 * 1024 * 1024;
 
     /// How long a session without a connection may be away, and how long a message is kept: one that a session has not
     /// acknowledged, or one with a time to live that nobody was bound to get. After it, the message is lost, and a session
@@ -608,6 +615,11 @@ impl Config {
             "must be at least message_bytes_max + 10, to hold one message and its frame header",
         );
         require(
+            (self.outbox_bytes_max..=1 << 44).contains(&self.queued_total_bytes_max),
+            "queued_total_bytes_max",
+            "must be at least outbox_bytes_max, to hold one outbox, and at most 17592186044416",
+        );
+        require(
             self.request_bytes_max >= self.message_bytes_max && self.request_bytes_max <= u32::MAX as usize,
             "request_bytes_max",
             "must be at least message_bytes_max and at most 4294967295",
@@ -791,12 +803,17 @@ mod tests {
     }
 
     #[test]
-    fn what_a_client_may_send_is_limited_and_not_to_nothing() {
+    fn what_a_client_may_send_and_have_queued_is_limited_and_not_to_nothing() {
         assert_eq!(mistaken(|config| config.client_pings_per_second_max = 0), ["client_pings_per_second_max"]);
         assert!(mistaken(|config| config.client_pings_per_second_max = 1).is_empty());
         for (fragments, is_valid) in [(0, false), (1, true), (1 << 24, true), ((1 << 24) + 1, false)] {
             let mistakes = mistaken(|config| config.client_message_fragments_max = fragments);
             assert_eq!(mistakes.is_empty(), is_valid, "{fragments}");
+        }
+        let outbox = Config::default().outbox_bytes_max;
+        for (total, is_valid) in [(outbox - 1, false), (outbox, true), (1 << 44, true), ((1 << 44) + 1, false)] {
+            let mistakes = mistaken(|config| config.queued_total_bytes_max = total);
+            assert_eq!(mistakes.is_empty(), is_valid, "{total}");
         }
         for (timeout, is_valid) in [(0, false), (1, true), (86_400_000, true), (86_400_001, false)] {
             let mistakes = mistaken(|config| config.client_message_timeout = Duration::from_millis(timeout));

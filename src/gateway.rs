@@ -7,6 +7,7 @@ mod operating;
 mod paced;
 mod revoke;
 mod sent;
+mod total;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,6 +39,7 @@ pub(crate) use error::whole_seconds;
 pub(crate) use operating::Reload;
 pub(crate) use revoke::Revocation;
 pub(crate) use sent::{Follow, Sent};
+pub(crate) use total::Total;
 
 use error::result_label;
 
@@ -73,6 +75,8 @@ pub(crate) struct Rooms {
     pub(crate) revocations: Arc<Revocations>,
     /// Pushes that may still wait for more than acceptance.
     pub(crate) waiting: Arc<Shares>,
+    /// The bound of all that is queued and kept.
+    pub(crate) total: Total,
     /// Whether clients should come, and the drain of an operator.
     pub(crate) drain: Drain,
     /// Cancelled when the gateway begins to stop.
@@ -245,7 +249,9 @@ impl Gateway {
         counts.outcome.held = u64::from(is_held);
         if let Some(delivery) = &delivery {
             let fans = if receivers.len() <= NARROW_MAX { Fans::Narrow } else { Fans::Wide };
+            let bytes = push.payload().as_bytes().len();
             for (place, mailbox) in receivers.iter().enumerate() {
+                self.make_room(bytes, Some(mailbox));
                 self.flush(mailbox, counts.offer(mailbox, delivery.ticket(place)), fans);
             }
             if counts.outcome.held > 0 {
@@ -277,6 +283,7 @@ impl Gateway {
             return false;
         }
         let keep = self.0.sessions.keep();
+        self.make_room(push.payload().as_bytes().len(), None);
         let ticket = Arc::new(self.delivery(push, message_id, accepted_at)).ticket(0);
         if ticket.is_expired() || keep.hold(user_id, ticket).is_err() {
             return false;

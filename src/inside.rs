@@ -15,7 +15,7 @@ use crate::config::{Config, UserConnectionsPolicy};
 use crate::connection::{self, Arrival, Protocol, Shared, Transport};
 use crate::gateway::Gateway;
 use crate::handle::Handle;
-use crate::mailbox::{Capacity, Mailbox, WriteNow};
+use crate::mailbox::{Capacity, Mailbox, Outboxes, WriteNow};
 use crate::message::{Event, UserId};
 use crate::metrics::Check;
 use crate::server::{Server, ServerError};
@@ -91,7 +91,8 @@ impl Inside {
     #[must_use]
     pub fn receiver(&self) -> Receiver {
         let handle = Handle::new(self.gateway.rooms().names.connection_id(), (Ipv4Addr::LOCALHOST, 0).into());
-        Receiver(Arc::new(Mailbox::new(Arc::new(handle), Capacity { messages_max: 1, bytes_max: 1 })))
+        let outboxes = Outboxes::new(Capacity { messages_max: 1, bytes_max: 1 });
+        Receiver(Arc::new(Mailbox::new(Arc::new(handle), outboxes)))
     }
 
     /// Binds a receiver to events of a user. `None` without an event.

@@ -135,6 +135,7 @@
 //! - `binder` making room → `binder` shard; then, with the shard released, `mailbox`
 //! - `keep` ranking → `keep` shard → account
 //! - `keep` ranking → account; then, with the account released, `mailbox`
+//! - `gateway` total → `registry` → `mailbox`; `gateway` total → `keep` ranking
 //!
 //! Nobody settles an account (`Account::settle`) with a mailbox locked, since that may lock any other mailbox. No lock is
 //! held over an await, and the only system call under one is the write of a mailbox that does not wait.

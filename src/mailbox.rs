@@ -3,9 +3,11 @@
 //! flusher.
 
 mod direct;
+mod giving_way;
 mod keep;
 mod line;
 mod log;
+mod outboxes;
 mod queue;
 mod session;
 #[cfg(test)]
@@ -21,17 +23,20 @@ use crate::handle::{Handle, Stop};
 use crate::message::ConnectionId;
 use crate::outcome::DropReason;
 use crate::revocations::{Revoked, Stamp};
-use crate::sync::{Mutex, MutexGuard};
+use crate::sync::Mutex;
 
 pub(crate) use direct::WriteNow;
+pub(crate) use giving_way::GaveWay;
 pub(crate) use keep::{Bounds, Keep};
 pub(crate) use line::{FRAMES_MAX, Line};
 pub(crate) use log::Resumed;
-pub(crate) use queue::{Capacity, Depth};
+pub(crate) use outboxes::{Outboxes, STEP_BYTES};
+pub(crate) use queue::{Capacity, Depth, MESSAGE_OVERHEAD_BYTES};
 pub(crate) use session::{Claim, Departure, Restored};
 
 use line::Expired;
 use log::{Elsewhere, GivenUp, Log};
+use outboxes::Locked;
 use queue::{Queue, Refused};
 
 /// What became of an offer.
@@ -88,7 +93,7 @@ pub(crate) enum Wants {
 pub(crate) struct Mailbox {
     /// The connection's id, or the session's epoch: the id of the connection on which it began.
     id: ConnectionId,
-    capacity: Capacity,
+    outboxes: Arc<Outboxes>,
     /// A std mutex: held for a few instructions, or for one write that does not wait, and never over an await.
     state: Mutex<State>,
 }
@@ -173,18 +178,18 @@ impl State {
 
 impl Mailbox {
     /// The mailbox of a connection.
-    pub(crate) fn new(handle: Arc<Handle>, capacity: Capacity) -> Self {
-        Self::left_by(handle.id(), handle, capacity)
+    pub(crate) fn new(handle: Arc<Handle>, outboxes: Arc<Outboxes>) -> Self {
+        Self::left_by(handle.id(), handle, outboxes)
     }
 
     /// The mailbox of a connection whose session, with this epoch, has left it.
-    pub(crate) fn left_by(epoch: ConnectionId, handle: Arc<Handle>, capacity: Capacity) -> Self {
-        Self::at(epoch, capacity, Whereabouts::Attached(Attached::new(handle, None)))
+    pub(crate) fn left_by(epoch: ConnectionId, handle: Arc<Handle>, outboxes: Arc<Outboxes>) -> Self {
+        Self::at(epoch, outboxes, Whereabouts::Attached(Attached::new(handle, None)))
     }
 
-    fn at(id: ConnectionId, capacity: Capacity, at: Whereabouts) -> Self {
+    fn at(id: ConnectionId, outboxes: Arc<Outboxes>, at: Whereabouts) -> Self {
         let state = State { at, queue: Queue::default(), begun: None, log: None, stamps: None };
-        Self { id, capacity, state: Mutex::new(state) }
+        Self { id, outboxes, state: Mutex::new(state) }
     }
 
     pub(crate) fn id(&self) -> ConnectionId {
@@ -228,7 +233,7 @@ impl Mailbox {
         told(result, Vec::new(), Flush::None)
     }
 
-    fn queue(&self, mut guard: MutexGuard<'_, State>, ticket: Ticket, is_expired: bool) -> Offered {
+    fn queue(&self, mut guard: Locked<'_>, ticket: Ticket, is_expired: bool) -> Offered {
         let state = &mut *guard;
         let Whereabouts::Attached(Attached { handle, .. }) = &state.at else {
             unreachable!("looked at under this lock")
@@ -246,7 +251,7 @@ impl Mailbox {
         } else if is_expired {
             Err(Refused::new(ticket, DropReason::Expired))
         } else {
-            state.queue.push(ticket, self.capacity, &mut out)
+            state.queue.push(ticket, self.outboxes.each(), &mut out)
         };
         if let Some(log) = &mut state.log {
             let refused = result.as_ref().err().map(|refused| &refused.ticket).filter(|_| !is_closed);
@@ -342,7 +347,6 @@ impl Mailbox {
         (messages + late) as usize
     }
 
-    /// How much is queued.
     /// The connection that it has, if it has one.
     pub(crate) fn connection(&self) -> Option<Arc<Handle>> {
         match &self.state().at {
@@ -365,14 +369,15 @@ impl Mailbox {
         }
     }
 
+    /// How much is queued.
     pub(crate) fn depth(&self) -> Depth {
         self.state().queue.depth
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> Locked<'_> {
         // A panic under this lock leaves counters at worst one message off, and one receiver is no reason to stop serving
         // the rest.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        Locked::new(self.state.lock().unwrap_or_else(PoisonError::into_inner), &self.outboxes)
     }
 }
 

@@ -46,6 +46,8 @@ pub(crate) struct Metrics {
     pub(crate) outbox_bytes: Gauge,
     pub(crate) outbox_messages_fullest: Gauge,
     pub(crate) outbox_bytes_fullest: Gauge,
+    pub(crate) queued_total_bytes: Gauge,
+    pub(crate) made_room: Counters<MadeRoomLabels>,
     pub(crate) http_connections: Family<ListenerLabels, Gauge>,
     pub(crate) http_connections_max: Family<ListenerLabels, Gauge>,
     pub(crate) push_concurrency: Gauge,
@@ -176,6 +178,17 @@ pub(crate) enum ReadRefusal {
     CheckUnavailable,
     /// Too many checks are in progress.
     Overloaded,
+}
+
+/// What whoever had the most gave up when all that is queued and kept was too much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum MadeRoomBy {
+    /// A connection, with all that was queued for it.
+    Closing,
+    /// One queued message.
+    Dropping,
+    /// One message that was kept.
+    Forgetting,
 }
 
 /// How a TLS handshake ended.
@@ -309,6 +322,7 @@ labelled! {
     RevokedBy: Token User;
     Task: Accept Clock Sessions Journal Flusher Reload Certificates PushStream;
     DropReason: QueueFull Closed Expired Superseded;
+    MadeRoomBy: Closing Dropping Forgetting;
     CloseReason:
         ClientClosed Reset ProtocolError NotUtf8 TooBig TooManyFrames TooManyPings TooManyFragments MessageTimeout
         NotUnderstood Incomplete TokenRefused CheckUnavailable NotAllowed OtherUser BindTimeout TooManyConnections
@@ -360,6 +374,7 @@ label_sets! {
     AdminLabels: result AdminResult;
     DropLabels: reason DropReason;
     UpgradeLabels: result UpgradeResult;
+    MadeRoomLabels: by MadeRoomBy;
     JwksLabels: result FetchResult;
     CheckLabels: check Check;
     RevokedLabels: reason RevokedBy;
@@ -429,6 +444,8 @@ impl Metrics {
             outbox_bytes: Gauge::default(),
             outbox_messages_fullest: Gauge::default(),
             outbox_bytes_fullest: Gauge::default(),
+            queued_total_bytes: Gauge::default(),
+            made_room: Counters::default(),
             http_connections: Family::default(),
             http_connections_max: Family::default(),
             push_concurrency: Gauge::default(),
@@ -492,6 +509,16 @@ impl Metrics {
             "outbox_bytes_fullest",
             "Bytes in the outbox that holds the most",
             self.outbox_bytes_fullest.clone(),
+        );
+        registry.register(
+            "queued_total_bytes",
+            "Bytes queued for all receivers and kept for all users, a message counted for each receiver",
+            self.queued_total_bytes.clone(),
+        );
+        registry.register(
+            "made_room",
+            "Times that somebody who had the most made room because all was full, by what it gave up",
+            self.made_room.clone(),
         );
         registry.register("http_connections", "TCP connections that speak HTTP", self.http_connections.clone());
         registry.register(
@@ -661,6 +688,7 @@ impl Metrics {
             ("outbox_bytes_fullest", "outbox_bytes_max", config.outbox_bytes_max),
             ("sessions_away", "sessions_away_max", config.sessions_away_max),
             ("revocations", "revocations_max", config.revocations_max),
+            ("queued_total_bytes", "queued_total_bytes_max", config.queued_total_bytes_max),
         ] {
             self.tell_limit(of, setting, limit);
         }

@@ -19,7 +19,8 @@ use crate::dialect::Content;
 use crate::handle::{Handle, Stop};
 use crate::journal::Recorder;
 use crate::mailbox::{
-    Bounds, Capacity, Claim, Departure, Depth, Flush, Keep, Line, Mailbox, Taken, Visit, Wants, WriteNow,
+    Bounds, Capacity, Claim, Departure, Depth, Flush, Keep, Line, Mailbox, Outboxes, STEP_BYTES, Taken, Visit, Wants,
+    WriteNow,
 };
 use crate::message::{ConnectionId, Names, Push, SlowReaderPolicy, UserId};
 use crate::metrics::Metrics;
@@ -35,8 +36,8 @@ fn in_many_schedules(scenario: impl Fn() + Send + Sync + 'static) {
     shuttle::check_random(scenario, SCHEDULES);
 }
 
-fn capacity(messages_max: usize) -> Capacity {
-    Capacity { messages_max, bytes_max: 1 << 20 }
+fn capacity(messages_max: usize) -> Arc<Outboxes> {
+    Outboxes::new(Capacity { messages_max, bytes_max: 1 << 20 })
 }
 
 fn push(number: usize) -> Push {
@@ -173,6 +174,51 @@ fn offer(mailbox: &Mailbox, ticket: Ticket) -> Taken {
         mailbox.flush(|_| {});
     }
     offered.taken
+}
+
+/// Whoever has the most makes room while others push to it and its task writes: whatever goes is told, and what is counted
+/// for all receivers is what each has.
+#[test]
+fn a_receiver_that_makes_room_for_others_tells_of_what_it_gave_up_and_leaves_no_count_behind() {
+    in_many_schedules(|| {
+        let names = Arc::new(Names::new());
+        let (handle, wire, outboxes) = (handle(&names), Wire::new(), capacity(4));
+        let mailbox = Arc::new(Mailbox::new(handle.clone(), outboxes.clone()));
+        mailbox.share(Some(wire.clone()));
+        let pusher = {
+            let (mailbox, names) = (mailbox.clone(), names.clone());
+            thread::spawn(move || {
+                let policies =
+                    [SlowReaderPolicy::DropOldest, SlowReaderPolicy::DropNewest, SlowReaderPolicy::Disconnect];
+                let receipts = policies.map(|policy| {
+                    let text = "m".repeat(STEP_BYTES);
+                    let push = Push::new("ann", "mail", text).expect("valid").with_slow_reader_policy(policy);
+                    let delivery = Arc::new(delivery(&names, &push).followed(std::iter::once(mailbox.id())));
+                    offer(&mailbox, delivery.ticket(0));
+                    delivery.receipt().expect("followed")
+                });
+                for receipt in &receipts {
+                    block_on(receipt.settled(Level::Written));
+                }
+            })
+        };
+        let giver = {
+            let (mailbox, outboxes) = (mailbox.clone(), outboxes.clone());
+            thread::spawn(move || {
+                for _ in 0..2 {
+                    assert!(outboxes.bytes() <= 3 * STEP_BYTES);
+                    mailbox.give_way();
+                }
+                handle.stop(Stop::Dropped);
+            })
+        };
+        let mut task = Task::new(&mailbox, &wire);
+        while task.turn().is_none() {}
+        mailbox.close(task.done);
+        giver.join().expect("no panic");
+        pusher.join().expect("no panic");
+        assert_eq!((mailbox.depth(), outboxes.bytes()), (Depth::default(), 0));
+    });
 }
 
 #[test]
@@ -391,8 +437,8 @@ const BINDS: BindLimits = BindLimits {
 
 impl Home {
     fn new() -> Self {
-        let queue = capacity(4);
-        let limits = Limits { away_max: 4, away_per_user_max: 4, age: AGE, binds: BINDS, queue };
+        let outboxes = capacity(4);
+        let limits = Limits { away_max: 4, away_per_user_max: 4, age: AGE, binds: BINDS, outboxes };
         let binder = Arc::new(Binder::default());
         let metrics = Arc::new(Metrics::new());
         let sessions = Arc::new(Sessions::new(limits, keep(3, 1 << 20), binder.clone(), metrics.clone()));

@@ -11,7 +11,7 @@ use slab::Slab;
 use tokio::time::Instant;
 
 use crate::handle::{Handle, Stop};
-use crate::mailbox::{Capacity, Mailbox};
+use crate::mailbox::{Mailbox, Outboxes};
 use crate::message::{ConnectionId, Names};
 use crate::subscriber::subscriber;
 
@@ -38,7 +38,7 @@ pub(crate) struct Registry {
 }
 
 /// What the registry admits.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Limits {
     /// Connections in all.
     pub(crate) connections_max: usize,
@@ -46,8 +46,8 @@ pub(crate) struct Limits {
     pub(crate) connections_per_address_max: usize,
     /// How long a connection may stay open.
     pub(crate) age_max: Option<Duration>,
-    /// What each receiver may have queued.
-    pub(crate) queue: Capacity,
+    /// What receivers may have queued.
+    pub(crate) outboxes: Arc<Outboxes>,
 }
 
 #[derive(Debug, Default)]
@@ -123,7 +123,7 @@ impl Registry {
             *from_address += 1;
         }
         let handle = Arc::new(Handle::new(self.names.connection_id(), peer));
-        let mailbox = Arc::new(Mailbox::new(handle.clone(), self.limits.queue));
+        let mailbox = Arc::new(Mailbox::new(handle.clone(), self.limits.outboxes.clone()));
         let place = connections.open.insert(Open { handle: handle.clone(), mailbox: mailbox.clone() });
         Ok(Registration { registry: self.clone(), handle, mailbox, place })
     }
@@ -196,6 +196,23 @@ impl Registry {
             depths.bytes_max = depths.bytes_max.max(depth.bytes);
         });
         depths
+    }
+
+    /// What receivers have queued in all.
+    pub(crate) fn outboxes(&self) -> &Outboxes {
+        &self.limits.outboxes
+    }
+
+    /// The receivers whose queues take so many bytes or more, each with how many.
+    pub(crate) fn fullest(&self, bytes_min: usize) -> Vec<(usize, Arc<Mailbox>)> {
+        let mut fullest = Vec::new();
+        self.for_each(|open| {
+            let bytes = open.mailbox.depth().memory();
+            if bytes >= bytes_min {
+                fullest.push((bytes, open.mailbox.clone()));
+            }
+        });
+        fullest
     }
 
     /// Moves the clock on and wakes the connections whose alarm is due, for ever. One interval for all connections:
@@ -312,7 +329,8 @@ impl Registration {
 
     /// The mailbox is the session's alone from here on, and this connection has nothing coming until it is closed.
     pub(crate) fn leave_mailbox(&mut self) {
-        let left = Mailbox::left_by(self.mailbox.id(), self.handle.clone(), self.registry.limits.queue);
+        let outboxes = self.registry.limits.outboxes.clone();
+        let left = Mailbox::left_by(self.mailbox.id(), self.handle.clone(), outboxes);
         self.go_on_with(Arc::new(left));
     }
 }
@@ -337,13 +355,14 @@ impl Drop for Registration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mailbox::Capacity;
 
     const CONNECTIONS: usize = 10_000;
     const PERIOD: Duration = Duration::from_secs(60);
 
     fn registry() -> Arc<Registry> {
-        let queue = Capacity { messages_max: 1, bytes_max: 1 };
-        let limits = Limits { connections_max: CONNECTIONS, connections_per_address_max: 0, age_max: None, queue };
+        let outboxes = Outboxes::new(Capacity { messages_max: 1, bytes_max: 1 });
+        let limits = Limits { connections_max: CONNECTIONS, connections_per_address_max: 0, age_max: None, outboxes };
         Arc::new(Registry::new(limits, Arc::new(Names::new()), Duration::from_secs(1)))
     }
 

@@ -47,10 +47,10 @@ use crate::config::{Address, Check, Config, Invalid, Page};
 use crate::connection::Shared;
 use crate::doors::websocket::WebSocketDoor;
 use crate::flusher::Flusher;
-use crate::gateway::{Audit, Drain, Gateway, Reload, Rooms};
+use crate::gateway::{Audit, Drain, Gateway, Reload, Rooms, Total};
 use crate::handle::Stop;
 use crate::journal::{Journal, Recorder, Recovered};
-use crate::mailbox::{Bounds, Capacity, Keep};
+use crate::mailbox::{Bounds, Capacity, Keep, Outboxes};
 use crate::message::Names;
 use crate::metrics::{self, LogLinesLost, Metrics, Task};
 use crate::proto;
@@ -296,11 +296,12 @@ fn gateway(
 ) -> Gateway {
     let names = Arc::new(Names::new());
     let queue = Capacity { messages_max: config.outbox_messages_max, bytes_max: config.outbox_bytes_max };
+    let outboxes = Outboxes::new(queue);
     let limits = Limits {
         connections_max: config.connections_max,
         connections_per_address_max: config.connections_per_address_max,
         age_max: (!config.connection_age_max.is_zero()).then_some(config.connection_age_max),
-        queue,
+        outboxes: outboxes.clone(),
     };
     let bounds = Bounds {
         messages_per_user_max: config.journal_messages_max,
@@ -318,7 +319,7 @@ fn gateway(
         away_per_user_max: config.sessions_away_per_user_max,
         age: config.journal_age,
         binds: BindLimits::of(&config),
-        queue,
+        outboxes,
     };
     let binder = Arc::new(Binder::default());
     let keep = Keep::new(bounds, recorder, metrics.clone());
@@ -333,6 +334,7 @@ fn gateway(
         flusher: Arc::new(Flusher::new(parts, metrics.clone())),
         waiting: Shares::new(config.waiting_pushes_max),
         revocations: Arc::new(Revocations::new(config.revocations_max)),
+        total: Total::new(config.queued_total_bytes_max),
         replays: Replays::new(replays, metrics.clone()),
         metrics,
         drain: Drain::default(),

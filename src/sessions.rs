@@ -15,7 +15,7 @@ use tracing::warn;
 use crate::binder::{BindLimits, Binder, Bindings, Shown};
 use crate::delivery::Ticket;
 use crate::journal::{Recovered, StoredSession};
-use crate::mailbox::{Capacity, Claim, Flush, Keep, Mailbox, Offered, Restored, Taken};
+use crate::mailbox::{Claim, Flush, Keep, Mailbox, Offered, Outboxes, Restored, Taken};
 use crate::message::{ResumeToken, UserId};
 use crate::metrics::Metrics;
 use crate::sync::{Mutex, MutexGuard};
@@ -37,13 +37,13 @@ pub(crate) struct Sessions {
 }
 
 /// How many sessions are kept without a connection, for how long, and what they may bind.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Limits {
     pub(crate) away_max: usize,
     pub(crate) away_per_user_max: usize,
     pub(crate) age: Duration,
     pub(crate) binds: BindLimits,
-    pub(crate) queue: Capacity,
+    pub(crate) outboxes: Arc<Outboxes>,
 }
 
 #[derive(Debug, Default)]
@@ -105,7 +105,7 @@ impl Sessions {
         };
         let messages = messages.into_iter().filter_map(|stored| Some((stored.seq, stored.restored().ok()?))).collect();
         let restored = Restored { last, written, skipped, messages };
-        let mailbox = Mailbox::restored(&self.keep, &user_id, epoch, self.limits.queue, restored);
+        let mailbox = Mailbox::restored(&self.keep, &user_id, epoch, self.limits.outboxes.clone(), restored);
         let mut events = events.into_iter();
         let Some(first) = events.next() else { return };
         let mut bindings = self.binder.bind(&mailbox, &user_id, &first);

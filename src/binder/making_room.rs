@@ -43,7 +43,7 @@ mod tests {
     use crate::binder::{BindError, BindLimits, Bindings, Seat};
     use crate::config::UserConnectionsPolicy;
     use crate::handle::Handle;
-    use crate::mailbox::{Capacity, Mailbox};
+    use crate::mailbox::{Capacity, Mailbox, Outboxes};
     use crate::message::{Event, Names};
 
     use super::*;
@@ -57,7 +57,7 @@ mod tests {
     fn connect(binder: &Arc<Binder>, names: &Names, limits: BindLimits) -> Result<Connection, BindError> {
         let (user_id, event) = (UserId::new("ann").expect("not empty"), Event::new("mail").expect("not empty"));
         let handle = Arc::new(Handle::new(names.connection_id(), (Ipv4Addr::LOCALHOST, 0).into()));
-        let mailbox = Arc::new(Mailbox::new(handle.clone(), Capacity { messages_max: 1, bytes_max: 1 }));
+        let mailbox = Arc::new(Mailbox::new(handle.clone(), Outboxes::new(Capacity { messages_max: 1, bytes_max: 1 })));
         let seat = binder.seat(&user_id, limits)?;
         Ok(Connection { handle, _bindings: binder.bind(&mailbox, &user_id, &event), _seat: seat })
     }

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::handle::Handle;
-use crate::mailbox::Capacity;
+use crate::mailbox::{Capacity, Outboxes};
 use crate::message::{ConnectionId, Names};
 
 const SEATS_MAX: usize = 30;
@@ -66,7 +66,7 @@ struct World {
 
 fn mailbox(names: &Names) -> Arc<Mailbox> {
     let handle = Handle::new(names.connection_id(), (Ipv4Addr::LOCALHOST, 0).into());
-    Arc::new(Mailbox::new(Arc::new(handle), CAPACITY))
+    Arc::new(Mailbox::new(Arc::new(handle), Outboxes::new(CAPACITY)))
 }
 
 fn user_id(number: u8) -> UserId {

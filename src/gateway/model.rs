@@ -6,7 +6,7 @@ use crate::binder::{BindLimits, Bindings};
 use crate::config::UserConnectionsPolicy;
 use crate::dialect::Content;
 use crate::journal::Recorder;
-use crate::mailbox::{Bounds, Capacity, Depth, Keep, Line, Wants};
+use crate::mailbox::{Bounds, Capacity, Depth, Keep, Line, Outboxes, Wants};
 use crate::outcome::Drops;
 use crate::registry::{Limits, Registration};
 use crate::replays;
@@ -34,7 +34,7 @@ fn gateway() -> Gateway {
         connections_max: CONNECTIONS_MAX,
         connections_per_address_max: 0,
         age_max: None,
-        queue: Capacity { messages_max: OUTBOX_MESSAGES, bytes_max: 1 << 20 },
+        outboxes: Outboxes::new(Capacity { messages_max: OUTBOX_MESSAGES, bytes_max: 1 << 20 }),
     };
     let metrics = Arc::new(Metrics::new());
     let bounds = Bounds { messages_per_user_max: 1, bytes_per_user_max: 1, bytes_max: 1, age: Duration::from_secs(1) };
@@ -43,7 +43,7 @@ fn gateway() -> Gateway {
         away_per_user_max: 1,
         age: Duration::from_secs(1),
         binds: LIMITS,
-        queue: limits.queue,
+        outboxes: limits.outboxes.clone(),
     };
     let binder = Arc::new(Binder::default());
     let keep = Keep::new(bounds, Recorder::new(None, metrics.clone()), metrics.clone());
@@ -62,6 +62,7 @@ fn gateway() -> Gateway {
         replays: Replays::new(replays, metrics.clone()),
         metrics,
         waiting: Shares::new(1),
+        total: super::Total::new(usize::MAX),
         drain: Drain::default(),
         revocations: Arc::new(Revocations::new(1)),
         stopping: CancellationToken::new(),

@@ -60,6 +60,7 @@ impl Gateway {
         let kept = sessions.keep().usage();
         set(&metrics.journal_messages, kept.messages);
         set(&metrics.journal_bytes, kept.bytes);
+        set(&metrics.queued_total_bytes, self.total_bytes());
         metrics.encode(format)
     }
 }

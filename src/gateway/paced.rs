@@ -43,6 +43,7 @@ impl Gateway {
                 if pace.due(place) > Instant::now() {
                     tokio::time::sleep_until(pace.due(place).into()).await;
                 }
+                self.make_room(push.payload().as_bytes().len(), Some(mailbox));
                 self.flush(mailbox, tally.counts.offer(mailbox, delivery.ticket(place)), Fans::Wide);
             }
         }

@@ -236,6 +236,29 @@ impl Keep {
         accounts.filter(|account| account.usage.get().bytes > 0).collect()
     }
 
+    /// Gives up the oldest of the user who keeps the most, if that is more than so many bytes. Returns whether it did.
+    /// Called with no mailbox locked.
+    pub(crate) fn give_up_largest(&self, bytes: usize) -> bool {
+        if self.total.get().bytes <= bytes {
+            return false;
+        }
+        let mut ranking = self.ranking.lock().unwrap_or_else(PoisonError::into_inner);
+        ranking.refresh(|| self.accounts());
+        while let Some(account) = ranking.highest() {
+            if account.usage.get().bytes <= bytes {
+                ranking.rank(&account);
+                return false;
+            }
+            // One whose messages are all in its writers' hands is found again at the next look at all.
+            let gave_up = account.fullest().is_some_and(|fullest| account.give_up(fullest));
+            if gave_up {
+                ranking.rank(&account);
+                return true;
+            }
+        }
+        false
+    }
+
     fn is_full(&self) -> bool {
         self.total.get().bytes > self.bounds.bytes_max
     }

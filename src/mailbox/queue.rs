@@ -23,7 +23,15 @@ pub(crate) struct Depth {
     pub(crate) late: u32,
 }
 
+/// About how many bytes of memory a queued message takes beside its own.
+pub(crate) const MESSAGE_OVERHEAD_BYTES: usize = 256;
+
 impl Depth {
+    /// About how many bytes of memory it takes, were no message shared.
+    pub(crate) fn memory(self) -> usize {
+        self.bytes + self.messages as usize * MESSAGE_OVERHEAD_BYTES
+    }
+
     /// What one message adds.
     pub(crate) fn of(ticket: &Ticket) -> Self {
         if ticket.is_late() {
@@ -129,6 +137,45 @@ impl Queue {
     /// Puts back the message that was taken last.
     pub(super) fn unpop(&mut self, ticket: Ticket) {
         self.tickets.push_front(ticket);
+    }
+
+    /// What is to happen to the message that matters least, if any can be taken out.
+    pub(super) fn policy(&self) -> Option<SlowReaderPolicy> {
+        self.oldest_of_least_priority().map(|place| self.tickets[place].policy())
+    }
+
+    /// Takes out the oldest message of the least priority, off the books too. Late ones do not count, and stay.
+    pub(super) fn take_oldest(&mut self) -> Option<Ticket> {
+        let place = self.oldest_of_least_priority()?;
+        self.take(place)
+    }
+
+    /// Takes out the newest message of the least priority, off the books too.
+    pub(super) fn take_newest(&mut self) -> Option<Ticket> {
+        let place = self.tickets.iter().rposition(|ticket| !ticket.is_late())?;
+        self.take(place)
+    }
+
+    /// Takes out all that is queued, off the books too. What writers have in hand stays on them.
+    pub(super) fn take_queued(&mut self) -> VecDeque<Ticket> {
+        let queued = std::mem::take(&mut self.tickets);
+        for ticket in &queued {
+            self.depth -= Depth::of(ticket);
+        }
+        queued
+    }
+
+    fn take(&mut self, place: usize) -> Option<Ticket> {
+        let ticket = self.tickets.remove(place)?;
+        self.depth -= Depth::of(&ticket);
+        Some(ticket)
+    }
+
+    fn oldest_of_least_priority(&self) -> Option<usize> {
+        let last = self.tickets.iter().rposition(|ticket| !ticket.is_late())?;
+        let least = self.tickets[last].priority();
+        let start = self.tickets.partition_point(|queued| queued.priority() > least);
+        (start..=last).find(|place| !self.tickets[*place].is_late())
     }
 
     /// Takes everything, off the books too.

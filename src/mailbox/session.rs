@@ -10,7 +10,7 @@ use crate::message::{ConnectionId, UserId};
 use super::keep::{Keep, Oldest, Usage, WasSent};
 use super::line::Line;
 use super::log::{GivenUp, Log, NeverSent, Resumed};
-use super::{Attached, Capacity, Mailbox, Whereabouts, WriteNow};
+use super::{Attached, Mailbox, Outboxes, Whereabouts, WriteNow};
 
 /// What became of the wish to go on with a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,10 +53,10 @@ impl Mailbox {
         keep: &Arc<Keep>,
         user_id: &UserId,
         epoch: ConnectionId,
-        capacity: Capacity,
+        outboxes: Arc<Outboxes>,
         restored: Restored,
     ) -> Arc<Self> {
-        let mailbox = Arc::new(Self::at(epoch, capacity, Whereabouts::Going));
+        let mailbox = Arc::new(Self::at(epoch, outboxes, Whereabouts::Going));
         let mut log = Log::new(keep.open(user_id, &mailbox), epoch);
         let Restored { last, written, skipped, messages } = restored;
         log.restore(last, written, skipped, messages);

@@ -42,7 +42,7 @@ struct Connection {
 impl Connection {
     fn new(messages_max: usize, bytes_max: usize) -> Self {
         let handle = Arc::new(Handle::new(Names::new().connection_id(), (Ipv4Addr::LOCALHOST, 0).into()));
-        let mailbox = Arc::new(Mailbox::new(handle.clone(), Capacity { messages_max, bytes_max }));
+        let mailbox = Arc::new(Mailbox::new(handle.clone(), Outboxes::new(Capacity { messages_max, bytes_max })));
         Self { handle, mailbox, line: Line::default(), wakes: Arc::default() }
     }
 

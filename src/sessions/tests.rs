@@ -5,7 +5,7 @@ use crate::config::UserConnectionsPolicy;
 use crate::delivery::Delivery;
 use crate::handle::{Handle, Stop};
 use crate::journal::Recorder;
-use crate::mailbox::{Bounds, Line};
+use crate::mailbox::{Bounds, Capacity, Line};
 use crate::message::{Event, Names, Push, SlowReaderPolicy};
 
 const AGE: Duration = Duration::from_secs(3600);
@@ -25,17 +25,17 @@ impl World {
         let metrics = Arc::new(Metrics::new());
         let bounds = Bounds { messages_per_user_max: 8, bytes_per_user_max: 10_000, bytes_max: 10_000, age: AGE };
         let keep = Keep::new(bounds, Recorder::new(None, metrics.clone()), metrics.clone());
-        let queue = Capacity { messages_max: 8, bytes_max: 1000 };
+        let outboxes = Outboxes::new(Capacity { messages_max: 8, bytes_max: 1000 });
         let binds = BindLimits {
             connections_per_user_max: 0,
             connections_per_user_policy: UserConnectionsPolicy::RejectNew,
             events_per_connection_max: 1,
         };
-        let limits = Limits { away_max: 4, away_per_user_max: 4, age: AGE, binds, queue };
+        let limits = Limits { away_max: 4, away_per_user_max: 4, age: AGE, binds, outboxes: outboxes.clone() };
         let binder = Arc::new(Binder::default());
         let sessions = Arc::new(Sessions::new(limits, keep, binder.clone(), metrics));
         let handle = Arc::new(Handle::new(Names::new().connection_id(), ([127, 0, 0, 1], 0).into()));
-        let mailbox = Arc::new(Mailbox::new(handle.clone(), queue));
+        let mailbox = Arc::new(Mailbox::new(handle.clone(), outboxes));
         let (user_id, event) = (UserId::new("ann").expect("valid"), Event::new("mail").expect("valid"));
         let session = sessions.begin(&mailbox, &user_id).expect("random numbers");
         let bindings = binder.bind(&mailbox, &user_id, &event);

@@ -90,3 +90,45 @@ async fn the_kernel_holds_little_of_what_slow_readers_do_not_read_and_lets_go_of
     .await;
     drop(stuck);
 }
+
+/// Half of the clients do not read, and each may have a whole outbox: without a bound on all of them together, a GiB.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes a while"]
+async fn half_of_all_clients_not_reading_take_no_more_memory_together_than_they_may() {
+    const PAIRS: usize = 500;
+    const TOTAL: usize = 64 * MIB;
+    // Whoever falls behind a little keeps less than a step, which is not counted.
+    const UNCOUNTED: usize = 2 * PAIRS * 8 * 1024;
+    let total = TOTAL.to_string();
+    let world = World::start(&[("queued_total_bytes_max", &total), ("outbox_bytes_max", "2MiB")]).await;
+    let mut stuck = Vec::new();
+    let mut reading = JoinSet::new();
+    let (mut grpc, rounds) = (GrpcCaller::connect(world.gateway.control).await, 12);
+    for number in 0..PAIRS {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut client = Client::over(socket, world.gateway.clients).await;
+        client.send_bind(&format!("stuck-{number}"), "mail").await;
+        stuck.push(client);
+        let mut client = Client::connect(world.gateway.clients).await;
+        client.send_bind("reader", "mail").await;
+        reading.spawn(async move {
+            for round in 0..rounds {
+                assert_eq!(client.next_text().await, format!("honest {round}"));
+            }
+        });
+    }
+    let before = world.memory();
+    for round in 0..rounds {
+        for number in 0..PAIRS {
+            // A text of its own for each, so that what is counted is what is held.
+            let message = format!("{number:08}{}", "m".repeat(200_000));
+            grpc.try_push(push_request(&format!("stuck-{number}"), "mail", &message)).await.unwrap();
+        }
+        grpc.try_push(push_request("reader", "mail", &format!("honest {round}"))).await.unwrap();
+        world.grew_by_at_most(before, TOTAL + UNCOUNTED + 16 * MIB);
+    }
+    world.honest_people_notice_nothing().await;
+    soon(reading.join_all()).await;
+    drop(stuck);
+}

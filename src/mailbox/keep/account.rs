@@ -46,7 +46,7 @@ pub(super) struct Held {
 }
 
 /// Who of a user's has the most.
-enum Fullest {
+pub(super) enum Fullest {
     Held,
     Session(Arc<Mailbox>),
 }
@@ -125,7 +125,7 @@ impl Account {
     }
 
     /// Who of this user's has the most.
-    fn fullest(&self) -> Option<Fullest> {
+    pub(super) fn fullest(&self) -> Option<Fullest> {
         let (sessions, held) = {
             let mut state = self.state();
             state.sessions.retain(|session| session.strong_count() > 0);
@@ -144,7 +144,7 @@ impl Account {
     }
 
     /// Gives up the oldest of it. Returns whether there was anything to give up.
-    fn give_up(&self, fullest: Fullest) -> bool {
+    pub(super) fn give_up(&self, fullest: Fullest) -> bool {
         let metrics = &self.keep.metrics;
         match fullest {
             Fullest::Session(session) => match session.give_up_oldest() {
