@@ -1,6 +1,7 @@
 //! The session protocol: a session has numbers, acknowledgements and gaps, and outlives its connections.
 
 mod ends;
+mod fair;
 mod held;
 mod numbers;
 mod resume;
