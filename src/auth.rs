@@ -1,7 +1,9 @@
 //! Who may bind and who may push: the two check traits that an embedder can implement, and the built-in checks.
 
+mod callback;
 mod deadline;
 mod headers;
+mod https;
 mod jwt;
 mod method;
 mod push_keys;
@@ -21,6 +23,7 @@ use crate::message::{Event, UserId};
 use crate::revocations::Stamp;
 use crate::shares::Payer;
 
+pub(crate) use callback::TokenCallback;
 pub(crate) use deadline::Deadline;
 pub(crate) use method::Method;
 

@@ -132,6 +132,9 @@ struct Settings {
     /// The https address of a JWKS document of keys that check tokens which are JWTs
     #[arg(long, value_name = "URL")]
     jwt_jwks_url: Option<String>,
+    /// The address of a service that checks tokens
+    #[arg(long, value_name = "URL")]
+    token_callback_url: Option<String>,
     /// A TOML file of push API keys
     #[arg(long, value_name = "FILE")]
     push_keys_file: Option<String>,
@@ -147,6 +150,7 @@ impl Settings {
             ("tokens_file", self.tokens_file),
             ("jwt_keys_file", self.jwt_keys_file),
             ("jwt_jwks_url", self.jwt_jwks_url),
+            ("token_callback_url", self.token_callback_url),
             ("push_keys_file", self.push_keys_file),
         ];
         let given = flags.into_iter().filter_map(|(name, value)| Some((name, value?)));

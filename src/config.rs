@@ -2,6 +2,7 @@
 //! variables and the printed reference.
 
 mod address;
+mod callback;
 mod jwt;
 mod networks;
 mod origins;
@@ -13,6 +14,8 @@ use std::time::Duration;
 
 pub use address::Address;
 pub(crate) use address::UNIX_PEER;
+pub(crate) use callback::Callback;
+pub use callback::HeaderNames;
 pub use jwt::{JwtAlgorithm, JwtAlgorithms, NonEmpty, OneOf};
 pub use networks::Networks;
 pub(crate) use origins::Origin;
@@ -138,8 +141,8 @@ settings! {
     /// may push to everyone.
     control_tls_client_ca_file: Option<PathBuf> = None;
 
-    /// A TOML file of `token = "user"` lines. Without it and the settings for JWTs, the token is the user. SIGHUP reads it
-    /// again.
+    /// A TOML file of `token = "user"` lines. Without it, the settings for JWTs and `token_callback_url`, the token is the
+    /// user. SIGHUP reads it again.
     tokens_file: Option<PathBuf> = None;
     /// A file of keys, with which tokens are checked as JWTs: public keys in PEM, or a JWKS document, or, if
     /// `jwt_algorithms` names HMAC, the secret. SIGHUP reads it again. A token must have an `exp`. When that is past,
@@ -173,10 +176,30 @@ settings! {
     /// Revocations of tokens and users that are kept at one time. A further one is refused with RESOURCE_EXHAUSTED, and
     /// none is forgotten before its time. Each takes about a hundred bytes.
     revocations_max: usize = 100_000;
+    /// The address of a service that checks tokens: `https://` or `http://` for a POST of JSON, or `grpcs://` or `grpc://`
+    /// with a host and port for `pushgate.v1.TokenCheckService`. Without TLS, whoever is on the way can read tokens and
+    /// forge answers.
+    token_callback_url: Option<NonEmpty> = None;
+    /// A PEM file of the CA certificates that `token_callback_url` is trusted by, instead of those of the system. SIGHUP
+    /// reads it again.
+    token_callback_ca_file: Option<PathBuf> = None;
+    /// The headers of a client's upgrade that the service is told, such as "cookie, x-tenant".
+    token_callback_headers: Option<HeaderNames> = None;
+    /// How long the service may take to answer, the wait for `token_callback_concurrency_max` included. After it, the
+    /// client is closed with 1013. At most `check_timeout`.
+    token_callback_timeout: Duration = Duration::from_secs(2);
+    /// How long an answer is kept, 0 for not at all, but never beyond the expiry of the token. A token that the service
+    /// withdraws stays good here for as long. Refusals are kept for at most 5 seconds. SIGHUP forgets all answers.
+    token_callback_cache_age: Duration = Duration::from_secs(10);
+    /// Answers that are kept, of grants and of refusals each. Each takes about 200 bytes, and those that are used
+    /// least make room.
+    token_callback_cache_entries_max: usize = 10_000;
+    /// Questions to the service that are on their way at one time. Further ones wait within `token_callback_timeout`.
+    token_callback_concurrency_max: usize = 64;
     /// A TOML file of push API keys. Without it, everyone who reaches the push doors may push. SIGHUP reads it again.
     push_keys_file: Option<PathBuf> = None;
-    /// Allows `listen` to be something other than a loopback address without `tokens_file`, `jwt_keys_file` or
-    /// `jwt_jwks_url`. Any client may then be any user.
+    /// Allows `listen` to be something other than a loopback address without `tokens_file`, `jwt_keys_file`, `jwt_jwks_url`
+    /// or `token_callback_url`. Any client may then be any user.
     insecure_token_is_user: bool = false;
     /// Allows the push doors to be on something other than a loopback address without `push_keys_file`. Anyone may then
     /// push.
@@ -448,6 +471,7 @@ impl Config {
     pub(crate) fn validate_with(&self, token_check: Check, push_check: Check) -> Result<(), Invalid> {
         let mut mistakes = self.mistakes();
         mistakes.extend(self.token_mistakes());
+        mistakes.extend(self.callback_mistakes());
         mistakes.extend(self.tls_mistakes());
         mistakes.extend(self.trust_mistakes(token_check, push_check));
         Invalid::unless_empty(mistakes)
@@ -568,6 +592,8 @@ impl Config {
         require(in_range, "revocation_age", "must be between 1s and 366days");
         for (name, limit, most) in [
             ("connections_max", self.connections_max, 1 << 24),
+            ("token_callback_cache_entries_max", self.token_callback_cache_entries_max, 1 << 24),
+            ("token_callback_concurrency_max", self.token_callback_concurrency_max, 1 << 20),
             ("events_per_connection_max", self.events_per_connection_max, 1 << 20),
             ("http_connections_max", self.http_connections_max, 1 << 24),
             ("control_http_connections_max", self.control_http_connections_max, 1 << 24),
@@ -686,7 +712,7 @@ impl Config {
                 "listen",
                 self.listen.to_string(),
                 "is not a loopback address, and without a token check any client could be any user; set tokens_file, \
-                 jwt_keys_file or jwt_jwks_url, or set insecure_token_is_user = true if that is meant",
+                 jwt_keys_file, jwt_jwks_url or token_callback_url, or set insecure_token_is_user = true if that is meant",
             ));
         }
         let control = self.control_address();

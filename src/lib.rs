@@ -182,8 +182,8 @@ pub use auth::{
     TokenIsUser,
 };
 pub use config::{
-    Address, Config, EventPolicies, Invalid, JwtAlgorithm, JwtAlgorithms, Loaded, LogFormat, Mistake, Networks,
-    NonEmpty, OneOf, Origins, Page, Source, UserConnectionsPolicy,
+    Address, Config, EventPolicies, HeaderNames, Invalid, JwtAlgorithm, JwtAlgorithms, Loaded, LogFormat, Mistake,
+    Networks, NonEmpty, OneOf, Origins, Page, Source, UserConnectionsPolicy,
 };
 pub use gateway::{Gateway, PushError};
 pub use journal::{Journal, Record, Recovered, Stored, StoredSession};

@@ -85,6 +85,11 @@ pub(crate) struct Metrics {
     pub(crate) certificate_expires: Family<ListenerLabels, Gauge>,
     pub(crate) task_panics: Counters<TaskLabels>,
     pub(crate) check_timeouts: Counters<CheckLabels>,
+    pub(crate) token_callback_calls: Counters<CallbackLabels>,
+    pub(crate) token_callback_cache_hits: Counter,
+    pub(crate) token_callback_concurrency: Gauge,
+    pub(crate) token_callback_circuit_open: Gauge,
+    pub(crate) token_callback_seconds: Histogram,
     pub(crate) jwks_fetches: Counters<JwksLabels>,
     pub(crate) jwks_age_seconds: Gauge,
     pub(crate) push_seconds: Histogram,
@@ -241,6 +246,23 @@ pub(crate) enum FetchResult {
     Failed,
 }
 
+/// The result of asking `token_callback_url` about a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum CallbackResult {
+    Granted,
+    /// The token is not valid.
+    Refused,
+    /// The token is not valid for the event.
+    NotAllowed,
+    TimedOut,
+    /// The service could not be reached, or answered something else.
+    Failed,
+    /// Too many calls were on their way for too long.
+    NoPlace,
+    /// The service had failed too often in a row, and was not asked.
+    CircuitOpen,
+}
+
 /// A check that has a deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Check {
@@ -320,6 +342,7 @@ labelled! {
     FetchResult: Fetched Failed;
     Check: Token Push;
     RevokedBy: Token User;
+    CallbackResult: Granted Refused NotAllowed TimedOut Failed NoPlace CircuitOpen;
     Task: Accept Clock Sessions Journal Flusher Reload Certificates PushStream;
     DropReason: QueueFull Closed Expired Superseded;
     MadeRoomBy: Closing Dropping Forgetting;
@@ -378,6 +401,7 @@ label_sets! {
     JwksLabels: result FetchResult;
     CheckLabels: check Check;
     RevokedLabels: reason RevokedBy;
+    CallbackLabels: result CallbackResult;
 }
 
 /// A gauge and the function that reads its value at each scrape.
@@ -483,6 +507,11 @@ impl Metrics {
             certificate_expires: Family::default(),
             task_panics: Counters::default(),
             check_timeouts: Counters::default(),
+            token_callback_calls: Counters::default(),
+            token_callback_cache_hits: Counter::default(),
+            token_callback_concurrency: Gauge::default(),
+            token_callback_circuit_open: Gauge::default(),
+            token_callback_seconds: Histogram::default(),
             jwks_fetches: Counters::default(),
             jwks_age_seconds: Gauge::default(),
             push_seconds: Histogram::default(),
@@ -646,6 +675,32 @@ impl Metrics {
             "Token checks and push checks that took longer than check_timeout",
             self.check_timeouts.clone(),
         );
+        registry.register(
+            "token_callback_calls",
+            "Questions to token_callback_url, by result",
+            self.token_callback_calls.clone(),
+        );
+        registry.register(
+            "token_callback_cache_hits",
+            "Token checks that a kept answer of token_callback_url settled",
+            self.token_callback_cache_hits.clone(),
+        );
+        registry.register(
+            "token_callback_concurrency",
+            "Questions on their way to token_callback_url",
+            self.token_callback_concurrency.clone(),
+        );
+        registry.register(
+            "token_callback_circuit_open",
+            "1 while token_callback_url has failed too often in a row to be asked",
+            self.token_callback_circuit_open.clone(),
+        );
+        registry.register_with_unit(
+            "token_callback",
+            "Time that token_callback_url took to answer, or until it was given up",
+            Unit::Seconds,
+            self.token_callback_seconds.clone(),
+        );
         registry.register("jwks_fetches", "Fetches of jwt_jwks_url, by result", self.jwks_fetches.clone());
         registry.register_with_unit(
             "jwks_age",
@@ -689,6 +744,7 @@ impl Metrics {
             ("sessions_away", "sessions_away_max", config.sessions_away_max),
             ("revocations", "revocations_max", config.revocations_max),
             ("queued_total_bytes", "queued_total_bytes_max", config.queued_total_bytes_max),
+            ("token_callback_concurrency", "token_callback_concurrency_max", config.token_callback_concurrency_max),
         ] {
             self.tell_limit(of, setting, limit);
         }
@@ -743,6 +799,10 @@ impl Metrics {
 
     pub(crate) fn task_panicked(&self, task: Task) {
         self.task_panics.of(&TaskLabels { task }).inc();
+    }
+
+    pub(crate) fn called_back(&self, result: CallbackResult) {
+        self.token_callback_calls.of(&CallbackLabels { result }).inc();
     }
 
     pub(crate) fn check_timed_out(&self, check: Check) {

@@ -40,7 +40,7 @@ use tracing::{debug, info, warn};
 
 use crate::auth::{
     Deadline, JwtAuthenticator, OpenAdmin, OpenPush, PushAuthorizer, PushKeys, ReloadError, TokenAuthenticator,
-    TokenFile, TokenIsUser,
+    TokenCallback, TokenFile, TokenIsUser,
 };
 use crate::binder::{BindLimits, Binder};
 use crate::config::{Address, Check, Config, Invalid, Page};
@@ -235,6 +235,9 @@ impl ServerBuilder {
         if self.config.token_in_url {
             warn!("token_in_url is on: tokens in URLs may be written to the logs of proxies and other programs");
         }
+        if self.config.callback_is_readable() {
+            warn!("token_callback_url has no TLS: whoever is on the way to it can read tokens, and forge answers");
+        }
         let address = address_of(&listener, &self.config.listen)?;
         let control_address = match &control_listener {
             Some(control) => address_of(control, self.config.control_address())?,
@@ -254,6 +257,9 @@ impl ServerBuilder {
 
 /// The token check that the settings ask for.
 fn token_authenticator(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<dyn TokenAuthenticator>, ReloadError> {
+    if let Some(callback) = TokenCallback::from_config(config, metrics)? {
+        return Ok(Arc::new(callback));
+    }
     if let Some(jwt) = JwtAuthenticator::with_metrics(config, Some(metrics.clone()))? {
         return Ok(Arc::new(jwt));
     }

@@ -67,7 +67,7 @@ impl JwtAuthenticator {
             Source::File(KeysFile { path: path.clone(), keys })
         } else if let Some(url) = &config.jwt_jwks_url {
             let uri = url.as_str().parse().map_err(|error| ReloadError::Other(Box::new(error)))?;
-            let address = Address::new(uri).map_err(ReloadError::Other)?;
+            let address = Address::new(uri, "jwt_jwks_url")?;
             Source::Remote(Remote::start(address, rules.algorithms().to_vec(), metrics))
         } else {
             return Ok(None);

@@ -76,6 +76,9 @@ fn token_source(config: &Config) -> Option<String> {
     if let Some(file) = &config.tokens_file {
         return Some(format!("one of the tokens in {}", file.display()));
     }
+    if let Some(url) = &config.token_callback_url {
+        return Some(format!("one that {} takes", url.as_str()));
+    }
     (config.jwt_keys_file.is_some() || config.jwt_jwks_url.is_some()).then(|| "a JWT".to_owned())
 }
 

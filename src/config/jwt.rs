@@ -177,7 +177,7 @@ impl Value for NonEmpty {
 }
 
 /// The elements of a list that is separated by commas.
-fn elements(text: &str) -> impl Iterator<Item = &str> {
+pub(super) fn elements(text: &str) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim).filter(|element| !element.is_empty())
 }
 
@@ -188,6 +188,7 @@ impl Config {
             ("tokens_file", self.tokens_file.is_some()),
             ("jwt_keys_file", self.jwt_keys_file.is_some()),
             ("jwt_jwks_url", self.jwt_jwks_url.is_some()),
+            ("token_callback_url", self.token_callback_url.is_some()),
         ]
         .into_iter()
         .filter_map(|(name, is_set)| is_set.then_some(name))
@@ -253,15 +254,18 @@ impl Config {
 /// Whether nobody on the way can change what is fetched from there.
 fn is_trustworthy(text: &str) -> bool {
     let Ok(url) = text.parse::<http::Uri>() else { return false };
-    let Some(host) = url.host().filter(|host| !host.is_empty()) else { return false };
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let is_loopback = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
     let has_good_scheme = match url.scheme_str() {
         Some("https") => true,
-        Some("http") => is_loopback,
+        Some("http") => is_loopback(&url),
         _ => false,
     };
-    has_good_scheme && !text.contains(['@', '#'])
+    has_good_scheme && url.host().is_some_and(|host| !host.is_empty()) && !text.contains(['@', '#'])
+}
+
+/// Whether an address is one of this machine.
+pub(super) fn is_loopback(url: &http::Uri) -> bool {
+    let host = url.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 #[cfg(test)]

@@ -311,6 +311,10 @@ mod tests {
                 "slow_reader_policy_by_event" => "price.*=conflate, *=drop_newest",
                 "tokens_file" | "push_keys_file" | "jwt_keys_file" => "/some/file",
                 "jwt_jwks_url" => "https://id.example.com/jwks.json",
+                "token_callback_url" => "https://id.example.com/check",
+                "token_callback_ca_file" => "/some/file",
+                "token_callback_headers" => "cookie, x-tenant",
+                "token_callback_timeout" => "3s",
                 "jwt_algorithms" => "RS256, EdDSA",
                 "jwt_issuer" | "jwt_audience" => "https://one, https://two",
                 "jwt_user_claim" | "jwt_events_claim" => "https://claims/one",
@@ -327,6 +331,9 @@ mod tests {
             // Needed by another.
             let needed = match setting.name {
                 "proxy_protocol" => Some(("proxies_trusted", "10.0.0.0/8".to_owned())),
+                "token_callback_ca_file" | "token_callback_headers" => {
+                    Some(("token_callback_url", "https://id.example.com/check".to_owned()))
+                }
                 _ => limits_jwts.then(|| ("jwt_keys_file", "/some/file".to_owned())),
             };
             let mut given = vec![(variable.as_str(), value)];

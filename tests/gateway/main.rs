@@ -7,6 +7,7 @@ mod support;
 
 mod admin;
 mod auth;
+mod callback;
 mod checks;
 mod connections;
 mod doors;

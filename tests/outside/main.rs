@@ -1,6 +1,7 @@
 //! The gateway's command as programs of other makers see it: grpcurl, buf, generated clients, a browser, proxies. They are
 //! installed by `.ci/tools` and run with `cargo test --test outside -- --ignored`.
 
+mod callback;
 #[path = "../support/certificates.rs"]
 mod certificates;
 mod client;

@@ -15,11 +15,17 @@ impl User {
     /// Binds the user `ann` to the event `mail`, with her name as the token.
     #[track_caller]
     pub(crate) fn ann(gateway: &GatewayProcess) -> Self {
+        Self::with("ann", gateway)
+    }
+
+    /// Binds to the event `mail` with this token.
+    #[track_caller]
+    pub(crate) fn with(token: &str, gateway: &GatewayProcess) -> Self {
         let stream = TcpStream::connect(gateway.clients).expect("the gateway listens");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout that is not zero");
         let url = format!("ws://{}/ws", gateway.clients);
         let (mut socket, _) = tungstenite::client(url, stream).expect("a WebSocket");
-        socket.send(Message::text(r#"{"token": "ann", "event": "mail"}"#)).expect("sent");
+        socket.send(Message::text(format!(r#"{{"token": "{token}", "event": "mail"}}"#))).expect("sent");
         // A gateway says nothing to a bind, but what comes behind it is not looked at before the bind is done.
         socket.send(Message::Ping(Bytes::from_static(b"bound?"))).expect("sent");
         let pong = socket.read().expect("the gateway answers");

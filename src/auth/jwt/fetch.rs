@@ -1,6 +1,5 @@
 //! Fetches the keys of `jwt_jwks_url`: bounded in bytes and time, and from nowhere else than that address.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -8,17 +7,15 @@ use bytes::Bytes;
 use http::header::{ACCEPT, CACHE_CONTROL, HeaderMap, USER_AGENT};
 use http::{Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
-use tokio_rustls::rustls::crypto::aws_lc_rs;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_rustls::rustls::RootCertStore;
+
+use super::super::ReloadError;
+use super::super::https::{self, HttpClient};
 
 /// Bytes of a document. Those of large providers have a few KiB, most of it certificates.
 const DOCUMENT_BYTES_MAX: usize = 256 * 1024;
 
-/// How long a fetch may take in all. Shorter than `bind_timeout`, so that a client that waits for it gets an answer.
+/// How long a fetch may take in all. A check that waits for it ends at `check_timeout` if that is earlier.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A document as the provider sent it.
@@ -57,33 +54,17 @@ pub(super) trait Fetch: Send + Sync + 'static {
 /// The address of a document.
 pub(super) struct Address {
     uri: Uri,
-    client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
+    client: HttpClient<Empty<Bytes>>,
 }
 
 impl Address {
-    /// Trusts the certificate authorities of the system, or those in `SSL_CERT_FILE`.
-    pub(super) fn new(uri: Uri) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
-        let mut roots = RootCertStore::empty();
-        if uri.scheme_str() == Some("https") {
-            let found = rustls_native_certs::load_native_certs();
-            roots.add_parsable_certificates(found.certs);
-            if roots.is_empty() {
-                return Err(
-                    "this system has no certificate authorities to trust for jwt_jwks_url; install ca-certificates, \
-                            or name a file of them in the environment variable SSL_CERT_FILE"
-                        .into(),
-                );
-            }
-        }
-        let tls = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+    /// Trusts the certificate authorities of the system, or those in `SSL_CERT_FILE`. `setting` is whose address it is.
+    pub(super) fn new(uri: Uri, setting: &str) -> Result<Self, ReloadError> {
         // Of http, `Config::validate` has allowed nothing but loopback addresses.
-        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
+        let is_tls = uri.scheme_str() == Some("https");
+        let roots = if is_tls { https::roots(None, setting)? } else { RootCertStore::empty() };
         // Fetches are minutes apart, so that a connection that is kept would mostly be a dead one.
-        let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
-        Ok(Self { uri, client })
+        Ok(Self { uri, client: https::client(roots, 0)? })
     }
 }
 
@@ -100,8 +81,7 @@ impl Address {
         *request.uri_mut() = self.uri.clone();
         let headers = request.headers_mut();
         headers.insert(ACCEPT, http::HeaderValue::from_static("application/jwk-set+json, application/json"));
-        let agent = concat!("pushgate/", env!("CARGO_PKG_VERSION"));
-        headers.insert(USER_AGENT, http::HeaderValue::from_static(agent));
+        headers.insert(USER_AGENT, http::HeaderValue::from_static(https::USER_AGENT));
         let response = self.client.request(request).await.map_err(FetchError::Unreachable)?;
         match response.status() {
             StatusCode::OK => {}

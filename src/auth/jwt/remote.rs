@@ -4,7 +4,6 @@
 #[cfg(test)]
 mod tests;
 
-use std::error::Error;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +14,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::super::https::causes;
 use super::fetch::{Document, Fetch, FetchError, TIMEOUT};
 use super::keys::Keys;
 use crate::metrics::{FetchResult, Metrics, Task};
@@ -91,17 +91,6 @@ impl Remote {
         let _timed_out = tokio::time::timeout(patience, state.wait_for(|now| now.fetches > seen.fetches)).await;
         self.current()
     }
-}
-
-/// What is behind an error, such as a certificate that is not trusted.
-fn causes(error: &dyn Error) -> String {
-    let mut causes = Vec::new();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        causes.push(error.to_string());
-        cause = error.source();
-    }
-    causes.join(": ")
 }
 
 /// The task that fetches.
