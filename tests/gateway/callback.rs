@@ -10,8 +10,9 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
+use pushgate::proto::revoke_request::Tokens;
 use pushgate::proto::token_check_service_server::{TokenCheckService, TokenCheckServiceServer};
-use pushgate::proto::{CheckTokenRequest, CheckTokenResponse, EventPatterns};
+use pushgate::proto::{CheckTokenRequest, CheckTokenResponse, EventPatterns, RevokeRequest};
 use pushgate::{Config, HeaderNames, NonEmpty};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -45,6 +46,10 @@ impl Service {
             "endless" => (200, json!({ "user_id": "ann", "more": " ".repeat(65 * 1024) }).to_string()),
             "soon over" => (200, json!({ "user_id": "ann", "expires_at": now() + 2 }).to_string()),
             "mails" => (200, json!({ "user_id": "ann", "events": ["mail.*"], "more": 1 }).to_string()),
+            "stolen" => {
+                let body = json!({ "user_id": "ann", "token_id": "7", "issued_at": now() });
+                (200, body.to_string())
+            }
             user => (200, json!({ "user_id": user }).to_string()),
         };
         hyper::Response::builder().status(status).body(Full::new(body.into())).unwrap()
@@ -70,6 +75,10 @@ impl TokenCheckService for Service {
             "mails" => {
                 let events = Some(EventPatterns { patterns: vec!["mail.*".to_owned()] });
                 Ok(Response::new(CheckTokenResponse { events, ..response }))
+            }
+            "stolen" => {
+                let issued_at = Some(SystemTime::now().into());
+                Ok(Response::new(CheckTokenResponse { token_id: "7".to_owned(), issued_at, ..response }))
             }
             user => Ok(Response::new(CheckTokenResponse { user_id: user.to_owned(), ..response })),
         }
@@ -197,5 +206,31 @@ async fn the_expiry_that_a_service_gives_is_kept() {
         let gateway = gateway(&url, |config| config.bind_timeout = Duration::from_secs(1)).await;
         let mut phone = gateway.bind("soon over", "mail").await;
         assert_eq!(phone.closed().await, (4410, "token expired".to_owned()), "{url}");
+    }
+}
+
+#[tokio::test]
+async fn a_token_is_revoked_by_the_id_or_the_time_that_a_service_gives() {
+    let service = Service::default();
+    let (address, _serving) = serve(&service, ([127, 0, 0, 1], 0).into()).await;
+    for url in urls(address) {
+        let at = |time: SystemTime| Some(time.into());
+        let (hour_ago, soon) =
+            (SystemTime::now() - Duration::from_secs(3600), SystemTime::now() + Duration::from_secs(9));
+        for (tokens, issued_before, closed) in [
+            (Tokens::TokenId("8".to_owned()), None, 0),
+            (Tokens::TokenId("7".to_owned()), None, 1),
+            (Tokens::UserId("ann".to_owned()), at(hour_ago), 0),
+            (Tokens::UserId("ann".to_owned()), at(soon), 1),
+        ] {
+            let gateway = gateway(&url, |_| ()).await;
+            let mut phone = gateway.bind("stolen", "mail").await;
+            let request = RevokeRequest { tokens: Some(tokens), issued_before, ..RevokeRequest::default() };
+            assert_eq!(gateway.revoke(request).await.unwrap().closed, closed, "{url}");
+            if closed > 0 {
+                assert_eq!(phone.closed().await, (4401, "token revoked".to_owned()), "{url}");
+                assert_eq!(close_code(&gateway, "stolen", "mail").await, 4401, "an answer that is kept does not help");
+            }
+        }
     }
 }

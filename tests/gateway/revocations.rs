@@ -39,7 +39,7 @@ fn of_token(token_id: &str) -> RevokeRequest {
 }
 
 impl TestGateway {
-    async fn revoke(&self, request: RevokeRequest) -> Result<RevokeResponse, Status> {
+    pub(crate) async fn revoke(&self, request: RevokeRequest) -> Result<RevokeResponse, Status> {
         soon(admin(self).await.revoke(request)).await.map(tonic::Response::into_inner)
     }
 

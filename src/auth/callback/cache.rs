@@ -43,7 +43,7 @@ impl Cache {
 
     pub(super) fn keep(&self, question: &Question, answer: &Answer) {
         let (cache, age) = match answer {
-            Ok(Grant { expires_at, .. }) => (&self.granted, self.age.min(expires_at.map_or(self.age, left))),
+            Ok(Grant { identity, .. }) => (&self.granted, self.age.min(identity.expires_at.map_or(self.age, left))),
             Err(_) => (&self.refused, self.age.min(REFUSED_AGE_MAX)),
         };
         if age.is_zero() {
@@ -69,6 +69,7 @@ mod tests {
     use super::super::super::{Headers, Token};
     use super::super::question::Refused;
     use super::*;
+    use crate::auth::Identity;
     use crate::message::{Event, UserId};
 
     fn question(token: &str, event: &str) -> Question {
@@ -82,8 +83,10 @@ mod tests {
 
     fn grant(events: Option<&str>, expires_in: Option<u64>) -> Answer {
         Ok(Grant {
-            user_id: UserId::new("ann").expect("valid"),
-            expires_at: expires_in.map(|seconds| SystemTime::now() + Duration::from_secs(seconds)),
+            identity: Identity {
+                expires_at: expires_in.map(|seconds| SystemTime::now() + Duration::from_secs(seconds)),
+                ..Identity::new(UserId::new("ann").expect("valid"))
+            },
             events: events.map(|pattern| vec![wildmatch::WildMatch::new(pattern)]),
         })
     }

@@ -8,9 +8,9 @@ use tokio_rustls::rustls::RootCertStore;
 use tonic::Code;
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 
-use super::super::ReloadError;
 use super::super::https;
-use super::question::{Answer, NoAnswer, Question, Refused, grant};
+use super::super::{Identity, ReloadError};
+use super::question::{Answer, Grant, NoAnswer, Question, Refused, patterns, user};
 use super::{ANSWER_BYTES_MAX, Service};
 use crate::proto::token_check_service_client::TokenCheckServiceClient;
 use crate::proto::{CheckTokenRequest, HeaderValues};
@@ -63,8 +63,16 @@ impl Service for Grpc {
                 };
             }
         };
-        let malformed = NoAnswer::Malformed("expires_at is not a valid time");
-        let expires_at = response.expires_at.map(SystemTime::try_from).transpose().map_err(|_| malformed)?;
-        grant(response.user_id, expires_at, response.events.map(|events| events.patterns)).map(Ok)
+        let time = |time: Option<prost_types::Timestamp>| {
+            let malformed = NoAnswer::Malformed("expires_at or issued_at is not a valid time");
+            time.map(SystemTime::try_from).transpose().map_err(|_| malformed)
+        };
+        let identity = Identity {
+            expires_at: time(response.expires_at)?,
+            token_id: Some(response.token_id).filter(|token_id| !token_id.is_empty()),
+            issued_at: time(response.issued_at)?,
+            ..user(response.user_id)?
+        };
+        Ok(Ok(Grant { identity, events: response.events.map(|events| patterns(events.patterns)) }))
     }
 }

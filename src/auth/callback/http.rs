@@ -11,9 +11,9 @@ use http_body_util::{BodyExt, Full, Limited};
 use serde::{Deserialize, Serialize};
 use tokio_rustls::rustls::RootCertStore;
 
-use super::super::ReloadError;
 use super::super::https::{self, HttpClient};
-use super::question::{Answer, NoAnswer, Question, Refused, grant};
+use super::super::{Identity, ReloadError};
+use super::question::{Answer, Grant, NoAnswer, Question, Refused, patterns, user};
 use super::{ANSWER_BYTES_MAX, Service};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -37,6 +37,8 @@ struct Asked<'a> {
 struct Granted {
     user_id: String,
     expires_at: Option<f64>,
+    token_id: Option<String>,
+    issued_at: Option<f64>,
     events: Option<Vec<String>>,
 }
 
@@ -79,18 +81,18 @@ impl Service for Http {
     }
 }
 
-fn read(body: &[u8]) -> Result<super::question::Grant, NoAnswer> {
-    const EXPECTED: &str =
-        "it is not a JSON object with a text user_id and perhaps a number expires_at and a list of texts events";
-    let Granted { user_id, expires_at, events } =
+fn read(body: &[u8]) -> Result<Grant, NoAnswer> {
+    const EXPECTED: &str = "it is not a JSON object with a text user_id and perhaps numbers expires_at and issued_at, a text token_id and a \
+         list of texts events";
+    let Granted { user_id, expires_at, token_id, issued_at, events } =
         serde_json::from_slice(body).map_err(|_| NoAnswer::Malformed(EXPECTED))?;
-    let expires_at = expires_at.map(time).transpose()?;
-    grant(user_id, expires_at, events)
+    let (expires_at, issued_at) = (expires_at.map(time).transpose()?, issued_at.map(time).transpose()?);
+    Ok(Grant { identity: Identity { expires_at, token_id, issued_at, ..user(user_id)? }, events: events.map(patterns) })
 }
 
 /// A time in seconds since 1970, before the year 10000: a later one is usually in milliseconds.
 fn time(seconds: f64) -> Result<SystemTime, NoAnswer> {
     let since_1970 = Duration::try_from_secs_f64(seconds).ok().filter(|since| since.as_secs() < 253_402_300_800);
-    let malformed = NoAnswer::Malformed("expires_at is not a time in seconds since 1970");
+    let malformed = NoAnswer::Malformed("expires_at or issued_at is not a time in seconds since 1970");
     Ok(SystemTime::UNIX_EPOCH + since_1970.ok_or(malformed)?)
 }

@@ -1,7 +1,6 @@
 //! What a service is asked about a token, and what it answers.
 
 use std::net::IpAddr;
-use std::time::SystemTime;
 
 use aws_lc_rs::digest::{Context, SHA256};
 use wildmatch::WildMatch;
@@ -67,8 +66,7 @@ pub(super) type Answer = Result<Grant, Refused>;
 /// The token is good.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Grant {
-    pub(super) user_id: UserId,
-    pub(super) expires_at: Option<SystemTime>,
+    pub(super) identity: Identity,
     /// The patterns of the events that the client may bind. `None` if the answer is for the event of the question alone.
     pub(super) events: Option<Vec<WildMatch>>,
 }
@@ -88,9 +86,7 @@ pub(super) fn identity(answer: &Answer, event: &Event) -> Result<Identity, Token
         Ok(Grant { events: Some(patterns), .. }) if !patterns.iter().any(|pattern| pattern.matches(event.as_str())) => {
             Err(TokenError::NotAllowed)
         }
-        Ok(Grant { user_id, expires_at, .. }) => {
-            Ok(Identity { expires_at: *expires_at, ..Identity::new(user_id.clone()) })
-        }
+        Ok(Grant { identity, .. }) => Ok(identity.clone()),
         Err(Refused::Token) => Err(TokenError::Refused),
         Err(Refused::Event) => Err(TokenError::NotAllowed),
     }
@@ -122,13 +118,13 @@ impl NoAnswer {
     }
 }
 
-/// Reads the parts of a grant, which are the same in JSON and gRPC.
-pub(super) fn grant(
-    user_id: String,
-    expires_at: Option<SystemTime>,
-    events: Option<Vec<String>>,
-) -> Result<Grant, NoAnswer> {
+/// Reads the user id of a grant, which has the same limits in JSON and gRPC.
+pub(super) fn user(user_id: String) -> Result<Identity, NoAnswer> {
     let user_id = UserId::new(user_id).map_err(|_| NoAnswer::Malformed("user_id is not a text of 1 to 4096 bytes"))?;
-    let events = events.map(|patterns| patterns.iter().map(|pattern| WildMatch::new(pattern)).collect());
-    Ok(Grant { user_id, expires_at, events })
+    Ok(Identity::new(user_id))
+}
+
+/// The same for its patterns of events.
+pub(super) fn patterns(events: Vec<String>) -> Vec<WildMatch> {
+    events.iter().map(|pattern| WildMatch::new(pattern)).collect()
 }

@@ -31,7 +31,7 @@ impl Service for Arc<Slow> {
         match question.token.expose() {
             "odd" => Err(NoAnswer::Status(::http::StatusCode::BAD_REQUEST)),
             _ if self.is_away.load(Ordering::Relaxed) => Err(NoAnswer::Code(tonic::Code::Unavailable)),
-            token => Ok(Ok(question::Grant { user_id: UserId::new(token).unwrap(), expires_at: None, events: None })),
+            token => Ok(Ok(question::Grant { identity: Identity::new(UserId::new(token).unwrap()), events: None })),
         }
     }
 }
