@@ -318,7 +318,7 @@ mod tests {
                 "jwt_algorithms" => "RS256, EdDSA",
                 "jwt_issuer" | "jwt_audience" => "https://one, https://two",
                 "jwt_user_claim" | "jwt_events_claim" => "https://claims/one",
-                "request_bodies_bytes_max" => "9000000",
+                "request_bodies_bytes_max" | "queued_total_bytes_max" => "9000000",
                 "listen_health" | "proxy_protocol" | "token_in_url" => "true",
                 name if name.contains("tls_") => "/some/file",
                 name if name.starts_with("insecure_") => "true",
