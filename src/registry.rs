@@ -156,6 +156,16 @@ impl Registry {
         told
     }
 
+    /// Tells every connection to go for a while: its session may come back.
+    pub(crate) fn send_away(&self) {
+        self.stop_all(Stop::SentAway);
+    }
+
+    /// The same, in random order and spread evenly over the period.
+    pub(crate) async fn send_away_over(&self, period: Duration) {
+        self.stop_over(period, Stop::SentAway).await;
+    }
+
     /// Tells the open connections to end, in random order and spread evenly over `period`. Ends early once none is open.
     ///
     /// Each look tells a connection with the same chance as the look's share of the time that was left. So nothing is

@@ -7,7 +7,6 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::info;
 
 use crate::auth::PushScope;
-use crate::handle::Stop;
 
 use super::{AdminError, Audit, Gateway};
 
@@ -99,10 +98,10 @@ impl Gateway {
         let connections = registry.len() as u64;
         info!(connections, period = %humantime::format_duration(period), "draining");
         if period.is_zero() {
-            registry.stop_all(Stop::SentAway);
+            registry.send_away();
         } else {
             let registry = registry.clone();
-            let drain = async move { registry.stop_over(period, Stop::SentAway).await };
+            let drain = async move { registry.send_away_over(period).await };
             *task = Some(AbortOnDropHandle::new(tokio::spawn(drain)));
         }
         Ok(Drained { was_draining, connections })
