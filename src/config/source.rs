@@ -301,6 +301,7 @@ mod tests {
                 "listen" | "control_listen" => "127.0.0.1:4000",
                 "ws_path" | "push_path" => "/somewhere",
                 "page" => "on",
+                "connection_age_max" => "7h",
                 "public_ws_url" => "wss://push.example.com/ws",
                 "origins_allowed" => "https://app.example.com, *.example.org",
                 "proxies_trusted" => "10.0.0.0/8, 2001:db8::/32",
