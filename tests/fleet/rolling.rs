@@ -123,6 +123,7 @@ fn peak_over_mean(handshakes: &[Instant], window: Duration) -> Option<f64> {
     for handshake in handshakes {
         counts[(handshake.duration_since(*first).as_secs_f64() / window.as_secs_f64()) as usize] += 1;
     }
+    println!("new handshakes in each tenth of the drain period: {counts:?}");
     let most = counts.into_iter().max()?;
     Some(f64::from(most) / (handshakes.len() as f64 / windows))
 }
