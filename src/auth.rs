@@ -6,6 +6,7 @@ mod headers;
 mod https;
 mod jwt;
 mod method;
+mod push_jwt;
 mod push_keys;
 mod rate;
 mod token_file;
@@ -26,6 +27,7 @@ use crate::shares::Payer;
 pub(crate) use callback::TokenCallback;
 pub(crate) use deadline::Deadline;
 pub(crate) use method::Method;
+pub(crate) use push_jwt::PushJwt;
 
 pub use headers::Headers;
 pub use jwt::{JwtAuthenticator, JwtGrant, JwtProblem};
@@ -310,8 +312,11 @@ impl PushScope {
     #[must_use]
     pub fn patterns<S: AsRef<str>>(name: &str, users: &[S], events: &[S]) -> Self {
         let compile = |patterns: &[S]| patterns.iter().map(|pattern| WildMatch::new(pattern.as_ref())).collect();
-        let patterns = Patterns { users: compile(users), events: compile(events) };
-        Self::of(name, Rule::Patterns(Arc::new(patterns)))
+        Self::matching(name, compile(users), compile(events))
+    }
+
+    fn matching(name: &str, users: Vec<WildMatch>, events: Vec<WildMatch>) -> Self {
+        Self::of(name, Rule::Patterns(Arc::new(Patterns { users, events })))
     }
 
     /// Allows what the rule allows. The user is `None` for a broadcast. The event is `None` when the caller drops all
@@ -417,6 +422,12 @@ pub enum PushRefused {
     /// The caller sent no API key, or an unknown one, and presented no certificate that is known.
     #[error("no API key, or one that is not known")]
     Unauthenticated,
+    /// The caller's token has expired.
+    #[error("the token has expired")]
+    TokenExpired,
+    /// The caller's token is not good for another reason.
+    #[error("the token is refused")]
+    TokenRefused,
     /// The check could not be made.
     #[error("push check unavailable")]
     Unavailable,

@@ -252,9 +252,16 @@ fn check_files(loaded: &Loaded) -> Result<(), InvalidFiles> {
     // Not with a `jwt_jwks_url`, which would be fetched.
     let jwt_keys =
         loaded.config.jwt_keys_file.as_ref().and_then(|_| JwtAuthenticator::from_config(&loaded.config).err());
+    let push_jwt_keys =
+        loaded.config.push_jwt_keys_file.as_ref().and_then(|_| JwtAuthenticator::of_callers(&loaded.config).err());
     let tls = Server::check_tls(&loaded.config).err();
     let tls = tls.iter().flat_map(InvalidTls::mistakes).map(|mistake| (mistake.setting(), mistake.error()));
-    let files = [("tokens_file", &tokens), ("jwt_keys_file", &jwt_keys), ("push_keys_file", &keys)];
+    let files = [
+        ("tokens_file", &tokens),
+        ("jwt_keys_file", &jwt_keys),
+        ("push_keys_file", &keys),
+        ("push_jwt_keys_file", &push_jwt_keys),
+    ];
     let errors: Vec<_> = files
         .into_iter()
         .filter_map(|(name, error)| Some((name, error.as_ref()?)))

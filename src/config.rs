@@ -16,6 +16,7 @@ pub use address::Address;
 pub(crate) use address::UNIX_PEER;
 pub(crate) use callback::Callback;
 pub use callback::HeaderNames;
+pub(crate) use jwt::JwtSettings;
 pub use jwt::{JwtAlgorithm, JwtAlgorithms, NonEmpty, OneOf};
 pub use networks::Networks;
 pub(crate) use origins::Origin;
@@ -198,11 +199,38 @@ settings! {
     token_callback_concurrency_max: usize = 64;
     /// A TOML file of push API keys. Without it, everyone who reaches the push doors may push. SIGHUP reads it again.
     push_keys_file: Option<PathBuf> = None;
+    /// A file of keys, with which callers' tokens are checked as JWTs, in the formats of `jwt_keys_file`. SIGHUP reads it
+    /// again. A caller shows its token like a key. What does not look like a JWT is checked with `push_keys_file`, which
+    /// may be set as well. A request is checked when it begins: a PushStream may go on after the token's `exp`.
+    push_jwt_keys_file: Option<PathBuf> = None;
+    /// The https address of a JWKS document for callers' tokens, instead of `push_jwt_keys_file`. It is fetched like that
+    /// of `jwt_jwks_url`.
+    push_jwt_jwks_url: Option<NonEmpty> = None;
+    /// The algorithms that may sign a caller's JWT, as in `jwt_algorithms`.
+    push_jwt_algorithms: JwtAlgorithms = JwtAlgorithms::default();
+    /// The issuer that a caller's JWT must have in `iss`, or several, separated by commas. Without it, `iss` is not checked.
+    push_jwt_issuer: Option<OneOf> = None;
+    /// The audience that a caller's JWT must have in `aud`, or several, separated by commas. Without it, a JWT that has an
+    /// audience is refused.
+    push_jwt_audience: Option<OneOf> = None;
+    /// The claim of a caller's JWT that holds its name: a text, or a whole number. The name is in logs, and callers of one
+    /// name share what one caller may use up.
+    push_jwt_name_claim: String = "sub".to_owned();
+    /// The claim of a caller's JWT that holds the users whom it may push to: a list of patterns, or a text of patterns
+    /// separated by spaces. A JWT without the claim may push to nobody. Without this setting, every JWT may push to
+    /// everybody.
+    push_jwt_users_claim: Option<NonEmpty> = None;
+    /// The same for the events that it may push.
+    push_jwt_events_claim: Option<NonEmpty> = None;
+    /// The same for the methods that it may call, by their names: "push", "batch", "stream", "broadcast" and "drop".
+    push_jwt_methods_claim: Option<NonEmpty> = None;
+    /// How far the clocks of the gateway and of the issuer of callers' JWTs may be apart.
+    push_jwt_leeway: Duration = Duration::from_secs(30);
     /// Allows `listen` to be something other than a loopback address without `tokens_file`, `jwt_keys_file`, `jwt_jwks_url`
     /// or `token_callback_url`. Any client may then be any user.
     insecure_token_is_user: bool = false;
-    /// Allows the push doors to be on something other than a loopback address without `push_keys_file`. Anyone may then
-    /// push.
+    /// Allows the push doors to be on something other than a loopback address without `push_keys_file`, `push_jwt_keys_file`
+    /// or `push_jwt_jwks_url`. Anyone may then push.
     insecure_open_push: bool = false;
     /// Serves `/metrics` without an API key. Otherwise it asks for one if pushes need one. Any key is enough, whatever it
     /// may push.
@@ -719,14 +747,15 @@ impl Config {
         if push_check == Check::Stock
             && !control.is_loopback()
             && self.push_keys_file.is_none()
+            && !self.push_jwt().is_on()
             && self.control_tls_client_ca_file.is_none()
             && !self.insecure_open_push
         {
             mistakes.push(Mistake::new(
                 if self.control_listen.is_some() { "control_listen" } else { "listen" },
                 control.to_string(),
-                "is not a loopback address, and without push authorization anyone could push; set push_keys_file or, for \
-                 control_listen, control_tls_client_ca_file, or set insecure_open_push = true if that is meant",
+                "is not a loopback address, and without push authorization anyone could push; set push_keys_file, \
+                 push_jwt_keys_file or push_jwt_jwks_url or, for control_listen, control_tls_client_ca_file, or set insecure_open_push = true if that is meant",
             ));
         }
         mistakes
@@ -890,6 +919,8 @@ mod tests {
         assert_eq!(mistaken(|config| (config.listen, config.tokens_file) = (open(), Some(named.into()))), ["listen"]);
         assert_eq!(mistaken(|config| (config.listen, config.jwt_keys_file) = (open(), Some(named.into()))), ["listen"]);
         let provider = || NonEmpty::new("https://id.example.com/jwks.json");
+        let callers = mistaken(|config| (config.control_listen, config.push_jwt_jwks_url) = (Some(open()), provider()));
+        assert!(callers.is_empty(), "{callers:?}");
         assert_eq!(mistaken(|config| (config.listen, config.jwt_jwks_url) = (open(), provider())), ["listen"]);
         assert_eq!(
             mistaken(|config| (config.listen, config.push_keys_file) = (open(), Some(named.into()))),

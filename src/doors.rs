@@ -26,6 +26,10 @@ pub(crate) type RequestBody = Either<Full<Bytes>, Body>;
 pub(crate) enum Refusal {
     #[error("no API key, or one that is not known")]
     Unauthenticated,
+    #[error("the token has expired")]
+    TokenExpired,
+    #[error("the token is refused; the gateway's log says why at level debug")]
+    TokenRefused,
     #[error("the API key may not call this method")]
     NotForMethod,
     #[error(
@@ -56,7 +60,7 @@ impl Refusal {
     /// The same as a gRPC code, which the JSON door's answers have too.
     pub(crate) fn code(self) -> Code {
         match self {
-            Self::Unauthenticated => Code::Unauthenticated,
+            Self::Unauthenticated | Self::TokenExpired | Self::TokenRefused => Code::Unauthenticated,
             Self::NotForMethod | Self::NotAdmin => Code::PermissionDenied,
             Self::CheckUnavailable | Self::Draining => Code::Unavailable,
             Self::Overloaded | Self::TooManyBytes | Self::TooLarge { .. } => Code::ResourceExhausted,
@@ -72,7 +76,7 @@ impl Refusal {
 impl From<Refusal> for PushResult {
     fn from(refusal: Refusal) -> Self {
         match refusal {
-            Refusal::Unauthenticated => Self::Unauthenticated,
+            Refusal::Unauthenticated | Refusal::TokenExpired | Refusal::TokenRefused => Self::Unauthenticated,
             Refusal::NotForMethod | Refusal::NotAdmin => Self::PermissionDenied,
             Refusal::CheckUnavailable => Self::CheckUnavailable,
             Refusal::Overloaded | Refusal::TooManyBytes => Self::Overloaded,

@@ -91,7 +91,9 @@ pub(crate) struct Metrics {
     pub(crate) token_callback_circuit_open: Gauge,
     pub(crate) token_callback_seconds: Histogram,
     pub(crate) jwks_fetches: Counters<JwksLabels>,
-    pub(crate) jwks_age_seconds: Gauge,
+    pub(crate) push_jwks_fetches: Counters<JwksLabels>,
+    jwks_age_seconds: Gauge,
+    push_jwks_age_seconds: Gauge,
     pub(crate) push_seconds: Histogram,
     pub(crate) delivery_seconds: Histogram,
     pub(crate) ack_seconds: Histogram,
@@ -180,6 +182,8 @@ pub(crate) enum RefusedReason {
 pub(crate) enum ReadRefusal {
     NoKey,
     UnknownKey,
+    ExpiredToken,
+    BadToken,
     CheckUnavailable,
     /// Too many checks are in progress.
     Overloaded,
@@ -236,6 +240,23 @@ pub(crate) enum ResumeResult {
     Gap,
     /// The session is no longer known.
     Unknown,
+}
+
+/// Whose tokens are checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    Clients,
+    Callers,
+}
+
+impl Side {
+    /// The setting that says where the keys for its tokens are published.
+    pub(crate) fn jwks_setting(self) -> &'static str {
+        match self {
+            Self::Clients => "jwt_jwks_url",
+            Self::Callers => "push_jwt_jwks_url",
+        }
+    }
 }
 
 /// The result of fetching the keys that check JWTs.
@@ -329,7 +350,7 @@ macro_rules! labelled {
 labelled! {
     Listener: All Clients Control;
     RefusedReason: Full FullForAddress NotAProxy NoProxyHeader;
-    ReadRefusal: NoKey UnknownKey CheckUnavailable Overloaded;
+    ReadRefusal: NoKey UnknownKey ExpiredToken BadToken CheckUnavailable Overloaded;
     Door: Json Grpc Library;
     PushResult:
         Accepted Unmatched Held Dropped Invalid Unauthenticated PermissionDenied RateLimited TooLarge
@@ -513,7 +534,9 @@ impl Metrics {
             token_callback_circuit_open: Gauge::default(),
             token_callback_seconds: Histogram::default(),
             jwks_fetches: Counters::default(),
+            push_jwks_fetches: Counters::default(),
             jwks_age_seconds: Gauge::default(),
+            push_jwks_age_seconds: Gauge::default(),
             push_seconds: Histogram::default(),
             delivery_seconds: Histogram::default(),
             ack_seconds: Histogram::default(),
@@ -708,6 +731,17 @@ impl Metrics {
             Unit::Seconds,
             self.jwks_age_seconds.clone(),
         );
+        registry.register(
+            "push_jwks_fetches",
+            "Fetches of push_jwt_jwks_url, by result",
+            self.push_jwks_fetches.clone(),
+        );
+        registry.register_with_unit(
+            "push_jwks_age",
+            "Time since push_jwt_jwks_url was last fetched with success, or since the start; 0 without that setting",
+            Unit::Seconds,
+            self.push_jwks_age_seconds.clone(),
+        );
         registry.register_with_unit(
             "push",
             "Time from a push's arrival in the gateway to its outcome",
@@ -809,8 +843,20 @@ impl Metrics {
         self.check_timeouts.of(&CheckLabels { check }).inc();
     }
 
-    pub(crate) fn fetched_jwks(&self, result: FetchResult) {
-        self.jwks_fetches.of(&JwksLabels { result }).inc();
+    pub(crate) fn fetched_jwks(&self, side: Side, result: FetchResult) {
+        let fetches = match side {
+            Side::Clients => &self.jwks_fetches,
+            Side::Callers => &self.push_jwks_fetches,
+        };
+        fetches.of(&JwksLabels { result }).inc();
+    }
+
+    /// The age of the keys for the tokens of one side.
+    pub(crate) fn jwks_age(&self, side: Side) -> &Gauge {
+        match side {
+            Side::Clients => &self.jwks_age_seconds,
+            Side::Callers => &self.push_jwks_age_seconds,
+        }
     }
 
     pub(crate) fn refused_as_revoked(&self, reason: RevokedBy) {

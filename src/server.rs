@@ -1,6 +1,7 @@
 //! Listeners, and the life of a server: bind, run, and stop in order.
 
 mod accept;
+mod callers;
 mod client;
 mod forwarded;
 mod health;
@@ -39,8 +40,8 @@ use tower::util::BoxCloneSyncService;
 use tracing::{debug, info, warn};
 
 use crate::auth::{
-    Deadline, JwtAuthenticator, OpenAdmin, OpenPush, PushAuthorizer, PushKeys, ReloadError, TokenAuthenticator,
-    TokenCallback, TokenFile, TokenIsUser,
+    Deadline, JwtAuthenticator, OpenAdmin, OpenPush, PushAuthorizer, PushJwt, PushKeys, ReloadError,
+    TokenAuthenticator, TokenCallback, TokenFile, TokenIsUser,
 };
 use crate::binder::{BindLimits, Binder};
 use crate::config::{Address, Check, Config, Invalid, Page};
@@ -61,6 +62,7 @@ use crate::sessions::{self, Sessions};
 use crate::shares::Shares;
 
 use accept::{Http, Port};
+use callers::Callers;
 use client::Client;
 use health::Health;
 use readers::Readers;
@@ -165,7 +167,7 @@ impl ServerBuilder {
         self
     }
 
-    /// Checks pushes with this instead of `push_keys_file`.
+    /// Checks pushes with this instead of what the settings say.
     #[must_use]
     pub fn push_authorizer(mut self, authorizer: impl PushAuthorizer) -> Self {
         self.push_authorizer = Some(Arc::new(authorizer));
@@ -210,11 +212,9 @@ impl ServerBuilder {
             Some(own) => own,
             None => token_authenticator(&self.config, &metrics)?,
         };
-        let push_authorizer = match (self.push_authorizer, &self.config.push_keys_file) {
-            (Some(own), _) => own,
-            (None, Some(path)) => Arc::new(PushKeys::open(path)?),
-            (None, None) if self.config.control_address().is_loopback() => Arc::new(OpenAdmin),
-            (None, None) => Arc::new(OpenPush),
+        let push_authorizer = match self.push_authorizer {
+            Some(own) => own,
+            None => push_authorizer(&self.config, &metrics)?,
         };
         let serves = if self.config.control_listen.is_some() { Serves::Clients } else { Serves::All };
         tls::check(&self.config)?;
@@ -260,13 +260,25 @@ fn token_authenticator(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<dy
     if let Some(callback) = TokenCallback::from_config(config, metrics)? {
         return Ok(Arc::new(callback));
     }
-    if let Some(jwt) = JwtAuthenticator::with_metrics(config, Some(metrics.clone()))? {
+    if let Some(jwt) = JwtAuthenticator::open(&config.jwt(), metrics::Side::Clients, Some(metrics.clone()))? {
         return Ok(Arc::new(jwt));
     }
     match &config.tokens_file {
         Some(path) => Ok(Arc::new(TokenFile::open(path)?)),
         None => Ok(Arc::new(TokenIsUser)),
     }
+}
+
+/// The push check that the settings ask for.
+fn push_authorizer(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<dyn PushAuthorizer>, ReloadError> {
+    let keys = config.push_keys_file.as_ref().map(PushKeys::open).transpose()?;
+    let jwt = JwtAuthenticator::open(&config.push_jwt(), metrics::Side::Callers, Some(metrics.clone()))?;
+    Ok(match (jwt, keys) {
+        (Some(jwt), keys) => Arc::new(PushJwt::new(jwt, keys)),
+        (None, Some(keys)) => Arc::new(keys),
+        (None, None) if config.control_address().is_loopback() => Arc::new(OpenAdmin),
+        (None, None) => Arc::new(OpenPush),
+    })
 }
 
 /// An address that is listened on.
@@ -386,6 +398,7 @@ impl Server {
             Page::Auto => control_address.is_loopback(),
         };
         let sockets = TaskTracker::new();
+        let callers = Arc::new(Callers::new(&gateway));
         let router = Router {
             websocket: WebSocketDoor::new(
                 rooms.registry.clone(),
@@ -403,12 +416,12 @@ impl Server {
                 }),
                 sockets.clone(),
             ),
-            push: stack::PushStack::new(&gateway),
+            push: stack::PushStack::new(&gateway, callers.clone()),
             health: HealthServer::new(Health::new(gateway.readiness()))
                 .accept_compressed(CompressionEncoding::Gzip)
                 .accept_compressed(CompressionEncoding::Zstd),
             reflection: reflection(),
-            readers: Readers::new(gateway.clone()),
+            readers: Readers::new(gateway.clone(), callers),
             client: Client::new(),
             page: page.then(|| page::page(&rooms.config, address.ip_address(), control_address.ip_address())),
             scrapes: Scrapes::default(),

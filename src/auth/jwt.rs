@@ -16,8 +16,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use async_trait::async_trait;
 
 use super::{BindAttempt, Identity, ReloadError, TokenAuthenticator, TokenError};
-use crate::config::Config;
-use crate::metrics::Metrics;
+use crate::config::{Config, JwtSettings};
+use crate::metrics::{Metrics, Side};
 use fetch::Address;
 use keys::Keys;
 use remote::Remote;
@@ -57,18 +57,30 @@ impl JwtAuthenticator {
     /// `jwt_keys_file` cannot be read, or holds no key that can be used. A `jwt_jwks_url` that cannot be fetched is no
     /// error: the provider may come back.
     pub fn from_config(config: &Config) -> Result<Option<Self>, ReloadError> {
-        Self::with_metrics(config, None)
+        Self::open(&config.jwt(), Side::Clients, None)
     }
 
-    pub(crate) fn with_metrics(config: &Config, metrics: Option<Arc<Metrics>>) -> Result<Option<Self>, ReloadError> {
-        let rules = Rules::new(config);
-        let keys = if let Some(path) = &config.jwt_keys_file {
+    /// The same for the tokens of callers, with the settings that begin with `push_jwt_`.
+    ///
+    /// # Errors
+    /// As for [`JwtAuthenticator::from_config`].
+    pub fn of_callers(config: &Config) -> Result<Option<Self>, ReloadError> {
+        Self::open(&config.push_jwt(), Side::Callers, None)
+    }
+
+    pub(crate) fn open(
+        settings: &JwtSettings<'_>,
+        side: Side,
+        metrics: Option<Arc<Metrics>>,
+    ) -> Result<Option<Self>, ReloadError> {
+        let rules = Rules::new(settings);
+        let keys = if let Some(path) = settings.keys_file {
             let keys = RwLock::new(Arc::new(read(path, &rules)?));
-            Source::File(KeysFile { path: path.clone(), keys })
-        } else if let Some(url) = &config.jwt_jwks_url {
+            Source::File(KeysFile { path: path.to_owned(), keys })
+        } else if let Some(url) = settings.jwks_url {
             let uri = url.as_str().parse().map_err(|error| ReloadError::Other(Box::new(error)))?;
-            let address = Address::new(uri, "jwt_jwks_url")?;
-            Source::Remote(Remote::start(address, rules.algorithms().to_vec(), metrics))
+            let address = Address::new(uri, side.jwks_setting())?;
+            Source::Remote(Remote::start(address, rules.algorithms().to_vec(), side, metrics))
         } else {
             return Ok(None);
         };

@@ -17,6 +17,18 @@ impl Method {
     /// The default for a key: everything.
     pub(super) const ALL: [Self; 5] = [Self::Push, Self::Batch, Self::Stream, Self::Broadcast, Self::Drop];
 
+    /// The method with this name in settings and claims.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "push" => Self::Push,
+            "batch" => Self::Batch,
+            "stream" => Self::Stream,
+            "broadcast" => Self::Broadcast,
+            "drop" => Self::Drop,
+            _ => return None,
+        })
+    }
+
     /// The method with this name in the gRPC service.
     pub(crate) fn of_grpc(name: &str) -> Option<Self> {
         Some(match name {

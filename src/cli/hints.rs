@@ -12,6 +12,7 @@ pub(super) struct Hints {
     /// What to use for a token, and where it comes from, if tokens are checked.
     token_source: Option<String>,
     push_keys_file: Option<PathBuf>,
+    has_push_jwt: bool,
     /// Whether each of the two addresses speaks TLS.
     clients_tls: bool,
     control_tls: bool,
@@ -29,11 +30,12 @@ impl Hints {
             push_path: config.push_path.clone(),
             token_source: token_source(config),
             push_keys_file: config.push_keys_file.clone(),
+            has_push_jwt: config.push_jwt_keys_file.is_some() || config.push_jwt_jwks_url.is_some(),
         }
     }
 
     pub(super) fn text(&self, server: &Server) -> String {
-        let Self { ws_path, push_path, token_source, push_keys_file, clients_tls, control_tls } = self;
+        let Self { ws_path, push_path, token_source, push_keys_file, has_push_jwt, clients_tls, control_tls } = self;
         let addresses = [server.address(), server.control_address()];
         if addresses.iter().any(|address| matches!(address, Address::Unix(_))) {
             // No commands are suggested, because not every program can reach a Unix socket.
@@ -45,8 +47,11 @@ impl Hints {
         let control = format!("{http}://{}", server.control_addr());
         let program = program();
         let (token, user) = if token_source.is_some() { ("TOKEN", "USER") } else { ("ann", "ann") };
-        let (flag, header) =
-            if push_keys_file.is_some() { (" --key KEY", " -H 'x-api-key: KEY'") } else { Default::default() };
+        let (flag, header) = if push_keys_file.is_some() || *has_push_jwt {
+            (" --key KEY", " -H 'x-api-key: KEY'")
+        } else {
+            Default::default()
+        };
         let mut text = format!(
             "pushgate is up. Clients: {clients}{ws_path}   Services: {control} (gRPC and JSON)\n\
              Try, in another terminal:\n  \
@@ -57,8 +62,13 @@ impl Hints {
         if let Some(source) = token_source {
             text.push_str(&format!("TOKEN is {source}, and USER is its user.\n"));
         }
-        if let Some(file) = push_keys_file {
-            text.push_str(&format!("KEY is one of the keys in {}.\n", file.display()));
+        match push_keys_file {
+            Some(file) if *has_push_jwt => {
+                text.push_str(&format!("KEY is a JWT, or one of the keys in {}.\n", file.display()));
+            }
+            Some(file) => text.push_str(&format!("KEY is one of the keys in {}.\n", file.display())),
+            None if *has_push_jwt => text.push_str("KEY is a JWT.\n"),
+            None => {}
         }
         if server.has_page() {
             text.push_str(&format!("Or open {control}/ in a browser.\n"));

@@ -1,6 +1,7 @@
 //! The kinds of settings for tokens that are JWTs, and which settings of the token check go together.
 
 use std::fmt;
+use std::path::Path;
 
 use super::value::{Value, quoted};
 use super::{Config, Mistake};
@@ -214,40 +215,122 @@ impl Config {
                 mistake(other, &expected);
             }
         }
-        if !self.jwt_algorithms.are_of_one_kind() {
+        if self.push_jwt_keys_file.is_some() && self.push_jwt_jwks_url.is_some() {
+            mistake("push_jwt_jwks_url", "cannot be set together with push_jwt_keys_file; leave one out");
+        }
+        mistakes.extend([self.jwt(), self.push_jwt()].iter().flat_map(|settings| self.jwt_mistakes(settings)));
+        mistakes
+    }
+
+    /// The settings for clients' tokens.
+    pub(crate) fn jwt(&self) -> JwtSettings<'_> {
+        JwtSettings {
+            prefix: "jwt_",
+            keys_file: self.jwt_keys_file.as_deref(),
+            jwks_url: self.jwt_jwks_url.as_ref(),
+            algorithms: &self.jwt_algorithms,
+            issuer: self.jwt_issuer.as_ref(),
+            audience: self.jwt_audience.as_ref(),
+            subject: ("user_claim", &self.jwt_user_claim),
+            users_claim: None,
+            events_claim: self.jwt_events_claim.as_ref(),
+            methods_claim: None,
+            leeway: self.jwt_leeway,
+        }
+    }
+
+    /// The settings for callers' tokens.
+    pub(crate) fn push_jwt(&self) -> JwtSettings<'_> {
+        JwtSettings {
+            prefix: "push_jwt_",
+            keys_file: self.push_jwt_keys_file.as_deref(),
+            jwks_url: self.push_jwt_jwks_url.as_ref(),
+            algorithms: &self.push_jwt_algorithms,
+            issuer: self.push_jwt_issuer.as_ref(),
+            audience: self.push_jwt_audience.as_ref(),
+            subject: ("name_claim", &self.push_jwt_name_claim),
+            users_claim: self.push_jwt_users_claim.as_ref(),
+            events_claim: self.push_jwt_events_claim.as_ref(),
+            methods_claim: self.push_jwt_methods_claim.as_ref(),
+            leeway: self.push_jwt_leeway,
+        }
+    }
+
+    /// The mistakes in how the tokens of one side are checked.
+    fn jwt_mistakes(&self, settings: &JwtSettings<'_>) -> Vec<Mistake> {
+        let prefix = settings.prefix;
+        let mut mistakes = Vec::new();
+        let mut mistake = |name: &str, expected: &str| {
+            let name = format!("{prefix}{name}");
+            mistakes.push(Mistake::new(&name, self.show(&name).unwrap_or_default(), expected));
+        };
+        if !settings.algorithms.are_of_one_kind() {
             let expected = "must not have HS256, HS384 or HS512 beside others: whoever knows a public key could sign \
                             tokens with it as if it were a secret";
-            mistake("jwt_algorithms", expected);
+            mistake("algorithms", expected);
         }
-        if self.jwt_user_claim.is_empty() {
-            mistake("jwt_user_claim", "must not be empty; leave it out for sub");
+        let (subject, claim) = settings.subject;
+        if claim.is_empty() {
+            mistake(subject, "must not be empty; leave it out for sub");
         }
         // Beyond this, what was added to `exp` would no longer be a difference of clocks.
-        if self.jwt_leeway > std::time::Duration::from_secs(3600) {
-            mistake("jwt_leeway", "must be at most 1h");
+        if settings.leeway > std::time::Duration::from_secs(3600) {
+            mistake("leeway", "must be at most 1h");
         }
-        if let Some(url) = &self.jwt_jwks_url {
+        if let Some(url) = settings.jwks_url {
             if !is_trustworthy(url.as_str()) {
                 let expected = "must be an https:// address without user or fragment, or http:// on a loopback address: \
                                 whoever could change the answer on its way could sign tokens";
-                mistake("jwt_jwks_url", expected);
+                mistake("jwks_url", expected);
             }
-            if self.jwt_algorithms.0.iter().any(|algorithm| algorithm.is_hmac()) {
-                mistake("jwt_algorithms", "must not have HMAC with jwt_jwks_url: what is published is not a secret");
+            if settings.algorithms.0.iter().any(|algorithm| algorithm.is_hmac()) {
+                mistake(
+                    "algorithms",
+                    &format!("must not have HMAC with {prefix}jwks_url: what is published is not a secret"),
+                );
             }
         }
-        if self.jwt_keys_file.is_none() && self.jwt_jwks_url.is_none() {
+        if !settings.is_on() {
             for (name, is_set) in [
-                ("jwt_issuer", self.jwt_issuer.is_some()),
-                ("jwt_audience", self.jwt_audience.is_some()),
-                ("jwt_events_claim", self.jwt_events_claim.is_some()),
+                ("issuer", settings.issuer.is_some()),
+                ("audience", settings.audience.is_some()),
+                ("users_claim", settings.users_claim.is_some()),
+                ("events_claim", settings.events_claim.is_some()),
+                ("methods_claim", settings.methods_claim.is_some()),
             ] {
                 if is_set {
-                    mistake(name, "limits nothing, because no JWT is checked; set jwt_keys_file or jwt_jwks_url");
+                    let expected =
+                        format!("limits nothing, because no JWT is checked; set {prefix}keys_file or {prefix}jwks_url");
+                    mistake(name, &expected);
                 }
             }
         }
         mistakes
+    }
+}
+
+/// The settings for the JWTs of one side: of clients, or of callers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct JwtSettings<'a> {
+    /// What the names of the settings begin with.
+    pub(crate) prefix: &'static str,
+    pub(crate) keys_file: Option<&'a Path>,
+    pub(crate) jwks_url: Option<&'a NonEmpty>,
+    pub(crate) algorithms: &'a JwtAlgorithms,
+    pub(crate) issuer: Option<&'a OneOf>,
+    pub(crate) audience: Option<&'a OneOf>,
+    /// The setting of the claim that says who somebody is, and that claim.
+    pub(crate) subject: (&'static str, &'a str),
+    pub(crate) users_claim: Option<&'a NonEmpty>,
+    pub(crate) events_claim: Option<&'a NonEmpty>,
+    pub(crate) methods_claim: Option<&'a NonEmpty>,
+    pub(crate) leeway: std::time::Duration,
+}
+
+impl JwtSettings<'_> {
+    /// Whether there are keys to check tokens with.
+    pub(crate) fn is_on(&self) -> bool {
+        self.keys_file.is_some() || self.jwks_url.is_some()
     }
 }
 
@@ -343,6 +426,36 @@ mod tests {
         });
         assert!(text.contains("cannot be set together with jwt_keys_file"), "{text}");
         assert!(text.contains("what is published is not a secret"), "{text}");
+    }
+
+    #[test]
+    fn the_settings_of_callers_have_the_rules_of_those_of_clients_and_their_own_names() {
+        let text = mistaken(|config| {
+            config.push_jwt_keys_file = Some("/keys.pem".into());
+            config.push_jwt_jwks_url = NonEmpty::new("http://id.example.com/");
+            config.push_jwt_algorithms = JwtAlgorithms::new([JwtAlgorithm::Hs256, JwtAlgorithm::Rs256]);
+            config.push_jwt_name_claim.clear();
+            config.push_jwt_leeway = std::time::Duration::from_secs(3601);
+        });
+        for line in [
+            "push_jwt_jwks_url = \"http://id.example.com/\": cannot be set together with push_jwt_keys_file",
+            "push_jwt_jwks_url = \"http://id.example.com/\": must be an https:// address",
+            "push_jwt_algorithms = \"HS256, RS256\": must not have HS256",
+            "push_jwt_name_claim = \"\": must not be empty",
+            "push_jwt_leeway = \"1h 1s\": must be at most 1h",
+        ] {
+            assert!(text.contains(line), "{line} in {text}");
+        }
+        let text = mistaken(|config| {
+            config.push_jwt_issuer = Some(OneOf::new(["a"]));
+            config.push_jwt_users_claim = NonEmpty::new("users");
+            config.push_jwt_methods_claim = NonEmpty::new("methods");
+        });
+        for name in ["push_jwt_issuer", "push_jwt_users_claim", "push_jwt_methods_claim"] {
+            assert!(text.contains(&format!("{name} = ")), "{name} in {text}");
+        }
+        assert!(text.contains("limits nothing, because no JWT is checked; set push_jwt_keys_file"), "{text}");
+        assert_eq!(mistaken(|config| config.push_jwt_leeway = std::time::Duration::from_secs(3600)), "");
     }
 
     #[test]

@@ -310,15 +310,15 @@ mod tests {
                 "log_format" => "json",
                 "slow_reader_policy" => "drop_oldest",
                 "slow_reader_policy_by_event" => "price.*=conflate, *=drop_newest",
-                "tokens_file" | "push_keys_file" | "jwt_keys_file" => "/some/file",
-                "jwt_jwks_url" => "https://id.example.com/jwks.json",
+                "tokens_file" | "push_keys_file" | "jwt_keys_file" | "push_jwt_keys_file" => "/some/file",
+                "jwt_jwks_url" | "push_jwt_jwks_url" => "https://id.example.com/jwks.json",
                 "token_callback_url" => "https://id.example.com/check",
                 "token_callback_ca_file" => "/some/file",
                 "token_callback_headers" => "cookie, x-tenant",
                 "token_callback_timeout" => "3s",
-                "jwt_algorithms" => "RS256, EdDSA",
-                "jwt_issuer" | "jwt_audience" => "https://one, https://two",
-                "jwt_user_claim" | "jwt_events_claim" => "https://claims/one",
+                "jwt_algorithms" | "push_jwt_algorithms" => "RS256, EdDSA",
+                "jwt_issuer" | "jwt_audience" | "push_jwt_issuer" | "push_jwt_audience" => "https://one, https://two",
+                name if name.ends_with("_claim") => "https://claims/one",
                 "request_bodies_bytes_max" | "queued_total_bytes_max" => "9000000",
                 "listen_health" | "proxy_protocol" | "token_in_url" => "true",
                 name if name.contains("tls_") => "/some/file",
@@ -335,6 +335,11 @@ mod tests {
                 "token_callback_ca_file" | "token_callback_headers" => {
                     Some(("token_callback_url", "https://id.example.com/check".to_owned()))
                 }
+                "push_jwt_issuer"
+                | "push_jwt_audience"
+                | "push_jwt_users_claim"
+                | "push_jwt_events_claim"
+                | "push_jwt_methods_claim" => Some(("push_jwt_keys_file", "/some/file".to_owned())),
                 _ => limits_jwts.then(|| ("jwt_keys_file", "/some/file".to_owned())),
             };
             let mut given = vec![(variable.as_str(), value)];

@@ -171,7 +171,7 @@ pub(crate) fn method_not_allowed(mode: Mode) -> Response<Body> {
 pub(crate) fn refuse(gateway: &Gateway, mode: Mode, refusal: Refusal) -> Response<Body> {
     gateway.rooms().metrics.pushed(Door::Json, refusal.into());
     let status = match refusal {
-        Refusal::Unauthenticated => StatusCode::UNAUTHORIZED,
+        Refusal::Unauthenticated | Refusal::TokenExpired | Refusal::TokenRefused => StatusCode::UNAUTHORIZED,
         Refusal::NotForMethod | Refusal::NotAdmin => StatusCode::FORBIDDEN,
         Refusal::TimedOut => StatusCode::REQUEST_TIMEOUT,
         Refusal::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
@@ -182,7 +182,9 @@ pub(crate) fn refuse(gateway: &Gateway, mode: Mode, refusal: Refusal) -> Respons
         }
     };
     match (mode, refusal) {
-        (Mode::Legacy, Refusal::Unauthenticated) => with_its_headers(empty(status)),
+        (Mode::Legacy, Refusal::Unauthenticated | Refusal::TokenExpired | Refusal::TokenRefused) => {
+            with_its_headers(empty(status))
+        }
         (Mode::Legacy, Refusal::BrokenOff) => text(status, ILLEGAL),
         (Mode::Legacy, _) => with_its_headers(text(status, refusal.to_string())),
         (Mode::Full | Mode::Batch, _) => told(status, refusal.code(), refusal.to_string()),

@@ -14,13 +14,15 @@ use super::{AdminError, PushError};
 
 /// Writes a line for a refusal, at most one a second for each reason; and a line for each act of an operator.
 #[derive(Debug, Default)]
-pub(crate) struct Audit([Seldom; 6]);
+pub(crate) struct Audit([Seldom; 8]);
 
 /// Why a caller was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Denial {
     NoKey,
     UnknownKey,
+    ExpiredToken,
+    BadToken,
     Method,
     UserOrEvent,
     Rate,
@@ -43,6 +45,8 @@ impl Denial {
         match self {
             Self::NoKey => "no_key",
             Self::UnknownKey => "unknown_key",
+            Self::ExpiredToken => "expired_token",
+            Self::BadToken => "bad_token",
             Self::Method => "method",
             Self::UserOrEvent => "user_or_event",
             Self::Rate => "rate",

@@ -1,5 +1,7 @@
 //! Who may read what the gateway tells about itself: its metrics, its API by reflection, and the page that tries it.
 
+use std::sync::Arc;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
@@ -7,11 +9,12 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use tokio::sync::Semaphore;
 use tonic::{Code, Status};
 
-use crate::auth::{PushCredentials, PushRefused, Token};
+use crate::auth::Token;
 use crate::doors::{Body, grpc, text, try_later};
 use crate::gateway::{Denial, Gateway};
 use crate::metrics::{ReadRefusal, ReadRefusedLabels};
 
+use super::callers::{Callers, NotACaller};
 use super::peer::Peer;
 use super::stack::api_key;
 
@@ -21,43 +24,39 @@ const CHECKS_MAX: usize = 64;
 /// Asks readers for what callers are asked for. Without keys, the push check lets everyone read.
 pub(super) struct Readers {
     gateway: Gateway,
+    callers: Arc<Callers>,
     checks: Semaphore,
 }
 
 impl Readers {
-    pub(super) fn new(gateway: Gateway) -> Self {
-        Self { gateway, checks: Semaphore::new(CHECKS_MAX) }
+    pub(super) fn new(gateway: Gateway, callers: Arc<Callers>) -> Self {
+        Self { gateway, callers, checks: Semaphore::new(CHECKS_MAX) }
     }
 
     /// Refuses a request that shows no key.
     pub(super) async fn check<B>(&self, request: &Request<B>, peer: &Peer) -> Result<(), Response<Body>> {
-        let Err(reason) = self.authorize(request.headers(), peer).await else { return Ok(()) };
-        let rooms = self.gateway.rooms();
-        rooms.metrics.reads_refused.of(&ReadRefusedLabels { reason }).inc();
-        let denial = match reason {
-            ReadRefusal::NoKey => Some(Denial::NoKey),
-            ReadRefusal::UnknownKey => Some(Denial::UnknownKey),
-            ReadRefusal::CheckUnavailable | ReadRefusal::Overloaded => None,
-        };
-        if let Some(denial) = denial {
-            rooms.audit.denied_to_read(denial, request.uri().path(), peer.address);
-        }
+        let Err(reason) = self.authorize(request, peer).await else { return Ok(()) };
+        let metrics = &self.gateway.rooms().metrics;
+        metrics.reads_refused.of(&ReadRefusedLabels { reason }).inc();
         Err(if grpc::not_a_call(request).is_none() { grpc_answer(reason) } else { http_answer(reason) })
     }
 
-    async fn authorize(&self, headers: &HeaderMap, peer: &Peer) -> Result<(), ReadRefusal> {
+    async fn authorize<B>(&self, request: &Request<B>, peer: &Peer) -> Result<(), ReadRefusal> {
         let _place = self.checks.try_acquire().map_err(|_| ReadRefusal::Overloaded)?;
+        let headers = request.headers();
         let key = api_key(headers).or_else(|| basic_key(headers));
-        let credentials =
-            PushCredentials::new(key, peer.address).with_certificate_names(peer.certificate_names.clone());
-        let rooms = self.gateway.rooms();
-        let check = rooms.push_authorizer.authorize(&credentials);
-        match tokio::time::timeout(rooms.config.request_timeout, check).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(PushRefused::Unauthenticated)) if credentials.api_key.is_some() => Err(ReadRefusal::UnknownKey),
-            Ok(Err(PushRefused::Unauthenticated)) => Err(ReadRefusal::NoKey),
-            Ok(Err(PushRefused::Unavailable)) | Err(_) => Err(ReadRefusal::CheckUnavailable),
-        }
+        let denial = match self.callers.check(key, headers, peer).await {
+            Ok(_) => return Ok(()),
+            Err(NotACaller::CheckUnavailable) => return Err(ReadRefusal::CheckUnavailable),
+            Err(NotACaller::Denied(denial)) => denial,
+        };
+        self.gateway.rooms().audit.denied_to_read(denial, request.uri().path(), peer.address);
+        Err(match denial {
+            Denial::ExpiredToken => ReadRefusal::ExpiredToken,
+            Denial::BadToken => ReadRefusal::BadToken,
+            Denial::NoKey => ReadRefusal::NoKey,
+            _ => ReadRefusal::UnknownKey,
+        })
     }
 }
 
@@ -73,6 +72,8 @@ fn words(reason: ReadRefusal) -> &'static str {
     match reason {
         ReadRefusal::NoKey => "an API key is needed to read this",
         ReadRefusal::UnknownKey => "the API key is not known",
+        ReadRefusal::ExpiredToken => "the token has expired",
+        ReadRefusal::BadToken => "the token is refused; the gateway's log says why at level debug",
         ReadRefusal::CheckUnavailable => "push check unavailable, try again later",
         ReadRefusal::Overloaded => "overloaded, try again later",
     }
@@ -80,7 +81,9 @@ fn words(reason: ReadRefusal) -> &'static str {
 
 fn grpc_answer(reason: ReadRefusal) -> Response<Body> {
     let code = match reason {
-        ReadRefusal::NoKey | ReadRefusal::UnknownKey => Code::Unauthenticated,
+        ReadRefusal::NoKey | ReadRefusal::UnknownKey | ReadRefusal::ExpiredToken | ReadRefusal::BadToken => {
+            Code::Unauthenticated
+        }
         ReadRefusal::CheckUnavailable => Code::Unavailable,
         ReadRefusal::Overloaded => Code::ResourceExhausted,
     };
@@ -90,7 +93,7 @@ fn grpc_answer(reason: ReadRefusal) -> Response<Body> {
 fn http_answer(reason: ReadRefusal) -> Response<Body> {
     let line = format!("{}\n", words(reason));
     match reason {
-        ReadRefusal::NoKey | ReadRefusal::UnknownKey => {
+        ReadRefusal::NoKey | ReadRefusal::UnknownKey | ReadRefusal::ExpiredToken | ReadRefusal::BadToken => {
             let mut response = text(StatusCode::UNAUTHORIZED, line);
             for scheme in ["Bearer realm=\"pushgate\"", "Basic realm=\"pushgate\", charset=\"UTF-8\""] {
                 response.headers_mut().append(WWW_AUTHENTICATE, HeaderValue::from_static(scheme));

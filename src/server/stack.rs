@@ -19,7 +19,7 @@ use tonic::{Code, Status};
 use tower::Service;
 use tracing::{Instrument, Span, debug_span, field};
 
-use crate::auth::{AdminAccess, Deadline, Headers, Method, PushCredentials, PushRefused, PushScope};
+use crate::auth::{AdminAccess, Method, PushScope};
 use crate::doors::admin::AdminDoor;
 use crate::doors::api::{Caller, Place};
 use crate::doors::grpc::PushDoor;
@@ -28,8 +28,9 @@ use crate::gateway::{Denial, Gateway};
 use crate::metrics::{self, AdminResult};
 use crate::proto::admin_service_server::{self, AdminServiceServer};
 use crate::proto::push_service_server::{PushServiceServer, SERVICE_NAME};
-use crate::shares::{Payer, Share, Shares};
+use crate::shares::{Share, Shares};
 
+use super::callers::{Callers, NotACaller};
 use super::peer::Peer;
 
 pub(super) use head::api_key;
@@ -129,13 +130,11 @@ pub(super) struct PushStack {
     places: Arc<Semaphore>,
     admin_places: Arc<Semaphore>,
     bodies: Arc<Shares>,
-    check_deadline: Deadline,
-    /// The headers that the push check looks at.
-    headers_wanted: Vec<String>,
+    callers: Arc<Callers>,
 }
 
 impl PushStack {
-    pub(super) fn new(gateway: &Gateway) -> Self {
+    pub(super) fn new(gateway: &Gateway, callers: Arc<Callers>) -> Self {
         let rooms = gateway.rooms();
         let places_max = rooms.config.push_concurrency_max;
         let places = Arc::new(Semaphore::new(places_max));
@@ -150,8 +149,7 @@ impl PushStack {
             places,
             admin_places: Arc::new(Semaphore::new(ADMIN_CALLS_MAX)),
             bodies: Shares::new(rooms.config.request_bodies_bytes_max),
-            check_deadline: Deadline::new(metrics::Check::Push, rooms.config.check_timeout, rooms.metrics.clone()),
-            headers_wanted: rooms.push_authorizer.headers_wanted(),
+            callers,
         }
     }
 
@@ -243,23 +241,18 @@ impl PushStack {
     async fn authorize(&self, door: Door, headers: &HeaderMap, peer: &Peer) -> Result<PushScope, Refusal> {
         // An embedder's check may be slow, and must not be asked more often at a time than it is told.
         let _place = self.place(door)?;
-        let credentials = PushCredentials::new(api_key(headers), peer.address)
-            .with_certificate_names(peer.certificate_names.clone())
-            .with_headers(Headers::of(headers, &self.headers_wanted));
-        let check = self.gateway.rooms().push_authorizer.authorize(&credentials);
-        match self.check_deadline.hold(check).await.ok_or(Refusal::CheckUnavailable)? {
-            Ok(scope) if credentials.has_name() => Ok(scope.called_from(peer.address)),
-            Ok(scope) => Ok(scope.called_from(peer.address).paid_by(Payer::Address(peer.address.ip().to_canonical()))),
-            Err(PushRefused::Unauthenticated) => {
-                let denial = if credentials.api_key.is_some() { Denial::UnknownKey } else { Denial::NoKey };
-                self.gateway.rooms().audit.denied(denial, door.label(), None, Some(peer.address));
-                Err(Refusal::Unauthenticated)
+        self.callers.check(api_key(headers), headers, peer).await.map_err(|refused| {
+            let denial = match refused {
+                NotACaller::CheckUnavailable => return Refusal::CheckUnavailable,
+                NotACaller::Denied(denial) => denial,
+            };
+            self.gateway.rooms().audit.denied(denial, door.label(), None, Some(peer.address));
+            match denial {
+                Denial::ExpiredToken => Refusal::TokenExpired,
+                Denial::BadToken => Refusal::TokenRefused,
+                _ => Refusal::Unauthenticated,
             }
-            Err(PushRefused::Unavailable) => {
-                self.check_deadline.unavailable("the check says so");
-                Err(Refusal::CheckUnavailable)
-            }
-        }
+        })
     }
 
     /// The whole body.

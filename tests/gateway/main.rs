@@ -26,6 +26,7 @@ mod origins;
 mod panics;
 mod parity;
 mod proxies;
+mod push_jwt;
 mod revocations;
 mod session_schema;
 mod sessions;

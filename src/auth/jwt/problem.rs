@@ -76,6 +76,24 @@ pub enum JwtProblem {
         "the claim that jwt_events_claim names is not a list of patterns, or a text of patterns separated by spaces"
     )]
     NotEvents,
+    /// The claim of `push_jwt_users_claim` is not a list of patterns.
+    #[error(
+        "the claim that jwt_users_claim names is not a list of patterns, or a text of patterns separated by spaces"
+    )]
+    NotUsers,
+    /// The claim of `push_jwt_methods_claim` is not a list of names.
+    #[error(
+        "the claim that jwt_methods_claim names is not a list of methods, or a text of methods separated by spaces"
+    )]
+    NotMethods,
+}
+
+impl JwtProblem {
+    /// The text for the token of a caller, which other settings are for.
+    pub(in super::super) fn of_caller(self) -> String {
+        let text = self.to_string().replace("jwt_user_claim", "jwt_name_claim").replace("a user id", "a name");
+        text.replace("jwt_", "push_jwt_")
+    }
 }
 
 impl From<Error> for JwtProblem {

@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::super::https::causes;
 use super::fetch::{Document, Fetch, FetchError, TIMEOUT};
 use super::keys::Keys;
-use crate::metrics::{FetchResult, Metrics, Task};
+use crate::metrics::{FetchResult, Metrics, Side, Task};
 
 /// The minimum time between two fetches. A token with an unknown `kid` that comes earlier is answered with what is known,
 /// so that no number of such tokens makes more fetches.
@@ -56,18 +56,23 @@ pub(super) struct State {
 
 impl Remote {
     /// Starts the task, which begins to fetch.
-    pub(super) fn start(source: impl Fetch, allowed: Vec<Algorithm>, metrics: Option<Arc<Metrics>>) -> Self {
+    pub(super) fn start(
+        source: impl Fetch,
+        allowed: Vec<Algorithm>,
+        side: Side,
+        metrics: Option<Arc<Metrics>>,
+    ) -> Self {
         let now = Instant::now();
         let (sender, state) =
             watch::channel(State { keys: None, good_since: now, failure: None, fetched_at: now, fetches: 0 });
         let wanted = Arc::new(Notify::new());
         if let Some(metrics) = &metrics {
             let state = state.clone();
-            metrics.read(&metrics.jwks_age_seconds, move || {
+            metrics.read(metrics.jwks_age(side), move || {
                 usize::try_from(state.borrow().good_since.elapsed().as_secs()).unwrap_or(usize::MAX)
             });
         }
-        let refresher = Refresher { source, allowed, metrics, state: sender, wanted: wanted.clone() };
+        let refresher = Refresher { source, allowed, side, metrics, state: sender, wanted: wanted.clone() };
         Self { state, wanted, _task: AbortOnDropHandle::new(tokio::spawn(refresher.run())) }
     }
 
@@ -97,6 +102,7 @@ impl Remote {
 struct Refresher<F> {
     source: F,
     allowed: Vec<Algorithm>,
+    side: Side,
     metrics: Option<Arc<Metrics>>,
     state: watch::Sender<State>,
     wanted: Arc<Notify>,
@@ -148,14 +154,14 @@ impl<F: Fetch> Refresher<F> {
     fn publish(&self, fetched: Result<Keys, FetchError>) {
         let result = if fetched.is_ok() { FetchResult::Fetched } else { FetchResult::Failed };
         if let Some(metrics) = &self.metrics {
-            metrics.fetched_jwks(result);
+            metrics.fetched_jwks(self.side, result);
         }
+        let setting = self.side.jwks_setting();
         match &fetched {
-            Ok(keys) => tracing::debug!(keys = keys.len(), ignored = ?keys.ignored(), "jwt_jwks_url fetched"),
+            Ok(keys) => tracing::debug!(setting, keys = keys.len(), ignored = ?keys.ignored(), "keys for JWTs fetched"),
             Err(error) => {
-                let cause = causes(error);
-                let age = self.state.borrow().good_since.elapsed().as_secs();
-                tracing::warn!(%error, cause, last_good_seconds = age, "jwt_jwks_url could not be fetched");
+                let (cause, last_good_seconds) = (causes(error), self.state.borrow().good_since.elapsed().as_secs());
+                tracing::warn!(setting, %error, cause, last_good_seconds, "keys for JWTs could not be fetched");
             }
         }
         self.state.send_modify(|state| {

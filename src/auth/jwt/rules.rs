@@ -9,10 +9,10 @@ use jsonwebtoken::{Algorithm, Header, Validation};
 use serde_json::{Map, Value};
 use wildmatch::WildMatch;
 
-use super::super::{Identity, Token};
+use super::super::{Identity, Method, PushScope, Token};
 use super::keys::{Keys, NoKey};
 use super::problem::JwtProblem;
-use crate::config::{Config, JwtAlgorithm};
+use crate::config::{JwtAlgorithm, JwtSettings};
 use crate::message::{Event, UserId};
 
 /// The last second of the year 9999. A later `exp` is a mistake, usually one of units.
@@ -25,7 +25,9 @@ pub(super) struct Rules {
     /// Without its algorithm, which is each token's own.
     validation: Validation,
     user_claim: String,
+    users_claim: Option<String>,
     events_claim: Option<String>,
+    methods_claim: Option<String>,
     leeway: Duration,
 }
 
@@ -33,7 +35,10 @@ pub(super) struct Rules {
 #[derive(Clone, Debug, PartialEq)]
 pub struct JwtGrant {
     user_id: UserId,
+    /// Of a caller: whom it may push to, and how.
+    users: Option<Vec<WildMatch>>,
     events: Option<Vec<WildMatch>>,
+    methods: Option<Vec<String>>,
     expires_at: SystemTime,
     token_id: Option<String>,
     issued_at: Option<SystemTime>,
@@ -81,29 +86,43 @@ impl JwtGrant {
         let Self { user_id, expires_at, token_id, issued_at, .. } = self;
         Identity { token_id, issued_at, ..Identity::new(user_id).expiring_at(expires_at) }
     }
+
+    /// What a caller may do.
+    pub(in super::super) fn into_scope(self) -> PushScope {
+        let any = || vec![WildMatch::new("*")];
+        let scope =
+            PushScope::matching(self.user_id.as_str(), self.users.unwrap_or_else(any), self.events.unwrap_or_else(any));
+        match self.methods {
+            None => scope,
+            // A later version may have more methods.
+            Some(names) => scope.only_with(&names.iter().filter_map(|name| Method::named(name)).collect::<Vec<_>>()),
+        }
+    }
 }
 
 impl Rules {
-    pub(super) fn new(config: &Config) -> Self {
+    pub(super) fn new(settings: &JwtSettings<'_>) -> Self {
         let mut validation = Validation::default();
         let mut required = HashSet::from(["exp".to_owned()]);
-        validation.leeway = config.jwt_leeway.as_secs();
+        validation.leeway = settings.leeway.as_secs();
         validation.validate_nbf = true;
-        if let Some(issuers) = &config.jwt_issuer {
+        if let Some(issuers) = settings.issuer {
             validation.set_issuer(issuers.as_slice());
             required.insert("iss".to_owned());
         }
-        if let Some(audiences) = &config.jwt_audience {
+        if let Some(audiences) = settings.audience {
             validation.set_audience(audiences.as_slice());
             required.insert("aud".to_owned());
         }
         validation.required_spec_claims = required;
         Self {
-            algorithms: config.jwt_algorithms.as_slice().iter().copied().map(of_setting).collect(),
+            algorithms: settings.algorithms.as_slice().iter().copied().map(of_setting).collect(),
             validation,
-            user_claim: config.jwt_user_claim.clone(),
-            events_claim: config.jwt_events_claim.as_ref().map(|claim| claim.as_str().to_owned()),
-            leeway: config.jwt_leeway,
+            user_claim: settings.subject.1.to_owned(),
+            users_claim: settings.users_claim.map(|claim| claim.as_str().to_owned()),
+            events_claim: settings.events_claim.map(|claim| claim.as_str().to_owned()),
+            methods_claim: settings.methods_claim.map(|claim| claim.as_str().to_owned()),
+            leeway: settings.leeway,
         }
     }
 
@@ -139,14 +158,20 @@ impl Rules {
 
     fn grant(&self, claims: &Map<String, Value>) -> Result<JwtGrant, JwtProblem> {
         let user_id = user_id(claims.get(&self.user_claim).ok_or(JwtProblem::NoUser)?)?;
-        let events = match &self.events_claim {
-            None => None,
-            Some(claim) => Some(claims.get(claim).map_or_else(|| Ok(Vec::new()), patterns)?),
+        // A claim that is not there grants nothing.
+        let limit = |claim: &Option<String>, problem: JwtProblem| match claim {
+            None => Ok(None),
+            Some(claim) => claims.get(claim).map_or(Some(Vec::new()), texts).map(Some).ok_or(problem),
         };
         let token_id = claims.get("jti").and_then(Value::as_str).map(str::to_owned);
         // One in the future, or in milliseconds, would escape every revocation of its user.
         let issued_at = issued_at(claims).filter(|at| *at <= SystemTime::now() + self.leeway);
-        Ok(JwtGrant { user_id, events, expires_at: expires_at(claims)? + self.leeway, token_id, issued_at })
+        let patterns = |texts: Vec<String>| texts.iter().map(|text| WildMatch::new(text)).collect();
+        let users = limit(&self.users_claim, JwtProblem::NotUsers)?.map(patterns);
+        let events = limit(&self.events_claim, JwtProblem::NotEvents)?.map(patterns);
+        let methods = limit(&self.methods_claim, JwtProblem::NotMethods)?;
+        let expires_at = expires_at(claims)? + self.leeway;
+        Ok(JwtGrant { user_id, users, events, methods, expires_at, token_id, issued_at })
     }
 }
 
@@ -182,14 +207,12 @@ fn user_id(claim: &Value) -> Result<UserId, JwtProblem> {
     UserId::new(text).map_err(|_| JwtProblem::NotAUser)
 }
 
-fn patterns(claim: &Value) -> Result<Vec<WildMatch>, JwtProblem> {
+/// A list of texts, or a text of them with spaces between.
+fn texts(claim: &Value) -> Option<Vec<String>> {
     match claim {
-        Value::String(text) => Ok(text.split_ascii_whitespace().map(WildMatch::new).collect()),
-        Value::Array(patterns) => {
-            let pattern = |pattern: &Value| pattern.as_str().map(WildMatch::new).ok_or(JwtProblem::NotEvents);
-            patterns.iter().map(pattern).collect()
-        }
-        _ => Err(JwtProblem::NotEvents),
+        Value::String(text) => Some(text.split_ascii_whitespace().map(ToOwned::to_owned).collect()),
+        Value::Array(texts) => texts.iter().map(|text| text.as_str().map(ToOwned::to_owned)).collect(),
+        _ => None,
     }
 }
 

@@ -67,8 +67,8 @@ impl Fetch for Provider {
 }
 
 fn check_with(provider: &Provider) -> Arc<JwtAuthenticator> {
-    let rules = Rules::new(&Config::default());
-    let remote = Remote::start(provider.clone(), rules.algorithms().to_vec(), None);
+    let rules = Rules::new(&Config::default().jwt());
+    let remote = Remote::start(provider.clone(), rules.algorithms().to_vec(), Side::Clients, None);
     Arc::new(JwtAuthenticator { rules, keys: Source::Remote(remote) })
 }
 
@@ -210,9 +210,9 @@ impl Fetch for Panics {
 #[tokio::test(start_paused = true)]
 async fn after_a_panic_keys_are_fetched_again() {
     let own = key();
-    let (rules, metrics) = (Rules::new(&Config::default()), Arc::new(Metrics::new()));
+    let (rules, metrics) = (Rules::new(&Config::default().jwt()), Arc::new(Metrics::new()));
     let source = Panics(Provider::new(&[&own]), false.into());
-    let keys = Source::Remote(Remote::start(source, rules.algorithms().to_vec(), Some(metrics.clone())));
+    let keys = Source::Remote(Remote::start(source, rules.algorithms().to_vec(), Side::Clients, Some(metrics.clone())));
     let check = JwtAuthenticator { rules, keys };
     assert_eq!(check.check(&token(&own, "0")).await.err(), Some(JwtProblem::KeysUnavailable));
     pass(11).await;
