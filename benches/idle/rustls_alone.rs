@@ -55,6 +55,8 @@ pub(crate) fn serve_if_asked() {
     let mut held = Vec::with_capacity(MANY);
     for socket in listener.incoming() {
         let mut socket = socket.unwrap();
+        // One connection after the other is made here, and each would wait for the client's late acknowledgements.
+        socket.set_nodelay(true).unwrap();
         let mut connection = ServerConnection::new(config.clone()).unwrap();
         let mut stream = Stream::new(&mut connection, &mut socket);
         let (mut request, mut bytes) = (Vec::new(), [0; 512]);
