@@ -367,12 +367,12 @@ settings! {
     /// Bytes queued for one connection. `slow_reader_policy` says what happens to more. A reader this far behind is not
     /// reading. Must hold at least one message of `message_bytes_max`.
     outbox_bytes_max: usize = 1024 * 1024;
-    /// Bytes queued for all connections and kept for all sessions and users together. A message counts with
-    /// 256 bytes beside its own, and for each of its receivers, though they share it. Up to 4 KiB of each receiver's queue
-    /// are not counted. Past this limit,
-    /// whoever has the most makes room: the connection with the fullest queue by the slow-reader policy of what it has
-    /// queued, or the user for whom the most is kept by the oldest of it. What waits in writers' hands alone is let go by
-    /// closing the connection with 4429. So readers that keep up lose nothing. Must hold at least one outbox.
+    /// Bytes queued for all connections and kept for all sessions and users together. A message counts with 256 bytes
+    /// beside its own, and for each of its receivers, though they share it. Up to 4 KiB of each receiver's queue are not
+    /// counted. Past this limit, whoever has the most makes room: the connection with the fullest queue by the slow-reader
+    /// policy of what it has queued, or the user for whom the most is kept by the oldest of it. A connection whose messages
+    /// are all being written is closed with 4429. One that is closed may keep the rest of a message that it has begun for
+    /// `close_timeout`. So readers that keep up lose nothing. Must hold at least one outbox.
     queued_total_bytes_max: usize = 1024 * 1024 * 1024;
 
     /// How long a session without a connection may be away, and how long a message is kept: one that a session has not

@@ -99,6 +99,9 @@ async fn half_of_all_clients_not_reading_take_no_more_memory_together_than_they_
     const TOTAL: usize = 64 * MIB;
     // Whoever falls behind a little keeps less than a step, which is not counted.
     const UNCOUNTED: usize = 2 * PAIRS * 8 * 1024;
+    // One that is closed has until `close_timeout` to take the rest of the message that it has begun.
+    const CLOSING: usize = PAIRS * MESSAGE;
+    const MESSAGE: usize = 200_000;
     let total = TOTAL.to_string();
     let world = World::start(&[("queued_total_bytes_max", &total), ("outbox_bytes_max", "2MiB")]).await;
     let mut stuck = Vec::new();
@@ -122,11 +125,11 @@ async fn half_of_all_clients_not_reading_take_no_more_memory_together_than_they_
     for round in 0..rounds {
         for number in 0..PAIRS {
             // A text of its own for each, so that what is counted is what is held.
-            let message = format!("{number:08}{}", "m".repeat(200_000));
+            let message = format!("{number:08}{}", "m".repeat(MESSAGE));
             grpc.try_push(push_request(&format!("stuck-{number}"), "mail", &message)).await.unwrap();
         }
         grpc.try_push(push_request("reader", "mail", &format!("honest {round}"))).await.unwrap();
-        world.grew_by_at_most(before, TOTAL + UNCOUNTED + 16 * MIB);
+        world.grew_by_at_most(before, TOTAL + UNCOUNTED + CLOSING + 16 * MIB);
     }
     world.honest_people_notice_nothing().await;
     soon(reading.join_all()).await;
