@@ -4,6 +4,7 @@
 mod address;
 mod callback;
 mod jwt;
+mod memory;
 mod networks;
 mod origins;
 mod source;
@@ -478,6 +479,9 @@ pub(crate) enum Check {
 }
 
 impl Config {
+    /// The flow-control window of an HTTP/2 connection: what a caller may send before it is read.
+    pub(crate) const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+
     /// How finely connections keep their deadlines: a tenth of the shortest, between 10 ms and 1 s.
     pub(crate) fn tick(&self) -> Duration {
         let Self { bind_timeout, ping_interval, pong_timeout, write_timeout, close_timeout, .. } = *self;

@@ -178,7 +178,10 @@ impl Loaded {
                 None => text.push_str(&format!("# {} is not set\n\n", setting.name)),
             }
         }
-        text.truncate(text.trim_end().len() + 1);
+        let gibibytes = self.config.memory_max() as f64 / f64::from(1 << 30);
+        text.push_str(&format!(
+            "# With every limit reached at once, the gateway takes up to {gibibytes:.1} GiB of memory.\n"
+        ));
         text
     }
 }

@@ -36,11 +36,10 @@ use super::traffic::{Due, LAST_HEAD, Timeouts, TrackedBody, TrackedStream, Traff
 /// become free at any moment.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// The flow-control windows of an HTTP/2 stream and of a connection. h2 limits small unread frames to half of the
+/// The flow-control window of an HTTP/2 stream. h2 limits small unread frames to half of the
 /// connection's window and cuts a connection past that limit. A connection window of 16 stream windows keeps honest
 /// streams of small messages below the limit even while one of them is not being read.
 const HTTP2_STREAM_WINDOW_BYTES: u32 = 64 * 1024;
-const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 
 /// The interval and the timeout of HTTP/2 keep-alive pings. A dead connection is detected within twice this time.
 const HTTP2_KEEP_ALIVE: Duration = Duration::from_secs(20);
@@ -137,7 +136,7 @@ impl Http {
             .keep_alive_interval(HTTP2_KEEP_ALIVE)
             .keep_alive_timeout(HTTP2_KEEP_ALIVE)
             .initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES)
+            .initial_connection_window_size(Config::HTTP2_CONNECTION_WINDOW_BYTES)
             .max_concurrent_streams(u32::try_from(config.http2_streams_max).unwrap_or(u32::MAX))
             .max_header_list_size(u32::try_from(head_bytes_max).unwrap_or(u32::MAX))
             // These are hyper's defaults. They are explicit because they protect against reset floods.

@@ -179,6 +179,8 @@ fn check_config_finds_what_serve_would_stop_at() {
 fn print_config_prints_what_check_config_accepts() {
     let printed = stdout(&pushgate(&["print-config", "--ws-path", "/sockets"]).output().unwrap());
     assert!(printed.contains("ws_path = \"/sockets\" # flag --ws-path"), "{printed}");
+    let last = printed.lines().last().unwrap();
+    assert!(last.starts_with("# With every limit reached at once, the gateway takes up to "), "{last}");
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("pushgate.toml");
     std::fs::write(&file, &printed).unwrap();
