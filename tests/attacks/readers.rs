@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use http::{Request, Version};
-use pushgate::proto::PushRequest;
+use pushgate::proto::{PushRequest, PushStreamRequest};
 use tokio::net::TcpSocket;
 use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
 
-use crate::support::{Client, GrpcCaller, push_request, soon};
-use crate::{World, connect_from};
+use crate::honest::CLIENTS;
+use crate::support::{Client, push_request, soon};
+use crate::{World, source};
 
 const MIB: usize = 1024 * 1024;
 
@@ -23,10 +25,10 @@ fn kernel_memory() -> usize {
 #[ignore = "takes a while"]
 async fn answers_that_nobody_reads_take_little_memory_and_end() {
     let world = World::start(&[("http_header_timeout", "2s")]).await;
-    let before = world.memory();
+    let before = world.memory("VmRSS:");
     let mut attackers = JoinSet::new();
     for number in 0..20 {
-        let stream = connect_from(number, world.gateway.control).await;
+        let stream = world.control.open(source(number)).await;
         let address = world.gateway.control;
         attackers.spawn(async move {
             let mut builder = h2::client::Builder::new();
@@ -50,16 +52,45 @@ async fn answers_that_nobody_reads_take_little_memory_and_end() {
             let _ended = ended.await;
         });
     }
-    world.honest_people_notice_nothing().await;
+    world.honest_people_notice_nothing_and_are_rid_of("answers that nobody reads", attackers).await;
     world.grew_by_at_most(before, 64 * MIB);
-    soon(attackers.join_all()).await;
+    world.nothing_was_lost().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes a while"]
+async fn results_of_streams_that_nobody_reads_take_little_memory_and_end() {
+    let world = World::start(&[]).await;
+    let before = world.memory("VmRSS:");
+    let mut attackers = JoinSet::new();
+    for _ in 0..8 {
+        let mut grpc = world.control.grpc().await;
+        attackers.spawn(async move {
+            let (pushes, requests) = tokio::sync::mpsc::channel(1);
+            let push =
+                PushStreamRequest { correlation_id: "c".repeat(200), push: Some(push_request("nobody", "mail", "m")) };
+            let send = async move { while pushes.send(push.clone()).await.is_ok() {} };
+            // The results are not read while there is anybody to send to.
+            let (_results, ()) = tokio::join!(grpc.client.push_stream(ReceiverStream::new(requests)), send);
+        });
+    }
+    world.honest_people_notice_nothing_and_are_rid_of("results of streams that nobody reads", attackers).await;
+    world.grew_by_at_most(before, 64 * MIB);
+    world.nothing_was_lost().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes a while"]
 async fn the_kernel_holds_little_of_what_slow_readers_do_not_read_and_lets_go_of_it() {
-    const READERS: usize = 300;
-    let settings = [("write_timeout", "3s"), ("close_timeout", "1s"), ("socket_timeout", "3s")];
+    // Half of all clients.
+    const READERS: usize = CLIENTS;
+    let settings = [
+        ("outbox_bytes_max", "1MiB"),
+        ("message_bytes_max", "256KiB"),
+        ("write_timeout", "3s"),
+        ("close_timeout", "1s"),
+        ("socket_timeout", "3s"),
+    ];
     let world = World::start(&settings).await;
     let before = kernel_memory();
     let mut stuck = Vec::new();
@@ -71,7 +102,7 @@ async fn the_kernel_holds_little_of_what_slow_readers_do_not_read_and_lets_go_of
         client.send_bind("stuck", "mail").await;
         stuck.push(client);
     }
-    let mut grpc = GrpcCaller::connect(world.gateway.control).await;
+    let mut grpc = world.control.grpc().await;
     let message = "m".repeat(200_000);
     let fill = PushRequest { ..push_request("stuck", "mail", &message) };
     for _ in 0..10 {
@@ -80,7 +111,7 @@ async fn the_kernel_holds_little_of_what_slow_readers_do_not_read_and_lets_go_of
     let held = kernel_memory().saturating_sub(before);
     println!("the kernel holds {} KiB of each", held / READERS / 1024);
     assert!(held <= READERS * 300 * 1024, "{held}");
-    world.honest_people_notice_nothing().await;
+    world.honest_people_notice_nothing("half of all clients do not read").await;
     // Given up, and nothing of them left: not even what the kernel had not sent.
     soon(async {
         while kernel_memory().saturating_sub(before) > MIB * 4 {
@@ -89,6 +120,7 @@ async fn the_kernel_holds_little_of_what_slow_readers_do_not_read_and_lets_go_of
     })
     .await;
     drop(stuck);
+    world.nothing_was_lost().await;
 }
 
 /// Half of the clients do not read, and each may have a whole outbox: without a bound on all of them together, a GiB.

@@ -101,6 +101,12 @@ impl Speaks {
         self.connect_with(&self.connector(), address).await
     }
 
+    /// Makes the handshake on a TCP connection.
+    pub async fn over(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        let name = ServerName::try_from(self.host.clone()).unwrap();
+        soon(self.connector().connect(name, stream)).await
+    }
+
     async fn connect_with(&self, connector: &TlsConnector, address: SocketAddr) -> io::Result<TlsStream<TcpStream>> {
         let stream = soon(TcpStream::connect(address)).await?;
         let name = ServerName::try_from(self.host.clone()).unwrap();
