@@ -4,12 +4,30 @@ use std::os::unix::fs::symlink;
 use std::process::Command;
 use std::time::Instant;
 
+use crate::certificates::Authority;
 use crate::process::{GatewayProcess, PATIENCE, Process, pushgate};
 use crate::readme;
 use crate::tools::{Project, installed, program, run, run_badly, tool};
 use crate::user::User;
 
 const KEY: &str = "0123456789abcdef";
+
+/// What the README says to write for a gateway that speaks TLS.
+const OVER_TLS: [(&str, &str); 5] = [
+    ("grpc.insecure_channel(", "grpc.secure_channel(credentials=grpc.ssl_channel_credentials(), target="),
+    ("insecure.NewCredentials()", "credentials.NewTLS(&tls.Config{})"),
+    ("\"google.golang.org/grpc/credentials/insecure\"", "\"google.golang.org/grpc/credentials\""),
+    ("import (\n\t\"context\"", "import (\n\t\"context\"\n\t\"crypto/tls\""),
+    ("createInsecure()", "createSsl()"),
+];
+
+/// The example for this gateway. Only one with `control_listen` speaks TLS here.
+fn example(name: &str, gateway: &GatewayProcess) -> String {
+    let program = readme::program(name, gateway.control);
+    let is_plain = gateway.control == gateway.clients;
+    let changes = OVER_TLS.iter().filter(|_| !is_plain);
+    changes.fold(program, |program, (plain, over_tls)| program.replace(plain, over_tls))
+}
 
 /// What the tests of Go clients are written for; the README leaves the versions to its reader.
 const GO_MOD: &str = "\
@@ -29,8 +47,8 @@ fn a_generated_python_client_pushes() {
     installed("venv/bin/python");
     let project = Project::new();
     project.shell(&readme::example("python-generate"));
-    it_pushes_with_and_without_a_key(|gateway| {
-        project.write("client.py", &readme::program("python", gateway.control));
+    it_pushes_with_and_without_a_key_and_over_tls(|gateway| {
+        project.write("client.py", &example("python", gateway));
         let mut client = tool("venv/bin/python");
         client.arg("client.py").current_dir(project.path());
         client
@@ -47,8 +65,8 @@ fn a_generated_go_client_pushes() {
     project.write("go.mod", GO_MOD);
     project.write("main.go", &readme::example("go"));
     project.shell(&readme::example("go-generate"));
-    it_pushes_with_and_without_a_key(|gateway| {
-        project.write("main.go", &readme::program("go", gateway.control));
+    it_pushes_with_and_without_a_key_and_over_tls(|gateway| {
+        project.write("main.go", &example("go", gateway));
         run(program("go").args(["build", "-o", "client", "."]).current_dir(project.path()));
         Command::new(project.path().join("client"))
     });
@@ -59,17 +77,17 @@ fn a_generated_go_client_pushes() {
 fn a_node_client_pushes() {
     let project = Project::new();
     symlink(installed("node_modules"), project.path().join("node_modules")).unwrap();
-    it_pushes_with_and_without_a_key(|gateway| {
-        project.write("client.mjs", &readme::program("node", gateway.control));
+    it_pushes_with_and_without_a_key_and_over_tls(|gateway| {
+        project.write("client.mjs", &example("node", gateway));
         let mut client = program("node");
         client.arg("client.mjs").current_dir(project.path());
         client
     });
 }
 
-/// Runs a client of a gateway that is open, and of one that asks for an API key.
+/// Runs a client of a gateway that is open, of one that asks for an API key, and of one that speaks TLS.
 #[track_caller]
-fn it_pushes_with_and_without_a_key(client: impl Fn(&GatewayProcess) -> Command) {
+fn it_pushes_with_and_without_a_key_and_over_tls(client: impl Fn(&GatewayProcess) -> Command) {
     let gateway = GatewayProcess::start::<&str>([]);
     let mut ann = User::ann(&gateway);
     let told = run(&mut client(&gateway));
@@ -87,6 +105,19 @@ fn it_pushes_with_and_without_a_key(client: impl Fn(&GatewayProcess) -> Command)
     assert!(refused.contains("UNAUTHENTICATED"), "{refused}");
     let told = run(client(&gateway).env("PUSHGATE_KEY", KEY));
     assert_eq!(told.trim_end(), "matched 1, accepted 1, dropped 0");
+    assert_eq!(ann.next(), "hello");
+
+    let authority = Authority::new("ca");
+    let files = authority.issue("own", &["127.0.0.1"], 2090);
+    let mut command = pushgate();
+    command.env("PUSHGATE_CONTROL_LISTEN", "127.0.0.1:0");
+    command.env("PUSHGATE_CONTROL_TLS_CERT_FILE", files.certificate).env("PUSHGATE_CONTROL_TLS_KEY_FILE", files.key);
+    let gateway = GatewayProcess::start_as(&mut command);
+    let mut ann = User::ann(&gateway);
+    run_badly(&mut client(&gateway));
+    let mut trusting = client(&gateway);
+    trusting.env("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", authority.ca_file()).env("SSL_CERT_FILE", authority.ca_file());
+    assert_eq!(run(&mut trusting).trim_end(), "matched 1, accepted 1, dropped 0");
     assert_eq!(ann.next(), "hello");
 }
 
