@@ -1,7 +1,7 @@
 // What the page's tests share: gateways in processes of their own, Chromium, what is on the page, and waits that end.
 
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
+import { execFileSync, spawn } from "node:child_process";
 import { createRequire } from "node:module";
 import { resolve } from "node:path";
 import { createInterface } from "node:readline";
@@ -39,12 +39,20 @@ export async function startGateway(args = [], settings = {}) {
   gateways.add(gateway);
   child.once("error", (error) => fail(error));
   for await (const line of createInterface({ input: child.stdout })) {
-    const [, clients, address] = line.match(/^pushgate is up\..* ws:\/\/([^\s/]+).* http:\/\/(\S+) /) ?? [];
+    const [, clients, address] = line.match(/^pushgate is up\..* wss?:\/\/([^\s/]+).* https?:\/\/(\S+) /) ?? [];
     if (!address) continue;
     child.stdout.resume();
-    return Object.assign(gateway, { address, url: `http://${address}/`, port: Number(clients.split(":").at(-1)) });
+    const scheme = line.includes(" wss://") ? "https" : "http";
+    return Object.assign(gateway, { address, url: `${scheme}://${address}/`, port: Number(clients.split(":").at(-1)) });
   }
   throw new Error("the gateway did not start");
+}
+
+/** A certificate that nobody trusts, and its key. */
+export function certificate() {
+  const args = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"];
+  const options = { encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] };
+  return execFileSync("openssl", [...args, "-subj", "/CN=localhost", "-keyout", "-", "-out", "-"], options);
 }
 
 /** Ends a gateway without giving it the time to say a word. */

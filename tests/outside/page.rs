@@ -22,6 +22,12 @@ fn the_page_works_in_a_browser() {
 
 #[test]
 #[ignore = "needs Node.js, playwright-core, Chromium and openssl"]
+fn the_page_works_over_tls() {
+    drive("page_tls.mjs");
+}
+
+#[test]
+#[ignore = "needs Node.js, playwright-core, Chromium and openssl"]
 fn the_page_works_behind_a_proxy_with_tls_and_a_path_of_its_own() {
     drive("page_proxied.mjs");
 }

@@ -2,20 +2,11 @@
 // goes through the proxy, and nothing to the gateway's own address. Run as page.mjs is; needs openssl.
 
 import assert from "node:assert/strict";
-import { execFileSync } from "node:child_process";
 import { request } from "node:http";
 import { createServer } from "node:https";
-import { becomes, newPage, run, startGateway, step } from "./browser.mjs";
+import { becomes, certificate, newPage, run, startGateway, step } from "./browser.mjs";
 
 const PREFIX = "/gate";
-
-/** A certificate that nobody trusts, and its key. */
-function certificate() {
-  const args = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"];
-  const options = { encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] };
-  const pem = execFileSync("openssl", [...args, "-subj", "/CN=localhost", "-keyout", "-", "-out", "-"], options);
-  return { key: pem, cert: pem };
-}
 
 /** Passes requests and upgrades on to a port of this machine, and answers for nothing but what is below the prefix. */
 async function proxyTo(port) {
@@ -23,7 +14,8 @@ async function proxyTo(port) {
     const path = url.startsWith(`${PREFIX}/`) ? url.slice(PREFIX.length) : "/not-below-the-prefix";
     return request({ host: "127.0.0.1", port, method, path, headers });
   };
-  const server = createServer(certificate(), (asked, answer) => {
+  const pem = certificate();
+  const server = createServer({ key: pem, cert: pem }, (asked, answer) => {
     const inner = onward(asked);
     inner.on("response", (given) => given.pipe(answer.writeHead(given.statusCode, given.headers)));
     asked.pipe(inner);
