@@ -59,7 +59,7 @@ async fn answers_that_nobody_reads_take_little_memory_and_end() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes a while"]
-async fn results_of_streams_that_nobody_reads_take_little_memory_and_end() {
+async fn results_of_streams_that_nobody_reads_take_little_memory_and_no_place_of_others() {
     let world = World::start(&[]).await;
     let before = world.memory("VmRSS:");
     let mut attackers = JoinSet::new();
@@ -74,7 +74,9 @@ async fn results_of_streams_that_nobody_reads_take_little_memory_and_end() {
             let (_results, ()) = tokio::join!(grpc.client.push_stream(ReceiverStream::new(requests)), send);
         });
     }
-    world.honest_people_notice_nothing_and_are_rid_of("results of streams that nobody reads", attackers).await;
+    // A stream may be silent for any time, so they are not ended. They are not read any further either.
+    world.honest_people_notice_nothing("results of streams that nobody reads").await;
+    drop(attackers);
     world.grew_by_at_most(before, 64 * MIB);
     world.nothing_was_lost().await;
 }
