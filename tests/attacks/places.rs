@@ -32,7 +32,9 @@ fn silent(count: usize, to: &Door) -> JoinSet<()> {
 #[ignore = "takes a while"]
 async fn silent_connections_on_either_address_leave_both_usable() {
     let world = World::start(&[]).await;
-    for (attack, to) in [("silent connections of clients", &world.clients), ("of callers", &world.control)] {
+    for (attack, to) in
+        [("silent connections of clients", &world.clients), ("silent connections of callers", &world.control)]
+    {
         let _attackers = silent(2600, to);
         world.honest_people_notice_nothing(attack).await;
     }
