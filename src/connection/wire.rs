@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::close::CloseReason;
 
-use super::inbound::{Begun, Inbound, NotMinimal};
+use super::inbound::{Begun, Broken, Inbound};
 use super::inflow::{Inflow, Limits};
 
 /// Control frames that wait for a client that does not read. A pong is at most 127 bytes, and a newer one replaces the
@@ -75,7 +75,8 @@ impl<S> Wire<S> {
         let is_good = match self.inbound.read(bytes) {
             Ok(Begun { frames: 0, .. }) => return,
             Ok(begun) => self.inflow.spend(begun, limits, Instant::now()),
-            Err(NotMinimal) => Err(CloseReason::ProtocolError),
+            Err(Broken::NotMinimal) => Err(CloseReason::ProtocolError),
+            Err(Broken::NotUtf8) => Err(CloseReason::NotUtf8),
         };
         self.broken = self.broken.or(is_good.err());
     }

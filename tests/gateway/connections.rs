@@ -277,10 +277,17 @@ async fn a_broken_protocol_is_closed_with_its_code() {
     let not_utf8 = masked(1, &[0xff, 0xfe]);
     // Refused before the message has ended.
     let not_utf8_yet = masked_fragment(1, &[b'a', 0xf4, 0x90]);
+    // And before its frame has.
+    let not_utf8_in_half_a_frame = masked(1, &[b'a', 0xf4, 0x90, b'a'])[..9].to_vec();
     let not_utf8_then = [masked_fragment(1, &[0xf4]), masked_fragment(0, &[0x90])].concat();
-    for (frame, code) in
-        [(unmasked, 1002), (reserved_opcode, 1002), (not_utf8, 1007), (not_utf8_yet, 1007), (not_utf8_then, 1007)]
-    {
+    for (frame, code) in [
+        (unmasked, 1002),
+        (reserved_opcode, 1002),
+        (not_utf8, 1007),
+        (not_utf8_yet, 1007),
+        (not_utf8_in_half_a_frame, 1007),
+        (not_utf8_then, 1007),
+    ] {
         let mut stream = soon(TcpStream::connect(gateway.clients)).await.unwrap();
         soon(stream.write_all(&[UPGRADE.as_bytes(), &frame].concat())).await.unwrap();
         assert_eq!(read_answer(&mut stream).await.status, 101);
