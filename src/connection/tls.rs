@@ -38,6 +38,10 @@ impl<S: Transport> Transport for TlsTransport<S> {
         self
     }
 
+    fn is_for_http2(&self) -> bool {
+        self.0.get_ref().1.alpn_protocol() == Some(b"h2")
+    }
+
     fn reset_when_dropped(&self) {
         self.0.get_ref().0.reset_when_dropped();
     }

@@ -25,6 +25,11 @@ pub(crate) trait Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static {
         None
     }
 
+    /// Whether the peer has agreed to speak HTTP/2, and nothing else, over it.
+    fn is_for_http2(&self) -> bool {
+        false
+    }
+
     /// Has the stream reset when it is dropped, so that the kernel forgets at once what the peer has not read. Closed
     /// otherwise, it would keep it, and offer it to the peer for minutes.
     fn reset_when_dropped(&self) {}

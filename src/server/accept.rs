@@ -99,6 +99,8 @@ impl Port {
 pub(super) struct Http {
     /// Serves HTTP/1 and HTTP/2. The first bytes of a connection decide which.
     builder: auto::Builder<TokioExecutor>,
+    /// The same for peers that have agreed on HTTP/2 in the handshake of TLS. One that then speaks HTTP/1 is not answered.
+    http2: auto::Builder<TokioExecutor>,
     http1: http1::Builder,
     router: Arc<Router>,
     timeouts: Timeouts,
@@ -143,6 +145,7 @@ impl Http {
             .max_pending_accept_reset_streams(20)
             .max_local_error_reset_streams(1024);
         Self {
+            http2: builder.clone().http2_only(),
             builder,
             http1,
             router,
@@ -332,12 +335,17 @@ impl Http {
                 Ok::<_, std::convert::Infallible>(answer.map(|body| TrackedBody::new(body, in_hand)))
             }
         });
+        let is_for_http2 = stream.is_for_http2();
         let io = TokioIo::new(TrackedStream::new(stream, traffic.clone()));
         let address = peer.address;
         match serves {
             // Clients do not need HTTP/2, so it is off here and cannot be abused.
             Serves::Clients => {
                 let connection = self.http1.serve_connection(io, service).with_upgrades();
+                self.drive(connection, |connection| connection.graceful_shutdown(), address, &traffic).await;
+            }
+            Serves::All | Serves::Control if is_for_http2 => {
+                let connection = self.http2.serve_connection(io, service);
                 self.drive(connection, |connection| connection.graceful_shutdown(), address, &traffic).await;
             }
             Serves::All | Serves::Control => {

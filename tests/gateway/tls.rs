@@ -28,6 +28,23 @@ async fn clients_over_tls(files: &Files, change: impl FnOnce(&mut pushgate::Conf
     .await
 }
 
+#[tokio::test]
+async fn whoever_agrees_on_http2_and_speaks_http1_is_not_answered_in_http1() {
+    let authority = Authority::new("ca");
+    let files = authority.issue("own", &["localhost"], YEAR);
+    let gateway = TestGateway::with(|config| {
+        config.tls_cert_file = Some(files.certificate.clone());
+        config.tls_key_file = Some(files.key.clone());
+    })
+    .await;
+    let mut stream = Speaks::with(&authority).alpn("h2").connect(gateway.clients).await.unwrap();
+    soon(stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\n\r\n")).await.unwrap();
+    let mut answer = Vec::new();
+    // The connection may just end.
+    let _ended = soon(stream.read_to_end(&mut answer)).await;
+    assert!(!answer.starts_with(b"HTTP/1"), "{answer:?}");
+}
+
 fn handshakes(result: &str) -> String {
     format!("pushgate_tls_handshakes_total{{listener=\"clients\",result=\"{result}\"}}")
 }
