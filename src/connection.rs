@@ -2,6 +2,8 @@
 
 mod binding;
 mod closing;
+#[cfg(feature = "inside")]
+mod echo;
 mod grant;
 mod inbound;
 mod inflow;

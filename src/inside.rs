@@ -1,4 +1,9 @@
-//! The rooms without sockets, for `benches/inside.rs` alone: no part of the library's interface, and free to change.
+//! The rooms without sockets, for benches, fuzz targets and conformance suites alone: no part of the library's interface,
+//! and free to change.
+
+mod echo;
+mod pipe;
+mod readers;
 
 use std::io::{self, IoSlice};
 use std::net::Ipv4Addr;
@@ -26,6 +31,19 @@ const LIMITS: BindLimits = BindLimits {
     connections_per_user_policy: UserConnectionsPolicy::RejectNew,
     events_per_connection_max: usize::MAX,
 };
+
+pub use crate::server::guest::{Guest, invite};
+pub use pipe::Pipe;
+pub use readers::{Asks, legacy_frame, proxy_header, session_frame};
+
+/// What a client speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speaks {
+    /// Bind requests in, messages out.
+    Legacy,
+    /// `pushgate.v1.json`.
+    Session,
+}
 
 /// A running gateway, and its rooms.
 pub struct Inside {
@@ -79,12 +97,28 @@ impl Inside {
     /// Opens a legacy connection in memory, whose client sends this and nothing more. `None` if the registry refuses it.
     #[must_use]
     pub fn connect(&self, sends: Box<[u8]>) -> Option<MemorySocket> {
-        let registration = self.gateway.rooms().registry.admit((Ipv4Addr::LOCALHOST, 0).into()).ok()?;
         let socket = MemorySocket(Arc::new(Memory { unread: Mutex::new(Some(sends)), written: AtomicU64::new(0) }));
-        let arrival =
-            Arrival { protocol: Protocol::Legacy, token: None, shown: None, registration, shared: self.shared.clone() };
-        tokio::spawn(arrival.connect(socket.clone(), &[]).run());
+        self.connect_over(socket.clone(), Protocol::Legacy)?;
         Some(socket)
+    }
+
+    /// Opens a connection over a pipe, whose other end is the caller's. `None` if the registry refuses it.
+    #[must_use]
+    pub fn connect_pipe(&self, speaks: Speaks) -> Option<Pipe> {
+        let protocol = match speaks {
+            Speaks::Legacy => Protocol::Legacy,
+            Speaks::Session => Protocol::Session,
+        };
+        let pipe = Pipe::default();
+        self.connect_over(pipe.clone(), protocol)?;
+        Some(pipe)
+    }
+
+    fn connect_over<S: Transport>(&self, stream: S, protocol: Protocol) -> Option<()> {
+        let registration = self.gateway.rooms().registry.admit((Ipv4Addr::LOCALHOST, 0).into()).ok()?;
+        let arrival = Arrival { protocol, token: None, shown: None, registration, shared: self.shared.clone() };
+        tokio::spawn(arrival.connect(stream, &[]).run());
+        Some(())
     }
 
     /// Makes a receiver that nobody writes for.
@@ -111,6 +145,18 @@ impl Inside {
     #[must_use]
     pub fn matched(&self, user_id: &UserId, event: &Event) -> usize {
         self.gateway.rooms().binder.receivers(user_id, event).len()
+    }
+
+    /// How many connections are open.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.gateway.rooms().registry.len()
+    }
+
+    /// How many sessions have no connection.
+    #[must_use]
+    pub fn sessions_away(&self) -> usize {
+        self.gateway.rooms().sessions.away()
     }
 
     /// How many bindings there are.

@@ -227,6 +227,13 @@ impl Push {
         })
     }
 
+    /// Sets the payload, which may be empty here.
+    #[cfg(feature = "inside")]
+    pub(crate) fn with_any_payload(mut self, payload: Payload) -> Self {
+        self.payload = payload;
+        self
+    }
+
     /// Sets the time to live. A connection that could not be written to within this time does not get the message. With
     /// a time to live of zero, only a client that is connected and takes the message within one second gets it, and
     /// nothing is kept for anybody else.

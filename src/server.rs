@@ -73,6 +73,8 @@ use supervise::supervise;
 use tls::{Handshakes, Tls};
 
 pub use tls::{InvalidTls, TlsMistake};
+#[cfg(feature = "inside")]
+pub(crate) use {proxy_header::read as read_proxy_header, stack::guest};
 
 /// What a server is made from.
 pub struct ServerBuilder {

@@ -244,7 +244,7 @@ impl<S: Transport> Link<S> {
     }
 
     /// Takes what is queued and writes it, until there is nothing more or the client takes no more.
-    fn poll_deliver(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
+    pub(super) fn poll_deliver(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
         loop {
             let (stop, has_expired) = self.visit(cx, Takes::Messages);
             if let Some(stop) = stop {

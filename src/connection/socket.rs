@@ -54,6 +54,9 @@ pub(super) struct Socket<S> {
     is_done: bool,
     /// Bytes that came behind the gateway's close frame.
     discarded: u32,
+    /// Whether the last message was text. The gateway itself takes both kinds alike.
+    #[cfg(feature = "inside")]
+    pub(super) is_text: bool,
 }
 
 /// What reads a message of the client's.
@@ -138,6 +141,8 @@ impl<S: Transport> Socket<S> {
             has_closed: false,
             is_done: false,
             discarded: 0,
+            #[cfg(feature = "inside")]
+            is_text: false,
         }
     }
 
@@ -319,6 +324,10 @@ impl<S: Transport> Socket<S> {
             self.unreadable = true;
             return Poll::Ready(Received::End(reason));
         }
+        #[cfg(feature = "inside")]
+        if let Poll::Ready(Ok(message)) = &polled {
+            self.is_text = message.is_text();
+        }
         let received = match ready!(polled) {
             Ok(Message::Text(text)) => Received::Data(text.into()),
             Ok(Message::Binary(bytes)) => Received::Data(bytes),
@@ -392,7 +401,6 @@ impl<S: Transport> Socket<S> {
 fn reason(error: &Error) -> CloseReason {
     match error {
         Error::Capacity(CapacityError::MessageTooLong { .. }) => CloseReason::TooBig,
-        // tungstenite looks at whole frames, so bad text within one is refused at its end, or at `client_frame_bytes_max`.
         Error::Utf8(_) => CloseReason::NotUtf8,
         Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => CloseReason::Reset,
         Error::Protocol(_) | Error::Capacity(_) => CloseReason::ProtocolError,

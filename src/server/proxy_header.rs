@@ -20,7 +20,7 @@ const V1_BYTES_MAX: usize = 107;
 
 /// Why there is no header.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum HeaderError {
+pub(crate) enum HeaderError {
     /// The peer sent nothing and left, as probes do that only want to know whether the port is open.
     #[error("closed without a byte")]
     Nothing,
@@ -38,7 +38,7 @@ pub(super) enum HeaderError {
 
 /// Reads a header of either version, and not a byte more. Returns the client's address, or `None` if the proxy speaks for
 /// itself or for somebody without an IP address.
-pub(super) async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Option<SocketAddr>, HeaderError> {
+pub(crate) async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Option<SocketAddr>, HeaderError> {
     let mut bytes = Vec::with_capacity(V1_BYTES_MAX);
     if stream.take(START_BYTES as u64).read_to_end(&mut bytes).await? == 0 {
         return Err(HeaderError::Nothing);

@@ -1,10 +1,12 @@
 //! What the doors of callers stand behind: trace with request id, deadline, authorization, the body, a place to work.
 
 mod bodies;
+#[cfg(feature = "inside")]
+pub(crate) mod guest;
 mod head;
 
 use std::convert::Infallible;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -35,6 +37,8 @@ use super::peer::Peer;
 
 pub(super) use head::api_key;
 
+#[cfg(feature = "inside")]
+use guest::is_for_guest;
 use head::{content_length, grpc_timeout, is_encoded, traceparent};
 
 /// The method whose requests have no end.
@@ -48,11 +52,17 @@ const ADMIN_CALLS_MAX: usize = 16;
 
 /// Whether the path belongs to a gRPC service that stands behind this.
 pub(super) fn is_guarded(path: &str) -> bool {
-    is_of(path, SERVICE_NAME) || is_admin(path)
+    is_of(path, SERVICE_NAME) || is_admin(path) || is_for_guest(path)
 }
 
 fn is_admin(path: &str) -> bool {
     is_of(path, admin_service_server::SERVICE_NAME)
+}
+
+/// There are guests for conformance suites only.
+#[cfg(not(feature = "inside"))]
+fn is_for_guest(_path: &str) -> bool {
+    false
 }
 
 /// Whether the path is a method of this gRPC service.
@@ -208,7 +218,7 @@ impl PushStack {
                 let caller = Caller::new(scope, wait_until, Place::new((self.place(door)?, share)));
                 return Ok(json::push(&self.gateway, mode, caller, body).await);
             }
-            let body = if head.uri.path() == PUSH_STREAM {
+            let body = if head.uri.path() == PUSH_STREAM || is_for_guest(head.uri.path()) {
                 // Has no size and no end; what is counted is the message that is coming.
                 let share = self.bodies.share(scope.payer().clone());
                 Either::Right(Body::new(bodies::Messages::new(body, share, self.gateway.clone())))
@@ -268,6 +278,14 @@ impl PushStack {
         bodies::read(body, limit_bytes, share).await
     }
 
+    fn call_service(&self, request: Request<RequestBody>) -> Answer {
+        #[cfg(feature = "inside")]
+        if is_for_guest(request.uri().path()) {
+            return guest::call(request);
+        }
+        self.grpc.clone().call(request)
+    }
+
     /// Calls a method of a gRPC door. The call is boxed whichever it is: room for the largest would be moved with every
     /// request.
     fn call(
@@ -283,7 +301,7 @@ impl PushStack {
         } else if door == Door::Admin {
             self.admin.clone().call(request)
         } else {
-            self.grpc.clone().call(request)
+            self.call_service(request)
         };
         async move {
             let response = call.await.unwrap_or_else(|never: Infallible| match never {});
@@ -308,6 +326,9 @@ fn admin_result(headers: &HeaderMap) -> AdminResult {
         _ => AdminResult::Failed,
     }
 }
+
+/// What a gRPC service answers in the end.
+type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
 /// The request's span: the caller's request id or one of ours, and the caller's trace if it is in one.
 fn span(gateway: &Gateway, door: Door, headers: &HeaderMap) -> Span {

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use crate::process::Process;
 
 /// Compilers and package managers, some of which fetch something on their first run.
-const LONG: Duration = Duration::from_secs(300);
+pub(crate) const LONG: Duration = Duration::from_secs(300);
 
 /// The root of the repository.
 pub(crate) fn root() -> &'static Path {
