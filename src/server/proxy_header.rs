@@ -53,7 +53,12 @@ pub(crate) async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Option<
     while !bytes.ends_with(b"\n") && bytes.len() < V1_BYTES_MAX {
         bytes.push(stream.read_u8().await?);
     }
-    Ok(match v1::Header::try_from(&bytes[..])?.addresses {
+    let header = v1::Header::try_from(&bytes[..])?;
+    // The parser passes over everything behind `UNKNOWN`, and the end of the line with it.
+    if !bytes.ends_with(b"\r\n") {
+        return Err(HeaderError::Other);
+    }
+    Ok(match header.addresses {
         v1::Addresses::Tcp4(ip) => Some((ip.source_address, ip.source_port).into()),
         v1::Addresses::Tcp6(ip) => Some((ip.source_address, ip.source_port).into()),
         v1::Addresses::Unknown => None,
@@ -139,6 +144,7 @@ mod tests {
             b"PROXY TCP4 2001:db8::1 10.0.0.1 4660 80\r\n",
             b"PROXY TCP4 192.0.2.1 10.0.0.1 4660 80\n",
             b"PROXY TCP4 192.0.2.1 10.0.0.1 04660 80\r\n",
+            b"PROXY UNKNOWN T6PROXY T2419`P .0.C2.1 \0 3660 \n",
             b"PROXYTCP4 192.0.2.1 10.0.0.1 4660 80\r\n",
             &v2_header([0x31, 0x11], &[0; 12]),
             &v2_header([0x22, 0x11], &[0; 12]),
