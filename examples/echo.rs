@@ -10,7 +10,7 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{StreamExt, TryStreamExt, future};
+use futures_util::{SinkExt, TryStreamExt};
 use pushgate::Config;
 use pushgate::inside::Inside;
 use tokio::net::TcpListener;
@@ -54,9 +54,13 @@ pub(crate) async fn bare(listener: TcpListener) -> Result<(), Box<dyn Error>> {
     loop {
         let (stream, _) = listener.accept().await?;
         tokio::spawn(async move {
-            let (write, read) = tokio_tungstenite::accept_async(stream).await?.split();
-            let messages = read.try_filter(|message| future::ready(message.is_text() || message.is_binary()));
-            messages.forward(write).await
+            let mut websocket = tokio_tungstenite::accept_async(stream).await?;
+            while let Some(message) = websocket.try_next().await? {
+                if message.is_text() || message.is_binary() {
+                    websocket.send(message).await?;
+                }
+            }
+            Ok::<_, tokio_tungstenite::tungstenite::Error>(())
         });
     }
 }
