@@ -38,8 +38,7 @@ impl Config {
             Some(_) => (sum([http1, clients_tls]), sum([http2, control_tls])),
             None => (sum([http2, clients_tls]), 0),
         };
-        let client =
-            sum([QUIET, clients_tls, UNCOUNTED, self.outbox_bytes_max as u64, times(2, self.client_message_bytes_max)]);
+        let client = sum([QUIET, clients_tls, UNCOUNTED, times(2, self.client_message_bytes_max)]);
         sum([
             PROGRAM,
             times(client, self.connections_max),
@@ -50,7 +49,7 @@ impl Config {
             times(PUSH, self.push_concurrency_max),
             times(WAITING, self.waiting_pushes_max),
             self.idempotency_bytes_max as u64,
-            self.journal_total_bytes_max as u64,
+            self.queued_total_bytes_max as u64,
             times(AWAY, self.sessions_away_max),
         ])
     }
@@ -78,16 +77,15 @@ mod tests {
 
     #[test]
     fn each_limit_counts_as_often_as_what_it_bounds() {
-        assert_eq!(grows(|config| config.outbox_bytes_max += 1), 100_000);
         assert_eq!(grows(|config| config.client_message_bytes_max += 1), 200_000);
-        assert_eq!(grows(|config| config.connections_max += 1), (4 << 10) + (4 << 10) + (1 << 20) + (64 << 10));
+        assert_eq!(grows(|config| config.connections_max += 1), (4 << 10) + (4 << 10) + (64 << 10));
         assert_eq!(grows(|config| config.http_connections_max += 1), (16 << 10) + (64 << 10));
         assert_eq!(grows(|config| config.control_http_connections_max += 1), (80 << 10) + (1 << 20) + 1000 * (8 << 10));
         assert_eq!(grows(|config| config.tls_cert_folder = Some("tls".into())), (100_000 + 4096) * (44 << 10));
         assert_eq!(grows(|config| config.control_tls_cert_file = Some("pem".into())), 1024 * (44 << 10));
         assert_eq!(grows(|config| config.request_bodies_bytes_max += 1), 2);
         assert_eq!(grows(|config| config.idempotency_bytes_max += 1), 1);
-        assert_eq!(grows(|config| config.journal_total_bytes_max += 1), 1);
+        assert_eq!(grows(|config| config.queued_total_bytes_max += 1), 1);
         assert_eq!(grows(|config| config.connections_max = usize::MAX).leading_zeros(), 0);
     }
 

@@ -28,8 +28,13 @@ impl Inside {
                 // Its clients say nothing before they are answered, so that nothing is read ahead here.
                 let Ok(websocket) = tokio_tungstenite::accept_async(stream).await else { return };
                 let Ok(registration) = inside.gateway.rooms().registry.admit(peer) else { return };
-                let arrival =
-                    Arrival { protocol: Protocol::Legacy, token: None, registration, shared: inside.shared.clone() };
+                let arrival = Arrival {
+                    protocol: Protocol::Legacy,
+                    token: None,
+                    shown: None,
+                    registration,
+                    shared: inside.shared.clone(),
+                };
                 let connection = arrival.connect(websocket.into_inner(), &[]);
                 connection.echo(|mailbox, payload| inside.offer(mailbox, payload)).await;
             });

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::honest::CLIENTS;
-use crate::support::{Client, push_request, soon};
+use crate::support::{Client, GrpcCaller, push_request, soon};
 use crate::{World, source};
 
 const MIB: usize = 1024 * 1024;
@@ -155,7 +155,7 @@ async fn half_of_all_clients_not_reading_take_no_more_memory_together_than_they_
             }
         });
     }
-    let before = world.memory();
+    let before = world.memory("VmRSS:");
     for round in 0..rounds {
         for number in 0..PAIRS {
             // A text of its own for each, so that what is counted is what is held.
@@ -165,7 +165,8 @@ async fn half_of_all_clients_not_reading_take_no_more_memory_together_than_they_
         grpc.try_push(push_request("reader", "mail", &format!("honest {round}"))).await.unwrap();
         world.grew_by_at_most(before, TOTAL + UNCOUNTED + CLOSING + 16 * MIB);
     }
-    world.honest_people_notice_nothing().await;
+    world.honest_people_notice_nothing("half of all clients not reading, up to the bound of all queues").await;
     soon(reading.join_all()).await;
     drop(stuck);
+    world.nothing_was_lost().await;
 }
