@@ -22,7 +22,7 @@ use crate::message::{Event, UserId};
 use crate::seldom::Seldom;
 use crate::sync::Mutex;
 
-pub(crate) use bindings::{Bindings, Seat, Shown};
+pub(crate) use bindings::{Bindings, Seat, Validity};
 pub(crate) use receivers::Receivers;
 
 use mailboxes::Mailboxes;

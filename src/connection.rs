@@ -27,7 +27,7 @@ use crate::registry::Registration;
 use crate::revocations::Revocations;
 use crate::sessions::{Attached, Sessions};
 
-use grant::{Checked, Granted, Refused, expires_in_ms, shown};
+use grant::{Checked, Granted, Refused, expires_in_ms, validity};
 use inflow::Limits;
 use link::{Input, Link};
 
@@ -258,10 +258,10 @@ impl<S: Transport> Bound<S> {
             Checked::Bind { event, result, .. } => self.bind_also(&event, result),
             Checked::Refresh(result) => {
                 match result {
-                    Ok(shown) => {
-                        let (bindings, expires_at) = (&mut self.granted.bindings, shown.expires_at);
-                        bindings.renew(shown);
-                        if self.link.shared.is_revoked(bindings.user_id(), &shown.stamp) {
+                    Ok(validity) => {
+                        let (bindings, expires_at) = (&mut self.granted.bindings, validity.expires_at);
+                        bindings.renew(validity);
+                        if self.link.shared.is_revoked(bindings.user_id(), &validity.stamp) {
                             return Err(CloseReason::TokenRevoked);
                         }
                         self.link.expire_at(expires_at);
@@ -283,7 +283,7 @@ impl<S: Transport> Bound<S> {
             if identity.user_id != *granted.bindings.user_id() {
                 return Err(Refused::other_user());
             }
-            granted.bindings.add(event, shown(&identity), link.shared.bind_limits())?;
+            granted.bindings.add(event, validity(&identity), link.shared.bind_limits())?;
             is_revoked = link.shared.is_revoked(&identity.user_id, &identity.stamp());
             Ok(())
         });

@@ -15,7 +15,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::auth::Deadline;
-use crate::binder::{BindLimits, Bindings, Shown};
+use crate::binder::{BindLimits, Bindings, Validity};
 use crate::config::{Config, UserConnectionsPolicy};
 use crate::connection::{self, Arrival, Protocol, Shared, Transport};
 use crate::gateway::Gateway;
@@ -137,7 +137,7 @@ impl Inside {
         let seat = binder.seat(user_id, LIMITS).ok()?;
         let mut bindings = binder.bind(&receiver.0, user_id, &events.next()?);
         bindings.take_seat(seat);
-        events.try_for_each(|event| bindings.add(&event, Shown::default(), LIMITS)).ok()?;
+        events.try_for_each(|event| bindings.add(&event, Validity::default(), LIMITS)).ok()?;
         Some(Held { _bindings: bindings })
     }
 

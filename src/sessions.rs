@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 use tracing::warn;
 
-use crate::binder::{BindLimits, Binder, Bindings, Shown};
+use crate::binder::{BindLimits, Binder, Bindings, Validity};
 use crate::delivery::Ticket;
 use crate::journal::{Recovered, StoredSession};
 use crate::mailbox::{Claim, Flush, Keep, Mailbox, Offered, Outboxes, Restored, Taken};
@@ -111,7 +111,7 @@ impl Sessions {
         let mut bindings = self.binder.bind(&mailbox, &user_id, &first);
         for event in events {
             // One over a limit that is lower now is bound no more, and its client is told when it comes back.
-            let _over_the_limit = bindings.add(&event, Shown::default(), self.limits.binds);
+            let _over_the_limit = bindings.add(&event, Validity::default(), self.limits.binds);
         }
         let session = Arc::new(Session { token, user_id, mailbox, bindings: Mutex::new(Some(Box::new(bindings))) });
         self.known().by_token.insert(token, session.clone());

@@ -45,7 +45,7 @@ impl Drop for Seat {
 
 /// What is to be remembered of a token that was shown.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Shown {
+pub(crate) struct Validity {
     /// When it is over.
     pub(crate) expires_at: Option<SystemTime>,
     pub(crate) stamp: Stamp,
@@ -62,13 +62,13 @@ struct Bound {
 }
 
 impl Bound {
-    fn new(event: Event, shown: Shown) -> Self {
+    fn new(event: Event, validity: Validity) -> Self {
         let mut bound = Self { event, expires_at: None, stamp: None };
-        bound.renew(shown);
+        bound.renew(validity);
         bound
     }
 
-    fn renew(&mut self, Shown { expires_at, stamp }: Shown) {
+    fn renew(&mut self, Validity { expires_at, stamp }: Validity) {
         self.expires_at = expires_at;
         self.stamp = (!stamp.is_blank()).then(|| Box::new(stamp));
     }
@@ -84,7 +84,7 @@ impl Seat {
 impl Bindings {
     /// For a receiver that was bound already.
     pub(super) fn new(binder: Arc<Binder>, mailbox: Arc<Mailbox>, user_id: UserId, event: Event) -> Self {
-        let events = SmallVec::from_buf([Bound::new(event, Shown::default())]);
+        let events = SmallVec::from_buf([Bound::new(event, Validity::default())]);
         Self { binder, mailbox, user_id, events, is_seated: false }
     }
 
@@ -111,10 +111,10 @@ impl Bindings {
     ///
     /// # Errors
     /// Refuses an event over the connection's limit.
-    pub(crate) fn add(&mut self, event: &Event, shown: Shown, limits: BindLimits) -> Result<(), BindError> {
+    pub(crate) fn add(&mut self, event: &Event, validity: Validity, limits: BindLimits) -> Result<(), BindError> {
         let limit = limits.events_per_connection_max;
         if let Some(bound) = self.events.iter_mut().find(|bound| bound.event == *event) {
-            bound.renew(shown);
+            bound.renew(validity);
             self.show();
             return Ok(());
         }
@@ -134,14 +134,14 @@ impl Bindings {
         if self.events.len() < EXACT_MAX {
             self.events.reserve_exact(1);
         }
-        self.events.push(Bound::new(event, shown));
+        self.events.push(Bound::new(event, validity));
         self.show();
         Ok(())
     }
 
     /// This token is good for all events that are bound.
-    pub(crate) fn renew(&mut self, shown: Shown) {
-        self.events.iter_mut().for_each(|bound| bound.renew(shown));
+    pub(crate) fn renew(&mut self, validity: Validity) {
+        self.events.iter_mut().for_each(|bound| bound.renew(validity));
         self.show();
     }
 

@@ -113,7 +113,7 @@ impl World {
             Step::Add { receiver, event: number } => {
                 let Some((bindings, naive)) = pick(&mut self.receivers, receiver) else { return };
                 let fits = naive.events.len() < EVENTS_MAX || naive.events.contains(&number);
-                let added = bindings.add(&event(number), super::Shown::default(), LIMITS);
+                let added = bindings.add(&event(number), super::Validity::default(), LIMITS);
                 assert_eq!(added, if fits { Ok(()) } else { Err(BindError::TooManyEvents { limit: EVENTS_MAX }) });
                 if fits && !naive.is_evicted {
                     naive.events.insert(number);

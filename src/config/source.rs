@@ -323,7 +323,7 @@ mod tests {
                 "jwt_issuer" | "jwt_audience" | "push_jwt_issuer" | "push_jwt_audience" => "https://one, https://two",
                 name if name.ends_with("_claim") => "https://claims/one",
                 "request_bodies_bytes_max" | "queued_total_bytes_max" => "9000000",
-                "listen_health" | "proxy_protocol" | "token_in_url" => "true",
+                "listen_health" | "proxy_protocol" | "token_in_url" | "open_metrics" | "open_reflection" => "true",
                 name if name.contains("tls_") => "/some/file",
                 name if name.starts_with("insecure_") => "true",
                 name if name.ends_with("_bytes_max") => "300KiB",

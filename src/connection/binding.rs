@@ -7,7 +7,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use tracing::{Instrument, debug};
 
 use crate::auth::{BindAttempt, Client, Identity, Token, TokenError};
-use crate::binder::{Bindings, Shown};
+use crate::binder::{Bindings, Validity};
 use crate::close::CloseReason;
 use crate::dialect::{RequestError, Resume, ServerFrame};
 use crate::message::{Event, UserId};
@@ -16,7 +16,7 @@ use crate::revocations::Stamp;
 use crate::sessions::{Attached, Claimed, Returned};
 
 use super::Shared;
-use super::grant::{Checked, Granted, Refused, expires_in_ms, left, shown};
+use super::grant::{Checked, Granted, Refused, expires_in_ms, left, validity};
 use super::link::{Link, NEVER};
 use super::transport::Transport;
 
@@ -54,8 +54,8 @@ impl Shared {
         let Some(resume_token) = resume.token else { return Ok(None) };
         let Some(mut claimed) = self.sessions.claim(resume_token, user_id).await else { return Ok(None) };
         match self.check_all(&claimed.events(), token, user_id, client).await {
-            Ok(shown) => {
-                claimed.renew(shown);
+            Ok(validity) => {
+                claimed.renew(validity);
                 Ok(Some(claimed))
             }
             Err(Refused { error: RequestError::CheckUnavailable, .. }) => Err(TokenError::Unavailable),
@@ -92,22 +92,28 @@ impl Shared {
         token: &Token,
         user_id: &UserId,
         client: &Client,
-    ) -> Result<Shown, Refused> {
+    ) -> Result<Validity, Refused> {
         // Collected: as a stream of closures they would not be `Send`, for want of a lifetime.
         let checks: Vec<_> = events.iter().map(|event| self.check(event, token, user_id, client)).collect();
         let mut results = stream::iter(checks).buffered(CHECKS_AT_ONCE);
-        let mut all = Shown::default();
-        while let Some(Shown { expires_at, stamp }) = results.try_next().await? {
-            all = Shown { expires_at: all.expires_at.into_iter().chain(expires_at).min(), stamp };
+        let mut all = Validity::default();
+        while let Some(Validity { expires_at, stamp }) = results.try_next().await? {
+            all = Validity { expires_at: all.expires_at.into_iter().chain(expires_at).min(), stamp };
         }
         Ok(all)
     }
 
     /// Shows a user's token for one event, and says what it is.
-    async fn check(&self, event: &Event, token: &Token, user_id: &UserId, client: &Client) -> Result<Shown, Refused> {
+    async fn check(
+        &self,
+        event: &Event,
+        token: &Token,
+        user_id: &UserId,
+        client: &Client,
+    ) -> Result<Validity, Refused> {
         let attempt = BindAttempt::new(token, event, client);
         let identity = self.authenticate(&attempt).await.map_err(|error| Refused::from(&error))?;
-        if identity.user_id == *user_id { Ok(shown(&identity)) } else { Err(Refused::other_user()) }
+        if identity.user_id == *user_id { Ok(validity(&identity)) } else { Err(Refused::other_user()) }
     }
 }
 
@@ -195,7 +201,7 @@ impl<S: Transport> Link<S> {
         };
         let mut bindings = binder.bind(self.mailbox(), &identity.user_id, event);
         bindings.take_seat(seat);
-        bindings.renew(shown(identity));
+        bindings.renew(validity(identity));
         self.unless_revoked(identity)?;
         self.granted(session.as_deref(), &bindings, event, is_resume.then_some(false));
         Ok(Granted { bindings, session })
@@ -204,7 +210,7 @@ impl<S: Transport> Link<S> {
     /// Goes on with a session that was on another connection before.
     fn go_on(&mut self, returned: Returned, identity: &Identity, event: &Event) -> Result<Granted, Refused> {
         let Returned { session, mut bindings, is_recovered } = returned;
-        if let Err(error) = bindings.add(event, shown(identity), self.shared.bind_limits()) {
+        if let Err(error) = bindings.add(event, validity(identity), self.shared.bind_limits()) {
             session.leave(bindings, &mut self.socket.line);
             return Err(error.into());
         }

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use crate::auth::{Identity, TokenError};
-use crate::binder::{BindError, Bindings, Shown};
+use crate::binder::{BindError, Bindings, Validity};
 use crate::close::CloseReason;
 use crate::dialect::{RequestError, Resume, milliseconds};
 use crate::message::Event;
@@ -18,7 +18,7 @@ pub(super) enum Checked {
         resume: Option<(Resume, Option<Box<Claimed>>)>,
     },
     /// What the new token is, as shown for all events.
-    Refresh(Result<Shown, Refused>),
+    Refresh(Result<Validity, Refused>),
 }
 
 /// What a connection that is bound holds.
@@ -59,8 +59,8 @@ impl From<BindError> for Refused {
 }
 
 /// What is to be remembered of a token.
-pub(super) fn shown(identity: &Identity) -> Shown {
-    Shown { expires_at: identity.expires_at, stamp: identity.stamp() }
+pub(super) fn validity(identity: &Identity) -> Validity {
+    Validity { expires_at: identity.expires_at, stamp: identity.stamp() }
 }
 
 pub(super) fn expires_in_ms(expires_at: SystemTime) -> u64 {

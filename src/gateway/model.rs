@@ -156,7 +156,7 @@ impl World {
                 })
             }
             Some(bindings) => {
-                let bound = bindings.add(&event(event_number), crate::binder::Shown::default(), LIMITS);
+                let bound = bindings.add(&event(event_number), crate::binder::Validity::default(), LIMITS);
                 let fits = naive.events.len() < EVENTS_MAX || naive.events.contains(&event_number);
                 assert_eq!(bound.is_ok(), fits);
                 bound

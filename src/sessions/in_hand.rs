@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::binder::{BindError, Bindings, Shown};
+use crate::binder::{BindError, Bindings, Validity};
 use crate::handle::Handle;
 use crate::journal::Record;
 use crate::mailbox::{Departure, Line, Mailbox, Resumed, WriteNow};
@@ -98,9 +98,9 @@ impl Claimed {
     }
 
     /// This token is good for all its events.
-    pub(crate) fn renew(&mut self, shown: Shown) {
+    pub(crate) fn renew(&mut self, validity: Validity) {
         if let Some(bindings) = &mut self.bindings {
-            bindings.renew(shown);
+            bindings.renew(validity);
         }
     }
 

@@ -73,6 +73,6 @@ impl Service for Grpc {
             issued_at: time(response.issued_at)?,
             ..user(response.user_id)?
         };
-        Ok(Ok(Grant { identity, events: response.events.map(|events| patterns(events.patterns)) }))
+        Ok(Ok(Grant { identity, events: response.events.as_ref().map(|events| patterns(&events.patterns)) }))
     }
 }

@@ -87,7 +87,10 @@ fn read(body: &[u8]) -> Result<Grant, NoAnswer> {
     let Granted { user_id, expires_at, token_id, issued_at, events } =
         serde_json::from_slice(body).map_err(|_| NoAnswer::Malformed(EXPECTED))?;
     let (expires_at, issued_at) = (expires_at.map(time).transpose()?, issued_at.map(time).transpose()?);
-    Ok(Grant { identity: Identity { expires_at, token_id, issued_at, ..user(user_id)? }, events: events.map(patterns) })
+    Ok(Grant {
+        identity: Identity { expires_at, token_id, issued_at, ..user(user_id)? },
+        events: events.as_deref().map(patterns),
+    })
 }
 
 /// A time in seconds since 1970, before the year 10000: a later one is usually in milliseconds.

@@ -125,6 +125,6 @@ pub(super) fn user(user_id: String) -> Result<Identity, NoAnswer> {
 }
 
 /// The same for its patterns of events.
-pub(super) fn patterns(events: Vec<String>) -> Vec<WildMatch> {
+pub(super) fn patterns(events: &[String]) -> Vec<WildMatch> {
     events.iter().map(|pattern| WildMatch::new(pattern)).collect()
 }
