@@ -777,7 +777,7 @@ fn is_ws_url(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn mistaken(change: impl FnOnce(&mut Config)) -> Vec<String> {
+    pub(super) fn mistaken(change: impl FnOnce(&mut Config)) -> Vec<String> {
         let mut config = Config::default();
         change(&mut config);
         match config.validate() {

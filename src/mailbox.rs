@@ -9,6 +9,7 @@ mod line;
 mod log;
 mod outboxes;
 mod queue;
+mod ranked;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -32,6 +33,7 @@ pub(crate) use line::{FRAMES_MAX, Line};
 pub(crate) use log::Resumed;
 pub(crate) use outboxes::{Outboxes, STEP_BYTES};
 pub(crate) use queue::{Capacity, Depth, MESSAGE_OVERHEAD_BYTES};
+pub(crate) use ranked::Ranked;
 pub(crate) use session::{Claim, Departure, Restored};
 
 use line::Expired;

@@ -462,7 +462,9 @@ impl Home {
     }
 
     fn drop_user(&self) {
-        self.binder.evict(&self.user_id, None).iter().for_each(|mailbox| drop(mailbox.drop_receiver()));
+        for mailbox in self.binder.evict(&self.user_id, None).iter() {
+            mailbox.drop_receiver();
+        }
         self.sessions.end_dropped(&self.user_id);
     }
 }

@@ -11,7 +11,7 @@ use slab::Slab;
 use tokio::time::Instant;
 
 use crate::handle::{Handle, Stop};
-use crate::mailbox::{Mailbox, Outboxes};
+use crate::mailbox::{Mailbox, Outboxes, Ranked};
 use crate::message::{ConnectionId, Names};
 use crate::subscriber::subscriber;
 
@@ -214,12 +214,12 @@ impl Registry {
     }
 
     /// The receivers whose queues take so many bytes or more, each with how many.
-    pub(crate) fn fullest(&self, bytes_min: usize) -> Vec<(usize, Arc<Mailbox>)> {
+    pub(crate) fn fullest(&self, bytes_min: usize) -> Vec<Ranked<Mailbox>> {
         let mut fullest = Vec::new();
         self.for_each(|open| {
             let bytes = open.mailbox.depth().memory();
             if bytes >= bytes_min {
-                fullest.push((bytes, open.mailbox.clone()));
+                fullest.push(Ranked { bytes, of: open.mailbox.clone() });
             }
         });
         fullest

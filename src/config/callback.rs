@@ -136,16 +136,8 @@ mod tests {
     use std::time::Duration;
 
     use super::super::NonEmpty;
+    use super::super::tests::mistaken;
     use super::*;
-
-    fn mistaken(change: impl FnOnce(&mut Config)) -> Vec<String> {
-        let mut config = Config::default();
-        change(&mut config);
-        match config.validate() {
-            Ok(()) => Vec::new(),
-            Err(invalid) => invalid.mistakes().iter().map(|mistake| mistake.name().to_owned()).collect(),
-        }
-    }
 
     fn at(url: &str) -> impl Fn(&mut Config) {
         let url = NonEmpty::new(url);

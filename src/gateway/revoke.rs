@@ -47,7 +47,8 @@ impl Gateway {
         let gateway = self.clone();
         // On a thread of its own, because to find a token takes a look at every connection.
         let look = tokio::task::spawn_blocking(move || gateway.end_revoked(&revoked));
-        let (closed, sessions_ended) = look.await.unwrap_or_default();
+        let (closed, sessions_ended) =
+            look.await.expect("the look is neither cancelled nor panics, or the call must fail too");
         Ok(Revocation { closed, sessions_ended, until })
     }
 

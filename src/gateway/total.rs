@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tracing::warn;
 
-use crate::mailbox::{GaveWay, MESSAGE_OVERHEAD_BYTES, Mailbox, STEP_BYTES};
+use crate::mailbox::{GaveWay, MESSAGE_OVERHEAD_BYTES, Mailbox, Ranked, STEP_BYTES};
 use crate::metrics::{MadeRoomBy, MadeRoomLabels};
 use crate::seldom::Seldom;
 
@@ -27,36 +27,11 @@ pub(crate) struct Total {
 /// Which receivers have the most queued, known well enough to make room and no better.
 #[derive(Default)]
 struct Ranking {
-    heap: BinaryHeap<Ranked>,
+    heap: BinaryHeap<Ranked<Mailbox>>,
     ranked_at: Option<Instant>,
     /// Those that were told to stop, be it to make room, and still have messages in hand. These bytes go without anybody
     /// else making room.
     leaving: Vec<Weak<Mailbox>>,
-}
-
-struct Ranked {
-    bytes: usize,
-    mailbox: Arc<Mailbox>,
-}
-
-impl PartialEq for Ranked {
-    fn eq(&self, other: &Self) -> bool {
-        self.bytes == other.bytes
-    }
-}
-
-impl Eq for Ranked {}
-
-impl PartialOrd for Ranked {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Ranked {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.bytes.cmp(&other.bytes)
-    }
 }
 
 impl Total {
@@ -74,18 +49,18 @@ impl Ranking {
     fn rank(&mut self, mailbox: Arc<Mailbox>) {
         let bytes = mailbox.depth().memory();
         if bytes >= STEP_BYTES {
-            self.heap.push(Ranked { bytes, mailbox });
+            self.heap.push(Ranked { bytes, of: mailbox });
         }
     }
 
     /// Takes out the receiver that has the most queued. One that has less by now is ranked again on the way.
-    fn highest(&mut self) -> Option<Ranked> {
+    fn highest(&mut self) -> Option<Ranked<Mailbox>> {
         while let Some(ranked) = self.heap.pop() {
-            let bytes = ranked.mailbox.depth().memory();
+            let bytes = ranked.of.depth().memory();
             if bytes >= ranked.bytes {
                 return Some(ranked);
             }
-            self.rank(ranked.mailbox);
+            self.rank(ranked.of);
         }
         None
     }
@@ -136,7 +111,7 @@ impl Gateway {
         }
         let mut ranking = self.0.total.ranking();
         if ranking.heap.is_empty() || ranking.ranked_at.is_none_or(|at| at.elapsed() >= FRESH_FOR) {
-            ranking.heap = self.0.registry.fullest(STEP_BYTES).into_iter().map(Ranked::from).collect();
+            ranking.heap = self.0.registry.fullest(STEP_BYTES).into();
             ranking.ranked_at = Some(Instant::now());
         }
         // Whoever grows is ranked by what it has now.
@@ -151,7 +126,7 @@ impl Gateway {
                 continue;
             }
             // Without one, what is left is too little of each to be found.
-            let Some(Ranked { mailbox, .. }) = highest else { return };
+            let Some(Ranked { of: mailbox, .. }) = highest else { return };
             match mailbox.give_way() {
                 GaveWay::Message => {
                     self.made_room(MadeRoomBy::Dropping, 1);
@@ -170,11 +145,5 @@ impl Gateway {
         let metrics = &self.0.metrics;
         metrics.made_room.of(&MadeRoomLabels { by }).inc();
         metrics.displaced.inc_by(displaced as u64);
-    }
-}
-
-impl From<(usize, Arc<Mailbox>)> for Ranked {
-    fn from((bytes, mailbox): (usize, Arc<Mailbox>)) -> Self {
-        Self { bytes, mailbox }
     }
 }

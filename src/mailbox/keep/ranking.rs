@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::sync::Ordering;
 
+use super::super::ranked::Ranked;
 use super::Account;
 
 /// How old the ranks may be of those who did nothing to make the room short.
@@ -15,34 +16,8 @@ const FRESH_FOR: Duration = Duration::from_secs(1);
 /// second, so that to find the fullest costs no look at everyone.
 #[derive(Debug, Default)]
 pub(super) struct Ranking {
-    heap: BinaryHeap<Ranked>,
+    heap: BinaryHeap<Ranked<Account>>,
     ranked_at: Option<Instant>,
-}
-
-#[derive(Debug)]
-struct Ranked {
-    bytes: usize,
-    account: Arc<Account>,
-}
-
-impl PartialEq for Ranked {
-    fn eq(&self, other: &Self) -> bool {
-        self.bytes == other.bytes
-    }
-}
-
-impl Eq for Ranked {}
-
-impl PartialOrd for Ranked {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Ranked {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.bytes.cmp(&other.bytes)
-    }
 }
 
 impl Ranking {
@@ -60,13 +35,13 @@ impl Ranking {
         let bytes = account.usage.get().bytes;
         account.rank.store(bytes, Ordering::Relaxed);
         if bytes > 0 {
-            self.heap.push(Ranked { bytes, account: account.clone() });
+            self.heap.push(Ranked { bytes, of: account.clone() });
         }
     }
 
     /// Takes out the account that has the most. What changed since it was ranked is noticed on the way.
     pub(super) fn highest(&mut self) -> Option<Arc<Account>> {
-        while let Some(Ranked { bytes, account }) = self.heap.pop() {
+        while let Some(Ranked { bytes, of: account }) = self.heap.pop() {
             if account.rank.load(Ordering::Relaxed) != bytes {
                 // It was ranked again, and has another entry.
                 continue;
