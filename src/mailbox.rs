@@ -289,9 +289,12 @@ impl Mailbox {
             line.go_on_with(frame, offset);
         }
         if wants != Wants::Nothing {
-            while line.room() > 0
+            let mut bytes = line.bytes();
+            while line.len() < FRAMES_MAX
+                && bytes < line::BYTES_MAX
                 && let Some(frame) = state.next_frame()
             {
+                bytes += frame.len();
                 line.push(frame);
             }
         }

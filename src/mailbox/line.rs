@@ -12,6 +12,10 @@ use crate::dialect::{Content, Frame};
 /// cost no longer shows.
 pub(crate) const FRAMES_MAX: usize = 64;
 
+/// Bytes in hand past which no further frame is taken. As much as a socket takes at once, and little enough that what waits
+/// for a client that does not read stays in its queue, where the slow-reader policy reaches it.
+pub(super) const BYTES_MAX: usize = 256 * 1024;
+
 /// The slices of one write: two for each frame.
 pub(crate) type Slices<'a> = SmallVec<[IoSlice<'a>; 2 * FRAMES_MAX]>;
 
@@ -36,9 +40,9 @@ impl Line {
         self.0.as_ref().map_or(0, |frames| frames.queue.len())
     }
 
-    /// How many frames more it may hold.
-    pub(super) fn room(&self) -> usize {
-        FRAMES_MAX.saturating_sub(self.len())
+    /// Bytes of its frames, those that are already written included.
+    pub(super) fn bytes(&self) -> usize {
+        self.frames().map(Frame::len).sum()
     }
 
     /// Whether a frame is written in part.

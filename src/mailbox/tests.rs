@@ -170,6 +170,20 @@ fn what_was_kept_goes_before_what_was_accepted_after_it_and_never_takes_its_plac
 }
 
 #[test]
+fn the_writer_takes_a_quarter_of_a_mebibyte_in_hand_and_what_waits_behind_it_stays_queued() {
+    let mut connection = Connection::new(100, usize::MAX);
+    let large = "x".repeat(100 * 1024);
+    for _ in 0..10 {
+        offer(&connection.mailbox, message(&large)).expect("room");
+    }
+    connection.visit(Depth::default(), IDLE);
+    assert_eq!(connection.line.len(), 3);
+    connection.line.wrote(large.len() + 100, |_| ());
+    connection.visit(Depth::default(), IDLE);
+    assert_eq!(connection.line.len(), 3, "one was written, and another taken");
+}
+
+#[test]
 fn what_the_writer_holds_still_counts_until_it_is_written() {
     let mut connection = Connection::new(2, 1_000);
     let mailbox = connection.mailbox.clone();
