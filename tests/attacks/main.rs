@@ -47,7 +47,7 @@ use support::tls::Speaks;
 static ALONE: Mutex<()> = Mutex::const_new(());
 
 /// Limits of a small gateway, so that an attack reaches them.
-const SMALL: [(&str, &str); 16] = [
+const SMALL: [(&str, &str); 17] = [
     ("control_listen", "127.0.0.1:0"),
     ("connections_max", "2500"),
     ("http_connections_max", "1000"),
@@ -62,6 +62,7 @@ const SMALL: [(&str, &str); 16] = [
     ("request_bodies_bytes_max", "16MiB"),
     ("idempotency_bytes_max", "16MiB"),
     ("journal_total_bytes_max", "16MiB"),
+    ("queued_total_bytes_max", "176MiB"),
     ("http_header_timeout", "3s"),
     ("bind_timeout", "3s"),
 ];
