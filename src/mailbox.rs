@@ -23,7 +23,7 @@ use crate::dialect::Frame;
 use crate::handle::{Handle, Stop};
 use crate::message::ConnectionId;
 use crate::outcome::DropReason;
-use crate::revocations::{Revoked, Stamp};
+use crate::revocations::{Revoked, Stamp, Stamps};
 use crate::sync::Mutex;
 
 pub(crate) use direct::WriteNow;
@@ -109,7 +109,7 @@ struct State {
     /// Present when the mailbox is a session's.
     log: Option<Box<Log>>,
     /// The tokens by which the receiver is bound, unless nothing is known of any of them.
-    stamps: Option<Box<[Stamp]>>,
+    stamps: Option<Box<Stamps>>,
 }
 
 /// Where the receiver is.
@@ -361,16 +361,15 @@ impl Mailbox {
     }
 
     /// Notes the tokens by which the receiver is bound now.
-    pub(crate) fn show(&self, stamps: Vec<Stamp>) {
-        let is_blank = stamps.iter().all(Stamp::is_blank);
-        self.state().stamps = if is_blank { None } else { Some(stamps.into()) };
+    pub(crate) fn show(&self, stamps: Option<Stamps>) {
+        self.state().stamps = stamps.map(Box::new);
     }
 
     /// Whether one of the tokens by which the receiver is bound is revoked.
     pub(crate) fn is_bound_by(&self, revoked: &Revoked) -> bool {
         match &self.state().stamps {
             None => revoked.covers(&Stamp::default()),
-            Some(stamps) => stamps.iter().any(|stamp| revoked.covers(stamp)),
+            Some(stamps) => stamps.has_one_of(revoked),
         }
     }
 

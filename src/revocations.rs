@@ -40,6 +40,27 @@ impl Stamp {
     }
 }
 
+/// The tokens by which one receiver is bound.
+#[derive(Debug)]
+pub(crate) struct Stamps(Vec<Stamp>);
+
+impl Stamps {
+    /// `None` if nothing is known of any of them.
+    pub(crate) fn of(stamps: impl Iterator<Item = Stamp> + Clone) -> Option<Self> {
+        if stamps.clone().all(|stamp| stamp.is_blank()) {
+            return None;
+        }
+        let mut stamps: Vec<_> = stamps.collect();
+        stamps.dedup();
+        Some(Self(stamps))
+    }
+
+    /// Whether a revocation is about one of them.
+    pub(crate) fn has_one_of(&self, revoked: &Revoked) -> bool {
+        self.0.iter().any(|stamp| revoked.covers(stamp))
+    }
+}
+
 /// Which tokens are refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Revoked {

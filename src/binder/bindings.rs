@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use crate::mailbox::Mailbox;
 use crate::message::{Event, UserId};
-use crate::revocations::Stamp;
+use crate::revocations::{Stamp, Stamps};
 
 use super::{BindError, BindLimits, Binder};
 
@@ -55,22 +55,24 @@ pub(crate) struct Validity {
 #[derive(Debug)]
 struct Bound {
     event: Event,
-    /// When the token that was shown for it is over.
-    expires_at: Option<SystemTime>,
-    /// What tells the token from others. In a box, because many tokens say nothing of it.
-    stamp: Option<Box<Stamp>>,
+    /// What is remembered of the token that was shown for it. In a box, because of many tokens there is nothing.
+    validity: Option<Box<Validity>>,
 }
 
 impl Bound {
     fn new(event: Event, validity: Validity) -> Self {
-        let mut bound = Self { event, expires_at: None, stamp: None };
+        let mut bound = Self { event, validity: None };
         bound.renew(validity);
         bound
     }
 
-    fn renew(&mut self, Validity { expires_at, stamp }: Validity) {
-        self.expires_at = expires_at;
-        self.stamp = (!stamp.is_blank()).then(|| Box::new(stamp));
+    fn renew(&mut self, validity: Validity) {
+        let is_blank = validity.expires_at.is_none() && validity.stamp.is_blank();
+        self.validity = (!is_blank).then(|| Box::new(validity));
+    }
+
+    fn validity(&self) -> Validity {
+        self.validity.as_deref().copied().unwrap_or_default()
     }
 }
 
@@ -147,15 +149,12 @@ impl Bindings {
 
     /// Tells the mailbox by which tokens it is bound.
     fn show(&self) {
-        let stamps = self.events.iter().map(|bound| bound.stamp.as_deref().copied().unwrap_or_default());
-        let mut stamps: Vec<_> = stamps.collect();
-        stamps.dedup();
-        self.mailbox.show(stamps);
+        self.mailbox.show(Stamps::of(self.events.iter().map(|bound| bound.validity().stamp)));
     }
 
     /// When the first of the tokens is over.
     pub(crate) fn expires_at(&self) -> Option<SystemTime> {
-        self.events.iter().filter_map(|bound| bound.expires_at).min()
+        self.events.iter().filter_map(|bound| bound.validity().expires_at).min()
     }
 
     /// The events that are bound.
