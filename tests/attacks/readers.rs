@@ -137,7 +137,8 @@ async fn half_of_all_clients_not_reading_take_no_more_memory_together_than_they_
     const CLOSING: usize = PAIRS * MESSAGE;
     const MESSAGE: usize = 200_000;
     let total = TOTAL.to_string();
-    let world = World::start(&[("queued_total_bytes_max", &total), ("outbox_bytes_max", "2MiB")]).await;
+    let settings = [("queued_total_bytes_max", &*total), ("outbox_bytes_max", "2MiB"), ("message_bytes_max", "256KiB")];
+    let world = World::start(&settings).await;
     let mut stuck = Vec::new();
     let mut reading = JoinSet::new();
     let (mut grpc, rounds) = (GrpcCaller::connect(world.gateway.control).await, 12);
