@@ -39,6 +39,8 @@ pub(crate) async fn echo(listener: TcpListener) -> Result<(), Box<dyn Error>> {
         client_message_bytes_max: MESSAGE_BYTES_MAX,
         client_frame_bytes_max: MESSAGE_BYTES_MAX,
         client_frames_per_second_max: 1_000_000,
+        client_pings_per_second_max: 1_000_000,
+        client_message_fragments_max: 1 << 24,
         outbox_bytes_max: 4 * MESSAGE_BYTES_MAX,
         outbox_messages_max: 100_000,
         ping_interval: 10 * minute,
