@@ -19,6 +19,8 @@ pub(crate) async fn upgrade<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, he
          sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n{headers}\r\n"
     );
     stream.write_all(upgrade.as_bytes()).await.unwrap();
+    // TLS may hold back what was written.
+    stream.flush().await.unwrap();
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.unwrap());
@@ -27,5 +29,6 @@ pub(crate) async fn upgrade<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, he
     let mut frame = vec![0x81, 0x80 | u8::try_from(text.len()).unwrap(), 0, 0, 0, 0];
     frame.extend(text.as_bytes());
     stream.write_all(&frame).await.unwrap();
+    stream.flush().await.unwrap();
     stream
 }

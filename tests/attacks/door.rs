@@ -57,6 +57,7 @@ impl Door {
     pub(crate) async fn ask(&self, request: &str) -> Option<String> {
         let mut stream = self.open(([127, 0, 0, 1], 0).into()).await;
         stream.write_all(request.as_bytes()).await.ok()?;
+        stream.flush().await.ok()?;
         let mut answer = Vec::new();
         // TLS may end without a farewell.
         let _ended = soon(stream.read_to_end(&mut answer)).await;

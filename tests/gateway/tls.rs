@@ -39,6 +39,7 @@ async fn whoever_agrees_on_http2_and_speaks_http1_is_not_answered_in_http1() {
     .await;
     let mut stream = Speaks::with(&authority).alpn("h2").connect(gateway.clients).await.unwrap();
     soon(stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\n\r\n")).await.unwrap();
+    soon(stream.flush()).await.unwrap();
     let mut answer = Vec::new();
     // The connection may just end.
     let _ended = soon(stream.read_to_end(&mut answer)).await;

@@ -90,6 +90,7 @@ impl Speaks {
         for _ in 0..2 {
             let mut stream = self.connect_with(&connector, address).await.unwrap();
             soon(stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).await.unwrap();
+            soon(stream.flush()).await.unwrap();
             read_answer(&mut stream).await;
             kind = stream.get_ref().1.handshake_kind();
         }
@@ -130,6 +131,8 @@ impl Speaks {
     pub async fn ask(&self, address: SocketAddr, request: &str) -> io::Result<Answer> {
         let mut stream = self.connect(address).await?;
         soon(stream.write_all(request.as_bytes())).await?;
+        // What was written may be held back until then.
+        soon(stream.flush()).await?;
         Ok(read_answer(&mut stream).await)
     }
 

@@ -40,6 +40,8 @@ impl Caller {
         let body = serde_json::json!({ "userId": user, "event": event, "message": message }).to_string();
         let request = format!("{}{}\r\n\r\n{body}", self.head, body.len());
         self.stream.write_all(request.as_bytes()).await?;
+        // TLS may hold back what was written.
+        self.stream.flush().await?;
         self.buffer.clear();
         loop {
             if self.stream.read_buf(&mut self.buffer).await? == 0 {
