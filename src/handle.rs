@@ -48,6 +48,9 @@ impl Stop {
         Self::Ended,
     ];
 
+    /// Those after which a session may come back over another connection.
+    pub(crate) const FOR_A_WHILE: [Self; 4] = [Self::QueueFull, Self::Replaced, Self::Aged, Self::SentAway];
+
     /// Whether a connection that was told `earlier` is told this too.
     fn outranks(self, earlier: Self) -> bool {
         // A session that waits for its slow client does not wait any longer once it is wanted elsewhere.
@@ -114,8 +117,7 @@ impl Handle {
     /// Tells a connection to end for good that was about to end for a while: its session must not come back. Returns
     /// whether it was.
     pub(crate) fn stop_for_good(&self, stop: Stop) -> bool {
-        let for_a_while = [Stop::QueueFull, Stop::Replaced, Stop::Aged, Stop::SentAway];
-        let is_replaced = for_a_while.iter().any(|now| self.replace(Some(*now), stop));
+        let is_replaced = Stop::FOR_A_WHILE.iter().any(|now| self.replace(Some(*now), stop));
         if is_replaced {
             self.wake();
         }
@@ -236,9 +238,8 @@ mod tests {
 
     #[test]
     fn only_a_stop_that_a_session_would_survive_is_replaced_by_one_for_good() {
-        let for_a_while = [Stop::QueueFull, Stop::Replaced, Stop::Aged, Stop::SentAway];
-        let stops = for_a_while.map(|stop| (stop, true)).into_iter().chain([(Stop::GoingAway, false)]);
-        for (first, is_replaced) in stops {
+        for first in Stop::ALL {
+            let is_replaced = Stop::FOR_A_WHILE.contains(&first);
             let handle = handle();
             handle.stop(first);
             assert_eq!(handle.stop_for_good(Stop::Dropped), is_replaced);

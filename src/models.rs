@@ -605,7 +605,7 @@ fn when_two_users_fill_the_room_at_one_time_it_is_made_and_all_locks_are_let_go(
                     for number in 0..3 {
                         offer(&mailbox, ticket(&names, &lasting(number)));
                     }
-                    let _ = keep.hold(&user_id, ticket(&names, &lasting(3)));
+                    let _held = keep.hold(&user_id, ticket(&names, &lasting(3)));
                     assert!(keep.usage().bytes <= 3 * 1_500, "each may have one too much for a moment");
                     (mailbox, user_id)
                 })

@@ -28,15 +28,7 @@ impl<S: Transport> Link<S> {
             let finished = self.socket.poll_finish_frame(cx, &mut wrote, |after| metrics.delivered(after));
             let is_urgent = matches!(
                 stop,
-                Some(
-                    Stop::Replaced
-                        | Stop::Dropped
-                        | Stop::Revoked
-                        | Stop::MadeRoom
-                        | Stop::GoingAway
-                        | Stop::SentAway
-                        | Stop::Cut
-                )
+                Some(Stop::Replaced | Stop::Dropped | Stop::Revoked | Stop::MadeRoom | Stop::GoingAway | Stop::Cut)
             );
             if finished.is_ready() || is_urgent || deadline <= self.clock().now() {
                 return Poll::Ready(());

@@ -51,7 +51,7 @@ impl World {
 
 #[test]
 fn a_session_that_is_dropped_on_its_way_to_another_connection_does_not_go_on_without_its_bindings() {
-    for stop in [Stop::Replaced, Stop::QueueFull, Stop::Aged] {
+    for stop in Stop::FOR_A_WHILE {
         let (world, session, bindings) = World::new();
         let token = session.token();
         assert!(world.handle.stop(stop));
