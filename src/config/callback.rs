@@ -136,7 +136,7 @@ mod tests {
     use std::time::Duration;
 
     use super::super::NonEmpty;
-    use super::super::tests::mistaken;
+    use super::super::validate::tests::mistaken;
     use super::*;
 
     fn at(url: &str) -> impl Fn(&mut Config) {
