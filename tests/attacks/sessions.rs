@@ -88,6 +88,9 @@ async fn sessions_that_acknowledge_nothing_late_or_never_take_no_more_than_they_
         push(&world, move |number| push_request(&format!("silent {}", number % 100), "mail", &message)).await;
     world.honest_people_notice_nothing("sessions that are silent, slow to acknowledge, or away").await;
     drop(attackers);
-    assert!(world.metric("pushgate_journal_bytes").await <= 16 * MIB as u64);
+    let kept = world.metric("pushgate_journal_bytes").await;
+    // Each push adds its message before it makes room: so many may be in hand at this moment, by `push_concurrency_max`.
+    let in_hand = 256 * 9 * 1024;
+    assert!(kept <= 16 * MIB as u64 + in_hand, "{kept} bytes are kept");
     world.nothing_was_lost().await;
 }
